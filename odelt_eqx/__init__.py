@@ -1,0 +1,5 @@
+"""Flow and shortcut models whose cost is dialled on two axes: time steps and network depth."""
+
+from odelt_eqx.errors import InputError as InputError, SolveError as SolveError
+from odelt_eqx.nn import DiT as DiT, DiTConfig as DiTConfig
+from odelt_eqx.ode import Adaptive as Adaptive, FixedSteps as FixedSteps

@@ -1,0 +1,3 @@
+"""Weights from elsewhere."""
+
+from odelt_eqx.interop.reference import dit_from_reference as dit_from_reference

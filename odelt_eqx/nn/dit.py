@@ -1,0 +1,247 @@
+"""The diffusion transformer whose depth is an ODE."""
+
+import dataclasses
+from typing import Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from odelt_eqx.errors import InputError
+from odelt_eqx.nn.block import DiTBlock, FinalLayer
+from odelt_eqx.nn.embeddings import ScalarEmbedding, image_of, patches, position_table
+from odelt_eqx.nn.layers import affine, embedding, linear
+from odelt_eqx.ode.length import ODEBlock, integrate_length
+from odelt_eqx.ode.plan import FixedSteps, Plan
+
+
+@dataclasses.dataclass(frozen=True)
+class DiTConfig:
+    """Shape of a `DiT`.
+
+    Args:
+        image_size: height and width of the input, in pixels or latent cells.
+        channels: channels of the input.
+        patch_size: side of the square patch that becomes a token.
+        hidden_size: width of a token.
+        num_heads: attention heads.
+        mlp_ratio: width of a block's MLP over `hidden_size`.
+        depth: number of blocks.
+        depth_min: the smallest depth that may be asked for.
+        depth_group: blocks per unit of length.
+        num_classes: classes; the label `num_classes` stands for "no class".
+        dropout: dropout rate of the MLPs while training.
+        denoise_timesteps: time steps of the finest shortcut; the step index
+            `log2(denoise_timesteps)` asks for the flow field itself.
+        ignore_step: the network never sees its step index, as in training without time shortcuts.
+        dtype: what the blocks compute in; parameters and solver states are float32.
+
+    Raises:
+        InputError: the numbers do not fit together.
+    """
+
+    image_size: int
+    channels: int
+    patch_size: int
+    hidden_size: int
+    num_heads: int
+    mlp_ratio: int
+    depth: int
+    depth_min: int
+    depth_group: int
+    num_classes: int
+    dropout: float = 0.0
+    denoise_timesteps: int = 128
+    ignore_step: bool = False
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        """Check that the numbers fit together."""
+        sizes = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.type is int}
+        for name, value in sizes.items():
+            if value < 1:
+                raise InputError(f"{name} must be at least 1; got {value}")
+        if self.image_size % self.patch_size:
+            raise InputError(
+                f"image_size must be a multiple of patch_size {self.patch_size}; "
+                f"got {self.image_size}"
+            )
+        if self.hidden_size % self.num_heads or self.hidden_size % 4:
+            raise InputError(
+                f"hidden_size must be a multiple of num_heads {self.num_heads} and of 4; "
+                f"got {self.hidden_size}"
+            )
+        if not self.depth_group <= self.depth_min <= self.depth:
+            raise InputError(
+                f"depth_min must lie between depth_group {self.depth_group} and depth "
+                f"{self.depth}; got {self.depth_min}"
+            )
+        if (self.depth - self.depth_min) % self.depth_group:
+            raise InputError(
+                f"depth must be depth_min {self.depth_min} plus a multiple of depth_group "
+                f"{self.depth_group}; got {self.depth}"
+            )
+        if self.denoise_timesteps & (self.denoise_timesteps - 1):
+            raise InputError(
+                f"denoise_timesteps must be a power of two; got {self.denoise_timesteps}"
+            )
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"dropout must lie in [0, 1); got {self.dropout}")
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """The depths that may be asked for, in blocks, from the smallest to `depth`."""
+        return tuple(range(self.depth_min, self.depth + 1, self.depth_group))
+
+    @property
+    def dead_blocks(self) -> int:
+        """Blocks past the last full group, which the length ODE reaches at no depth."""
+        return self.depth % self.depth_group
+
+    @property
+    def flow_index(self) -> int:
+        """The step index of the flow field itself."""
+        return self.denoise_timesteps.bit_length() - 1
+
+    @property
+    def null_label(self) -> int:
+        """The label that stands for "no class"."""
+        return self.num_classes
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Shape of one input, (height, width, channels)."""
+        return (self.image_size, self.image_size, self.channels)
+
+    def check_depth(self, depth: int | np.ndarray | None) -> None:
+        """Raise an InputError that lists the depths if `depth` is not among them."""
+        wrong = [] if depth is None else sorted(set(np.ravel(depth).tolist()) - set(self.depths))
+        if wrong:
+            listed = ", ".join(map(str, self.depths))
+            raise InputError(f"depth must be one of {listed} (in blocks); got {wrong[0]}")
+
+
+class DiT(eqx.Module):
+    """A velocity field over images: a transformer that integrates its own depth.
+
+    Source: DiT, arXiv 2212.09748, rewired as in ODE_t(ODE_l), arXiv 2506.21714.
+    Differs from the reference: blocks past the last full group are not run (they never reach the
+    output), and its 256-entry table of log-variances, which nothing reads, does not exist.
+    """
+
+    patch_embedding: eqx.nn.Linear
+    time_embedding: ScalarEmbedding
+    step_embedding: ScalarEmbedding
+    label_embedding: eqx.nn.Embedding
+    length_embedding: eqx.nn.Embedding
+    groups: tuple[ODEBlock, ...]
+    tail: tuple[DiTBlock, ...]
+    final: FinalLayer
+    config: DiTConfig = eqx.field(static=True)
+
+    def __init__(self, config: DiTConfig, *, key: Key[Array, ""]):
+        """Draw the weights of the network that `config` describes."""
+        patch, time, step, label, length, blocks, final = jax.random.split(key, 7)
+        width, values = config.hidden_size, config.patch_size**2 * config.channels
+        self.patch_embedding = linear(values, width, patch)
+        self.time_embedding = ScalarEmbedding(width, key=time)
+        self.step_embedding = ScalarEmbedding(width, key=step)
+        self.label_embedding = embedding(config.num_classes + 1, width, label)
+        self.length_embedding = embedding(config.depth + 1, width, length)
+        stack = [
+            DiTBlock(width, config.num_heads, config.mlp_ratio, config.dropout, config.dtype, key=k)
+            for k in jax.random.split(blocks, config.depth)
+        ]
+        full = config.depth - config.dead_blocks
+        self.groups = tuple(
+            ODEBlock(tuple(stack[i : i + config.depth_group]))
+            for i in range(0, full, config.depth_group)
+        )
+        self.tail = tuple(stack[full:])
+        self.final = FinalLayer(width, values, key=final)
+        self.config = config
+
+    @property
+    def blocks(self) -> tuple[DiTBlock, ...]:
+        """Every block, from the first to the last."""
+        return tuple(block for group in self.groups for block in group.blocks) + self.tail
+
+    def __call__(
+        self,
+        t: float | Float[Array, "*#batch"],
+        x: Float[Array, "batch height width channels"],
+        step_index: int | Int[Array, "*#batch"],
+        labels: Int[Array, " batch"],
+        *,
+        depth: int | Int[np.ndarray, " batch"] | Int[Array, " batch"] | None,
+        length: Plan = FixedSteps(),
+        key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "batch height width channels"]:
+        """Return the velocity dx/dt.
+
+        Args:
+            t: time, 0 noise and 1 data, one for all or one per example.
+            x: states, (batch, height, width, channels).
+            step_index: the step that the velocity is for, `2 ** -step_index` of [0, 1]; the config's
+                `flow_index` asks for the flow field. One for all or one per example.
+            labels: classes, one per example; the config's `null_label` for none.
+            depth: blocks to run, one of the config's `depths`. An int: for all. A NumPy array, one
+                per example and known while tracing: each example leaves at its own depth. A JAX
+                array, one per example: every group runs, masked. None: the plain DiT, every block
+                in turn and no length embedding.
+            length: how each group's unit of length is solved.
+            key: dropout key, or None for no dropout.
+
+        Raises:
+            InputError: the images' shape or the depth is not one of this network's.
+            RuntimeError: a traced depth is not, or an adaptive `length` ran out of steps.
+        """
+        config = self.config
+        if x.shape[1:] != config.image_shape:
+            raise InputError(f"images must have shape (batch, *{config.image_shape}); got {x.shape}")
+        batch = x.shape[0]
+        condition = self._condition(t, step_index, labels, batch)
+        tokens = jax.vmap(patches, in_axes=(0, None))(x, config.patch_size)
+        tokens = affine(self.patch_embedding, tokens)
+        tokens = tokens + position_table(config.image_size // config.patch_size, config.hidden_size)
+        if depth is None:
+            tokens = self._plain(tokens, condition, key)
+        else:
+            depth = self._checked(depth)
+            rows = jnp.broadcast_to(self.length_embedding.weight[jnp.asarray(depth)], condition.shape)
+            tokens = integrate_length(
+                self.groups, tokens, condition + rows, depth // config.depth_group, length, key
+            )
+        velocity = jax.vmap(self.final)(tokens, condition)
+        return jax.vmap(image_of, in_axes=(0, None))(velocity, config.patch_size)
+
+    def _condition(
+        self, t: float | Array, step_index: int | Array, labels: Array, batch: int
+    ) -> Float[Array, "batch width"]:
+        """Sum the embeddings of time, step and label, one vector per example."""
+        scalar = lambda value: jnp.broadcast_to(jnp.asarray(value, jnp.float32), (batch,))
+        step = scalar(0 if self.config.ignore_step else step_index)
+        labelled = self.label_embedding.weight[labels]
+        return self.time_embedding(scalar(t)) + self.step_embedding(step) + labelled
+
+    def _checked(self, depth: int | np.ndarray | Array) -> int | np.ndarray | Array:
+        """Return `depth` if the network has it."""
+        if isinstance(depth, jax.core.Tracer):
+            known = jnp.isin(depth, jnp.asarray(self.config.depths))
+            return eqx.error_if(depth, ~known, f"depth must be one of {self.config.depths}")
+        self.config.check_depth(np.asarray(depth))
+        return int(depth) if np.ndim(depth) == 0 else depth
+
+    def _plain(
+        self, tokens: Array, condition: Array, key: Key[Array, ""] | None
+    ) -> Float[Array, "batch tokens width"]:
+        """Run every block in turn, as a DiT without a length ODE does."""
+        for index, block in enumerate(self.blocks):
+            keys = None
+            if key is not None:
+                keys = jax.random.split(jax.random.fold_in(key, index), tokens.shape[0])
+            step = lambda x, c, k, block=block: block(x, c, key=k)
+            tokens = jax.vmap(step)(tokens, condition, keys)
+        return tokens

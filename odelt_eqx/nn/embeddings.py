@@ -1,0 +1,70 @@
+"""What the transformer knows about where and when it is."""
+
+import functools
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from odelt_eqx.nn.layers import affine, linear
+
+FREQUENCIES = 256
+"""Width of the cos|sin features of a scalar."""
+
+
+class ScalarEmbedding(eqx.Module):
+    """A scalar (the time, or the step index) as a vector: cos|sin features, dense, SiLU, dense.
+
+    The scalar goes in unscaled, with periods from 2 pi to 2 pi x 10,000 (GLIDE, arXiv 2112.10741).
+    """
+
+    hidden: eqx.nn.Linear
+    out: eqx.nn.Linear
+
+    def __init__(self, width: int, *, key: Key[Array, ""]):
+        """Draw both weights from N(0, 0.02^2)."""
+        hidden_key, out_key = jax.random.split(key)
+        init = jax.nn.initializers.normal(0.02)
+        self.hidden = linear(FREQUENCIES, width, hidden_key, init)
+        self.out = linear(width, width, out_key, init)
+
+    def __call__(self, value: Float[Array, " batch"]) -> Float[Array, "batch width"]:
+        """Embed one scalar per example."""
+        half = FREQUENCIES // 2
+        angles = value[:, None] * jnp.exp(-jnp.log(10_000.0) * jnp.arange(half) / half)
+        features = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+        return affine(self.out, jax.nn.silu(affine(self.hidden, features)))
+
+
+@functools.cache
+def position_table(side: int, width: int) -> np.ndarray:
+    """Return the fixed 2-D sin|cos table of a `side` x `side` grid, (side^2, width).
+
+    The first half of the width encodes the column, the second the row (ViT's table, as MAE
+    writes it, arXiv 2111.06377).
+    """
+    frequency = 1 / 10_000 ** (np.arange(width // 4, dtype=np.float32) / (width / 4))
+    row, column = np.divmod(np.arange(side**2, dtype=np.float32), side)
+    angles = [position[:, None] * frequency for position in (column, row)]
+    table = [wave(angle) for angle in angles for wave in (np.sin, np.cos)]
+    return np.concatenate(table, axis=1).astype(np.float32)
+
+
+def patches(
+    image: Float[Array, "height width channels"], size: int
+) -> Float[Array, "tokens values"]:
+    """Cut an image into `size` x `size` patches, row by row, each flattened."""
+    side, channels = image.shape[0] // size, image.shape[2]
+    cut = image.reshape(side, size, side, size, channels).transpose(0, 2, 1, 3, 4)
+    return cut.reshape(side * side, size * size * channels)
+
+
+def image_of(
+    tokens: Float[Array, "tokens values"], size: int
+) -> Float[Array, "height width channels"]:
+    """Put patches back together: the inverse of `patches`."""
+    side, channels = round(tokens.shape[0] ** 0.5), tokens.shape[1] // size**2
+    cut = tokens.reshape(side, side, size, size, channels).transpose(0, 2, 1, 3, 4)
+    return cut.reshape(side * size, side * size, channels)

@@ -1,0 +1,193 @@
+"""How an ODE is solved: one description that serves the time axis and the length axis."""
+
+import abc
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, PyTree
+
+from odelt_eqx.errors import InputError
+
+Solver = Literal["euler", "midpoint", "heun", "ralston", "bosh3", "tsit5", "dopri5", "dopri8"]
+EmbeddedSolver = Literal["midpoint", "heun", "ralston", "bosh3", "tsit5", "dopri5", "dopri8"]
+"""The solvers that estimate their own error, which an adaptive plan needs."""
+
+SOLVERS: dict[str, type[diffrax.AbstractSolver]] = {
+    "euler": diffrax.Euler,
+    "midpoint": diffrax.Midpoint,
+    "heun": diffrax.Heun,
+    "ralston": diffrax.Ralston,
+    "bosh3": diffrax.Bosh3,
+    "tsit5": diffrax.Tsit5,
+    "dopri5": diffrax.Dopri5,
+    "dopri8": diffrax.Dopri8,
+}
+
+
+class KeepAdjoint(diffrax.AbstractAdjoint):
+    """Differentiates a known number of steps by keeping what each of them computed.
+
+    The loop over steps is a `jax.lax.scan` (one step is inlined), so both reverse and forward
+    mode go through it as through any JAX code: nothing is recomputed, everything is stored.
+    """
+
+    def loop(self, *, max_steps: int | None, **kwargs: Any) -> Any:
+        """Run `max_steps` steps; diffrax calls this."""
+        for unused in ("throw", "passed_solver_state", "passed_controller_state"):
+            del kwargs[unused]
+
+        def repeat(_cond: Callable, body: Callable, state: PyTree, **_: Any) -> PyTree:
+            if max_steps == 1:
+                return body(state)
+            return jax.lax.scan(lambda s, _: (body(s), None), state, length=max_steps)[0]
+
+        return self._loop(
+            max_steps=max_steps, inner_while_loop=repeat, outer_while_loop=repeat, **kwargs
+        )
+
+
+class Plan(eqx.Module):
+    """A solver with its step sizes: abstract base of `FixedSteps` and `Adaptive`."""
+
+    solver: eqx.AbstractVar[Solver]
+
+    @abc.abstractmethod
+    def arguments(self) -> dict[str, Any]:
+        """Return the keyword arguments of `diffrax.diffeqsolve` that carry out this plan on [0, 1]."""
+
+    @abc.abstractmethod
+    def step_index(self, flow_index: int) -> int | Int[Array, ""]:
+        """Return the step index that a network conditioned on its step is asked for.
+
+        Args:
+            flow_index: the index of the flow field itself, `log2(denoise_timesteps)`.
+        """
+
+    @abc.abstractmethod
+    def evaluations(self, steps: int) -> int:
+        """Return how often `steps` steps (rejected ones included) evaluate the field."""
+
+    def _evaluations(self, steps: int) -> int:
+        tableau = getattr(SOLVERS[self.solver], "tableau", None)
+        if tableau is None:
+            return steps
+        return steps * (tableau.num_stages - 1) + 1 if tableau.fsal else steps * tableau.num_stages
+
+
+def traced(plan: Plan) -> Plan:
+    """Return `plan` with its numbers as arrays, so that changing one compiles nothing."""
+    return jax.tree.map(jnp.asarray, plan)
+
+
+class FixedSteps(Plan):
+    """Equal steps of one solver across [0, 1].
+
+    Args:
+        steps: number of steps, at least 1.
+        solver: any of the eight; "euler" is the published method on both axes.
+        adjoint: what the gradient of a length solve does: "keep" stores what each step
+            computed (fast), "recompute" stores each step's start only (small).
+
+    Raises:
+        InputError: `steps` is not positive, or a name is not one of those listed.
+    """
+
+    steps: int = 1
+    solver: Solver = eqx.field(static=True, default="euler")
+    adjoint: Literal["keep", "recompute"] = eqx.field(static=True, default="keep")
+
+    def __check_init__(self) -> None:
+        _check_name("solver", self.solver, get_args(Solver))
+        _check_name("adjoint", self.adjoint, ("keep", "recompute"))
+        if self.steps < 1:
+            raise InputError(f"steps must be at least 1; got {self.steps}")
+
+    def arguments(self) -> dict[str, Any]:  # noqa: D102
+        max_steps = self.steps if isinstance(self.steps, int) else None
+        if max_steps is None:
+            adjoint = diffrax.RecursiveCheckpointAdjoint()
+        elif self.adjoint == "keep":
+            adjoint = KeepAdjoint()
+        else:
+            adjoint = diffrax.RecursiveCheckpointAdjoint(checkpoints=max_steps)
+        return {
+            "solver": SOLVERS[self.solver](),
+            "stepsize_controller": diffrax.ConstantStepSize(),
+            "dt0": 1 / self.steps,
+            "max_steps": max_steps,
+            "adjoint": adjoint,
+        }
+
+    def step_index(self, flow_index: int) -> int | Int[Array, ""]:
+        """Return `floor(log2 steps)`, at most `flow_index`."""
+        if isinstance(self.steps, int):
+            return min(self.steps.bit_length() - 1, flow_index)
+        floor_log2 = 31 - jax.lax.clz(self.steps.astype(jnp.int32))
+        return jnp.minimum(floor_log2, flow_index)
+
+    def evaluations(self, steps: int) -> int:  # noqa: D102
+        return self._evaluations(steps)
+
+
+class Adaptive(Plan):
+    """Steps chosen by a PID controller so that each one's error meets the tolerances.
+
+    Args:
+        rtol: relative tolerance per step.
+        atol: absolute tolerance per step, in the units of the state.
+        solver: any of the eight but "euler", which has no error estimate.
+        max_steps: the solve gives up, with an error, after this many accepted and rejected steps.
+
+    Raises:
+        InputError: a tolerance or `max_steps` is not positive, or `solver` has no error estimate.
+    """
+
+    rtol: float = 1e-3
+    atol: float = 1e-3
+    solver: EmbeddedSolver = eqx.field(static=True, default="dopri5")
+    max_steps: int = eqx.field(static=True, default=4096)
+
+    def __check_init__(self) -> None:
+        _check_name("solver", self.solver, get_args(EmbeddedSolver))
+        for name in ("rtol", "atol"):
+            value = getattr(self, name)
+            if not value > 0:
+                raise InputError(f"{name} must be positive; got {value}")
+        if self.max_steps < 1:
+            raise InputError(f"max_steps must be at least 1; got {self.max_steps}")
+
+    def arguments(self) -> dict[str, Any]:  # noqa: D102
+        return {
+            "solver": SOLVERS[self.solver](),
+            "stepsize_controller": diffrax.PIDController(rtol=self.rtol, atol=self.atol),
+            "dt0": None,
+            "max_steps": self.max_steps,
+            "adjoint": diffrax.RecursiveCheckpointAdjoint(),
+        }
+
+    def step_index(self, flow_index: int) -> int:
+        """Return `flow_index`: an adaptive solve follows the flow field itself.
+
+        Differs from the reference: it passes 0 here, the field of one step across [0, 1].
+        """
+        return flow_index
+
+    def evaluations(self, steps: int) -> int:
+        """Count the stages of `steps` steps and the two calls that choose the first step."""
+        return self._evaluations(steps) + 2
+
+    def failure(self, axis: str) -> str:
+        """Return the message for a solve on `axis` that ran out of steps."""
+        return (
+            f"the {axis} axis needed more than {self.max_steps} steps of {self.solver} at these "
+            f"tolerances: raise {axis}.max_steps or loosen {axis}.rtol and {axis}.atol"
+        )
+
+
+def _check_name(field: str, name: str, known: tuple[str, ...]) -> None:
+    if name not in known:
+        raise InputError(f"{field} must be one of {', '.join(known)}; got {name!r}")
