@@ -1,0 +1,158 @@
+"""What a training run is, as typed values, and the runs that have a name."""
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import cattrs
+from cattrs.strategies import configure_tagged_union
+
+from odelt_eqx.errors import InputError
+from odelt_eqx.nn.dit import DiTConfig
+from odelt_eqx.objective import FlowMatching, LengthConsistency, Shortcut
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW whose rate rises linearly, stays, and falls along a cosine over the last tenth.
+
+    Args:
+        learning_rate: the rate between warm-up and decay.
+        warmup: steps of the linear rise from zero.
+        beta1: decay of the first moment.
+        beta2: decay of the second moment.
+        weight_decay: decoupled weight decay, on every parameter.
+        ema: decay per step of the averaged weights.
+    """
+
+    learning_rate: float = 1e-4
+    warmup: int = 5000
+    beta1: float = 0.9
+    beta2: float = 0.999
+    weight_decay: float = 0.1
+    ema: float = 0.999
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if not self.learning_rate > 0:
+            raise InputError(f"learning_rate must be positive; got {self.learning_rate}")
+        for name in ("warmup", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} must not be negative; got {getattr(self, name)}")
+        for name in ("beta1", "beta2", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"{name} must lie in [0, 1); got {getattr(self, name)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """A training run.
+
+    Args:
+        model: shape of the network; `ignore_step` follows from the objective.
+        objective: what the network regresses on.
+        optimizer: how it is updated.
+        data: what it learns: "digits", scikit-learn's 8 x 8 handwritten digits.
+        steps: training steps.
+        batch_size: examples per step.
+        seed: decides weights, draws and the order of the data.
+        log_every: steps between lines of metrics.
+        eval_every: steps between measurements of the held-out loss.
+        save_every: steps between checkpoints; the last step is always saved.
+    """
+
+    model: DiTConfig
+    objective: LengthConsistency | Shortcut | FlowMatching = LengthConsistency()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    data: Literal["digits"] = "digits"
+    steps: int = 100_000
+    batch_size: int = 256
+    seed: int = 0
+    log_every: int = 100
+    eval_every: int = 1000
+    save_every: int = 10_000
+
+    def __post_init__(self) -> None:
+        """Check the counts and tell the model whether its step index means anything."""
+        for name in ("steps", "batch_size", "log_every", "eval_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1; got {getattr(self, name)}")
+        ignore_step = not self.objective.trains_steps
+        if self.model.ignore_step and not ignore_step:
+            raise InputError("model.ignore_step would hide the steps that this objective trains")
+        object.__setattr__(self, "model", dataclasses.replace(self.model, ignore_step=ignore_step))
+
+
+def digits() -> TrainConfig:
+    """A small transformer on 8 x 8 handwritten digits, the main job of the README.
+
+    Command: `python scripts/train.py digits`. Hardware: 2 CPU cores, about 4 minutes.
+    Expect: see the table in the README, which this run makes.
+    """
+    return TrainConfig(
+        model=DiTConfig(
+            image_size=8,
+            channels=1,
+            patch_size=2,
+            hidden_size=64,
+            num_heads=4,
+            mlp_ratio=4,
+            depth=6,
+            depth_min=2,
+            depth_group=2,
+            num_classes=10,
+        ),
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup=100),
+        steps=3600,
+        batch_size=64,
+        save_every=1200,
+        eval_every=600,
+    )
+
+
+PRESETS: dict[str, Callable[[], TrainConfig]] = {"digits": digits}
+"""The runs that have a name."""
+
+
+def preset(name: str) -> TrainConfig:
+    """Return the run called `name`; an InputError suggests the nearest name if there is none."""
+    if name in PRESETS:
+        return PRESETS[name]()
+    close = difflib.get_close_matches(name, PRESETS, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"there is {', '.join(PRESETS)}"
+    raise InputError(f"no preset is called {name!r}; {hint}")
+
+
+def _converter() -> cattrs.Converter:
+    converter = cattrs.Converter(forbid_extra_keys=True)
+    for union in (FlowMatching | Shortcut, LengthConsistency | Shortcut | FlowMatching):
+        configure_tagged_union(union, converter, tag_name="type")
+    return converter
+
+
+def to_dict(config: TrainConfig) -> dict[str, Any]:
+    """Return `config` as what JSON can hold; each objective carries the name of its type."""
+    return _converter().unstructure(config)
+
+
+def save_config(config: TrainConfig, path: Path) -> None:
+    """Write `config` as JSON."""
+    path.write_text(json.dumps(to_dict(config), indent=2) + "\n")
+
+
+def load_config(path: Path) -> TrainConfig:
+    """Read what `save_config` wrote; only the types of `TrainConfig` can come out of it.
+
+    Raises:
+        InputError: the file is not such a config.
+    """
+    try:
+        return _converter().structure(json.loads(path.read_text()), TrainConfig)
+    except (json.JSONDecodeError, cattrs.BaseValidationError, KeyError) as error:
+        problems = "; ".join(cattrs.transform_error(error)) if isinstance(
+            error, cattrs.BaseValidationError
+        ) else str(error)
+        raise InputError(f"{path} is not a config of this version: {problems}") from None

@@ -1,0 +1,4 @@
+"""Sources of images and the pipeline that feeds training."""
+
+from odelt_eqx.data.pipeline import stream as stream
+from odelt_eqx.data.source import ArraySource as ArraySource, Source as Source, digits as digits

@@ -1,0 +1,67 @@
+"""Where images come from: sources that any index can be read from."""
+
+from typing import Literal, Protocol, SupportsIndex, TypedDict
+
+import numpy as np
+from jaxtyping import Float, Int
+
+Split = Literal["train", "held-out"]
+
+
+class Example(TypedDict):
+    """One image, float32 in [-1, 1], and its class."""
+
+    image: Float[np.ndarray, "height width channels"]
+    label: Int[np.ndarray, ""]
+
+
+class Source(Protocol):
+    """A random-access source of examples, as grain reads them."""
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+        ...
+
+    def __getitem__(self, index: SupportsIndex) -> Example:
+        """Return example `index`."""
+        ...
+
+
+class ArraySource:
+    """Examples held in memory."""
+
+    def __init__(
+        self,
+        images: Float[np.ndarray, "count height width channels"],
+        labels: Int[np.ndarray, " count"],
+    ):
+        """Hold `images`, float32 in [-1, 1], and their classes."""
+        self.images = images
+        self.labels = labels
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+        return len(self.labels)
+
+    def __getitem__(self, index: SupportsIndex) -> Example:
+        """Return example `index`."""
+        return {"image": self.images[index], "label": self.labels[index]}
+
+
+def digits(split: Split) -> ArraySource:
+    """Return scikit-learn's bundled 8 x 8 handwritten digits, 1,797 of them in ten classes.
+
+    One in five of each class, the same ones always, is held out.
+
+    Args:
+        split: "train" (1,437 digits) or "held-out" (360).
+    """
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    bunch = load_digits()
+    images = (bunch.images[..., None] / 8 - 1).astype(np.float32)
+    labels = bunch.target.astype(np.int32)
+    parts = train_test_split(images, labels, test_size=0.2, stratify=labels, random_state=0)
+    chosen = 0 if split == "train" else 1
+    return ArraySource(parts[chosen], parts[2 + chosen])

@@ -1,0 +1,128 @@
+"""Pictures of samples and of the map."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax.numpy as jnp
+import matplotlib as mpl
+import numpy as np
+from jaxtyping import Array, Float, Int
+from matplotlib.figure import Figure
+
+from odelt_eqx.evaluation.grid import Cell
+from odelt_eqx.evaluation.quality import Quality
+from odelt_eqx.files import replacing
+from odelt_eqx.nn.dit import DiT
+from odelt_eqx.ode.plan import FixedSteps, Plan
+from odelt_eqx.sampling import sample
+
+
+def tile(
+    images: Float[np.ndarray, "count height width channels"], columns: int
+) -> Float[np.ndarray, "height_all width_all channels"]:
+    """Lay images in [-1, 1] out row by row, a light line of one pixel between them, as [0, 1]."""
+    count, height, width, channels = images.shape
+    rows = -(-count // columns)
+    canvas = np.ones((rows * (height + 1) + 1, columns * (width + 1) + 1, channels), np.float32)
+    for index, image in enumerate(images):
+        top, left = (index // columns) * (height + 1) + 1, (index % columns) * (width + 1) + 1
+        canvas[top : top + height, left : left + width] = np.clip(image, -1, 1) / 2 + 0.5
+    return canvas
+
+
+def save_tiles(
+    images: Float[np.ndarray, "count height width channels"], columns: int, path: Path
+) -> None:
+    """Write a sheet of images in [-1, 1], each pixel enlarged so that small ones can be seen."""
+    sheet = tile(images, columns)
+    zoom = max(1, 512 // (columns * images.shape[2]))
+    figure_pixels = np.kron(sheet, np.ones((zoom, zoom, 1)))
+    with replacing(path) as beside:
+        mpl.image.imsave(beside, _rgb(figure_pixels))
+
+
+def save_depth_grid(
+    model: DiT,
+    noise: Float[Array, "count height width channels"],
+    labels: Int[np.ndarray, " count"],
+    path: Path,
+    *,
+    steps: Sequence[int] = (1, 4, 64),
+    length: Plan = FixedSteps(),
+    guidance: float = 1.0,
+) -> None:
+    """Write the class x depth picture: one panel a step count, one row a depth, one column a class.
+
+    Every panel and row starts from the same noise, so the eye can follow one picture across.
+
+    Args:
+        model: the network.
+        noise: one per class.
+        labels: the classes.
+        path: where to write the PNG.
+        steps: Euler steps in time, one panel each.
+        length: how each group's unit of length is solved.
+        guidance: classifier-free guidance weight.
+    """
+    depths = model.config.depths
+    figure = Figure(figsize=(9, 0.1 + len(steps) * (0.5 + 0.85 * len(depths))), layout="constrained")
+    axes = figure.subplots(len(steps), 1, squeeze=False)[:, 0]
+    for panel, count in zip(axes, steps, strict=True):
+        rows = [
+            np.asarray(
+                sample(
+                    model,
+                    noise,
+                    jnp.asarray(labels),
+                    time=FixedSteps(count),
+                    length=length,
+                    depth=depth,
+                    guidance=guidance,
+                )
+            )
+            for depth in depths
+        ]
+        sheet = _rgb(tile(np.concatenate(rows), len(labels)))
+        panel.imshow(sheet, interpolation="nearest", aspect="equal")
+        cell_h, cell_w = (s + 1 for s in model.config.image_shape[:2])
+        panel.set_yticks([(i + 0.5) * cell_h for i in range(len(depths))], map(str, depths))
+        panel.set_xticks([(i + 0.5) * cell_w for i in range(len(labels))], map(str, labels))
+        panel.tick_params(length=0)
+        panel.set_ylabel("depth (blocks)")
+        panel.set_title(f"{count} time step{'s' if count > 1 else ''}", fontsize=10)
+        for edge in panel.spines.values():
+            edge.set_visible(False)
+    axes[-1].set_xlabel("class asked for")
+    with replacing(path) as beside:
+        figure.savefig(beside, dpi=130)
+
+
+def save_map(cells: Sequence[Cell], real: Quality, path: Path) -> None:
+    """Write the map as curves: quality against time steps and latency, one colour a depth."""
+    figure = Figure(figsize=(10, 7), layout="constrained")
+    panels = figure.subplots(2, 2, sharey="row", sharex="col")
+    depths = sorted({cell.depth for cell in cells})
+    colours = mpl.colormaps["viridis"](np.linspace(0.1, 0.85, len(depths)))
+    for depth, colour in zip(depths, colours, strict=True):
+        row = [cell for cell in cells if cell.depth == depth]
+        for column, cost in enumerate(("steps", "milliseconds")):
+            x = [getattr(cell, cost) for cell in row]
+            style = {"marker": "o", "color": colour, "label": f"depth {depth}"}
+            panels[0, column].plot(x, [100 * cell.quality.accuracy for cell in row], **style)
+            panels[1, column].plot(x, [cell.quality.frechet for cell in row], **style)
+    for column, label in enumerate(("time steps", "milliseconds per picture")):
+        panels[0, column].axhline(100 * real.accuracy, color="grey", ls="--", label="real digits")
+        panels[1, column].axhline(real.frechet, color="grey", ls="--", label="real digits")
+        panels[1, column].set(xlabel=label, xscale="log", yscale="log")
+    panels[0, 0].set_ylabel("shows the class asked for (%)")
+    panels[1, 0].set_ylabel("Fréchet distance in pixels")
+    panels[0, 0].legend()
+    for panel in panels.flat:
+        panel.grid(alpha=0.3)
+    with replacing(path) as beside:
+        figure.savefig(beside, dpi=110)
+
+
+def _rgb(image: Float[np.ndarray, "height width channels"]) -> np.ndarray:
+    """Return three channels, from one or three."""
+    return np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image[..., :3]

@@ -1,0 +1,134 @@
+"""Checkpoints of a run: what training needs to go on, written whole or not at all."""
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import equinox as eqx
+import grain
+import jax
+import orbax.checkpoint as ocp
+
+from odelt_eqx.config import TrainConfig, load_config, to_dict
+from odelt_eqx.errors import InputError
+from odelt_eqx.nn.dit import DiT
+from odelt_eqx.training.step import TrainState
+
+Tree = TypeVar("Tree")
+
+CONFIG = "config.json"
+CHECKPOINTS = "checkpoints"
+
+
+class Checkpoints:
+    """The checkpoints in a run folder, newest last; a context manager.
+
+    Each holds the trained weights, their average, the optimiser's moments, the step, the place in
+    the data and the config. Arrays are stored by their path in the tree, so no class of ours is
+    needed to read them.
+    """
+
+    def __init__(self, run: Path, keep: int = 2):
+        """Open (or start) the checkpoints of `run`, of which the last `keep` are kept."""
+        self._manager = ocp.CheckpointManager(
+            (run / CHECKPOINTS).absolute(),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=ocp.checkpoint_managers.LatestN(keep),
+                enable_async_checkpointing=False,
+            ),
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        """Return self."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the files."""
+        self._manager.close()
+
+    @property
+    def latest(self) -> int | None:
+        """The step of the newest complete checkpoint, or None."""
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState, stream: grain.DatasetIterator, config: TrainConfig) -> None:
+        """Write a checkpoint of the step that `state` has reached."""
+        self._manager.save(
+            int(state.step),
+            args=ocp.args.Composite(
+                model=ocp.args.StandardSave(_by_path(state.model)),
+                ema=ocp.args.StandardSave(_by_path(state.ema)),
+                optimizer=ocp.args.StandardSave(_by_path((state.opt_state, state.step))),
+                data=grain.checkpoint.CheckpointSave(stream),
+                config=ocp.args.JsonSave(to_dict(config)),
+            ),
+        )
+
+    def restore(self, state: TrainState, stream: grain.DatasetIterator) -> TrainState:
+        """Return the newest checkpoint in the form of `state`, and move `stream` to its place."""
+        optimizer = (state.opt_state, state.step)
+        found = self._manager.restore(
+            self.latest,
+            args=ocp.args.Composite(
+                model=_restore_args(state.model),
+                ema=_restore_args(state.ema),
+                optimizer=_restore_args(optimizer),
+                data=grain.checkpoint.CheckpointRestore(stream),
+            ),
+        )
+        opt_state, step = _from_paths(optimizer, found.optimizer)
+        return TrainState(
+            model=_from_paths(state.model, found.model),
+            ema=_from_paths(state.ema, found.ema),
+            opt_state=opt_state,
+            step=step,
+        )
+
+    def restore_ema(self, template: DiT) -> DiT:
+        """Return the averaged weights of the newest checkpoint in the form of `template`."""
+        args = ocp.args.Composite(ema=_restore_args(template))
+        return _from_paths(template, self._manager.restore(self.latest, args=args).ema)
+
+
+def load(run: str | Path) -> DiT:
+    """Return the averaged weights of a run folder's newest checkpoint, config included.
+
+    Args:
+        run: a folder that training wrote.
+
+    Raises:
+        InputError: the folder is no run, or has no checkpoint yet.
+    """
+    config = run_config(run)
+    template = eqx.filter_eval_shape(DiT, config.model, key=jax.random.key(0))
+    with Checkpoints(Path(run)) as checkpoints:
+        if checkpoints.latest is None:
+            raise InputError(f"{run} has no checkpoint yet")
+        return checkpoints.restore_ema(template)
+
+
+def run_config(run: str | Path) -> TrainConfig:
+    """Return the config of a run folder; an InputError if it is none."""
+    path = Path(run) / CONFIG
+    if not path.is_file():
+        raise InputError(f"{run} is not a run folder: it has no {CONFIG}")
+    return load_config(path)
+
+
+def _by_path(tree: Any) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def _restore_args(tree: Any) -> ocp.args.StandardRestore:
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+    return ocp.args.StandardRestore(_by_path(shapes))
+
+
+def _from_paths(template: Tree, leaves: dict[str, Any]) -> Tree:
+    return jax.tree.unflatten(jax.tree.structure(template), [leaves[p] for p in _by_path(template)])

@@ -1,0 +1,125 @@
+"""A training run from its config to its last checkpoint."""
+
+import shutil
+import time
+from pathlib import Path
+
+import jax
+
+
+from odelt_eqx.config import TrainConfig, save_config, to_dict
+from odelt_eqx.data import digits, stream
+from odelt_eqx.errors import InputError
+from odelt_eqx.files import replacing
+from odelt_eqx.training.checkpoint import CONFIG, Checkpoints, run_config
+from odelt_eqx.training.metrics import MetricsLog
+from odelt_eqx.training.optimizer import learning_rate, make_optimizer
+from odelt_eqx.training.progress import Progress
+from odelt_eqx.training.step import TrainState, held_out_loss, init_state, make_train_step
+
+
+def train(
+    config: TrainConfig, run: Path, *, resume: bool = False, overwrite: bool = False
+) -> TrainState:
+    """Train until `config.steps` and leave config, metrics and checkpoints in the folder `run`.
+
+    A resumed run ends with the same parameters, bit for bit, as one that was never stopped.
+
+    Args:
+        config: what to train.
+        run: the run folder.
+        resume: go on from the newest checkpoint in `run`.
+        overwrite: delete the run in `run` first.
+
+    Returns:
+        The last state.
+
+    Raises:
+        InputError: `run` exists and neither `resume` nor `overwrite` is given, or there is nothing
+            to resume, or the config differs from the one that is resumed.
+    """
+    _prepare(config, run, resume, overwrite)
+    init_key, train_key, held_out_key = jax.random.split(jax.random.key(config.seed), 3)
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    rate = learning_rate(config.optimizer, config.steps)
+    state = init_state(config.model, optimizer, init_key)
+    train_step = make_train_step(config.objective, optimizer, config.optimizer.ema)
+    batches = stream(digits("train"), config.batch_size, config.seed)
+    held_out = next(stream(digits("held-out"), config.batch_size, config.seed))
+
+    with Checkpoints(run) as checkpoints:
+        if resume:
+            state = checkpoints.restore(state, batches)
+        done = int(state.step)
+        with (
+            MetricsLog(run, done) as log,
+            Progress("train", config.steps, done) as progress,
+        ):
+            since, examples = time.monotonic(), 0
+            for step in range(done + 1, config.steps + 1):
+                batch = next(batches)
+                key = jax.random.fold_in(train_key, step)
+                state, metrics = train_step(state, batch["image"], batch["label"], key)
+                examples += config.batch_size
+                progress.advance()
+                if step % config.log_every == 0 or step == config.steps:
+                    figures = {name: float(value) for name, value in metrics.items()}
+                    now = time.monotonic()
+                    figures["learning_rate"] = float(rate(step - 1))
+                    figures["examples_per_second"] = examples / (now - since)
+                    since, examples = now, 0
+                    log.write(step, **figures)
+                    progress.show(loss=figures["loss"])
+                if step % config.eval_every == 0 or step == config.steps:
+                    loss = held_out_loss(
+                        state, config.objective, held_out["image"], held_out["label"], held_out_key
+                    )
+                    log.write(step, held_out_loss=float(loss))
+                if step % config.save_every == 0 or step == config.steps:
+                    checkpoints.save(state, batches, config)
+    return state
+
+
+def _prepare(config: TrainConfig, run: Path, resume: bool, overwrite: bool) -> None:
+    """Make the run folder, or check that the one that is there may be used."""
+    if resume and overwrite:
+        raise InputError("resume and overwrite exclude each other; give one of them")
+    if resume:
+        _check_same(config, run)
+        with Checkpoints(run) as checkpoints:
+            if checkpoints.latest is None:
+                raise InputError(f"{run} has no checkpoint to resume; use --overwrite to start again")
+        return
+    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        if not overwrite:
+            raise InputError(
+                f"{run} exists; use --resume to go on with it, --overwrite to start again, or "
+                "another folder"
+            )
+        run_config(run)  # raises unless it is a run: nothing else is ever deleted
+        shutil.rmtree(run)
+    run.mkdir(parents=True, exist_ok=True)
+    with replacing(run / CONFIG) as beside:
+        save_config(config, beside)
+
+
+def _check_same(config: TrainConfig, run: Path) -> None:
+    """Raise an InputError that names the first fields in which `config` is not the run's."""
+    asked, saved = (_flat(to_dict(c)) for c in (config, run_config(run)))
+    different = [
+        f"{name} is {asked.get(name)}, was {saved.get(name)}"
+        for name in sorted(asked.keys() | saved.keys())
+        if asked.get(name) != saved.get(name)
+    ]
+    if different:
+        raise InputError(f"{run} was started with another config: {'; '.join(different[:5])}")
+
+
+def _flat(tree: dict, prefix: str = "") -> dict[str, object]:
+    leaves: dict[str, object] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            leaves |= _flat(value, f"{prefix}{name}.")
+        else:
+            leaves[prefix + name] = value
+    return leaves

@@ -1,0 +1,21 @@
+"""The optimiser and its learning rate."""
+
+import optax
+
+from odelt_eqx.config import OptimizerConfig
+
+
+def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Return the rate as a function of the step, for a run of `steps` steps."""
+    rise = optax.warmup_constant_schedule(0.0, config.learning_rate, config.warmup)
+    fall = max(steps // 10, 1)
+    return optax.join_schedules(
+        [rise, optax.cosine_decay_schedule(config.learning_rate, fall)], [steps - fall]
+    )
+
+
+def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """Return AdamW with the schedule of a run of `steps` steps."""
+    return optax.adamw(
+        learning_rate(config, steps), config.beta1, config.beta2, weight_decay=config.weight_decay
+    )

@@ -1,0 +1,66 @@
+"""What a person sees of long work: a bar on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from types import TracebackType
+
+from tqdm import tqdm
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Progress:
+    """Shows how much is done, at what rate, what is left, and the latest figures.
+
+    A context manager. On a terminal it is a tqdm bar; elsewhere it prints a line now and then.
+    """
+
+    def __init__(self, name: str, total: int, done: int = 0):
+        """Start at `done` of `total`."""
+        self._terminal = sys.stderr.isatty()
+        self._bar = tqdm(
+            desc=name, total=total, initial=done, disable=not self._terminal, dynamic_ncols=True
+        )
+        self._name, self._total, self._initial, self._done = name, total, done, done
+        self._began = self._printed = time.monotonic()
+        self._figures = ""
+
+    def __enter__(self) -> "Progress":
+        """Return self."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Leave the last state standing."""
+        self._bar.close()
+        if not self._terminal:
+            self._print()
+
+    def show(self, **figures: float) -> None:
+        """Show figures beside the progress from now on."""
+        self._figures = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        self._bar.set_postfix_str(self._figures, refresh=False)
+
+    def advance(self, count: int = 1) -> None:
+        """Count `count` more as done."""
+        self._done += count
+        self._bar.update(count)
+        if not self._terminal and time.monotonic() - self._printed > SECONDS_BETWEEN_LINES:
+            self._print()
+
+    def _print(self) -> None:
+        self._printed = time.monotonic()
+        line = tqdm.format_meter(
+            self._done,
+            self._total,
+            self._printed - self._began,
+            prefix=self._name,
+            initial=self._initial,
+            postfix=self._figures,
+            bar_format="{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]",
+        )
+        print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,37 @@
+"""Measure the steps x depth table of a run, and draw its samples and curves."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from odelt_eqx import cli
+from odelt_eqx.evaluation.grid import GridConfig
+from odelt_eqx.evaluation.report import evaluate
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """Rebuild a run's grid.png, table.md, table.json and table.png.
+
+    Args:
+        run: run folder.
+        grid: which cells are measured, and how.
+    """
+
+    run: tyro.conf.Positional[Path]
+    grid: Annotated[GridConfig, tyro.conf.arg(name="")] = dataclasses.field(
+        default_factory=GridConfig
+    )
+
+
+def run() -> None:
+    """Read the command line, measure, print where the results are."""
+    args = tyro.cli(Evaluate)
+    for path in evaluate(args.run, args.grid):
+        print(path)
+
+
+if __name__ == "__main__":
+    cli.main(run)

@@ -1,0 +1,47 @@
+"""Train a model, then draw its samples and measure its steps x depth table."""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from odelt_eqx import cli
+from odelt_eqx.config import PRESETS, TrainConfig, preset
+from odelt_eqx.evaluation.grid import GridConfig
+from odelt_eqx.evaluation.report import evaluate
+from odelt_eqx.training.loop import train
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Train a preset, changed by any of the options below, and evaluate it.
+
+    Args:
+        config: the training run.
+        run: run folder; runs/PRESET by default.
+        resume: go on from the newest checkpoint in the run folder.
+        overwrite: delete the run in the run folder first.
+    """
+
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")]
+    run: Path
+    resume: bool = False
+    overwrite: bool = False
+
+
+def run() -> None:
+    """Read the command line, train, evaluate, print where the results are."""
+    words = sys.argv[1:]
+    name = words.pop(0) if words and words[0][0] != "-" and ":" not in words[0] else "digits"
+    default = Train(config=preset(name), run=Path("runs") / name)
+    description = f"Train a preset ({', '.join(PRESETS)}), changed by the options, and evaluate it."
+    args = tyro.cli(Train, default=default, args=words, description=description)
+    train(args.config, args.run, resume=args.resume, overwrite=args.overwrite)
+    for path in evaluate(args.run, GridConfig()):
+        print(path)
+
+
+if __name__ == "__main__":
+    cli.main(run)
