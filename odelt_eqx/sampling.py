@@ -59,9 +59,7 @@ def sample(
         InputError: a shape, a label, the depth or a plan does not fit the model.
         SolveError: an adaptive plan ran out of steps.
     """
-    return sample_with_stats(
-        model, noise, labels, time=time, length=length, depth=depth, guidance=guidance
-    )[0]
+    return _sample(model, noise, labels, time, length, depth, guidance).ys[-1]
 
 
 def sample_with_stats(
@@ -74,27 +72,43 @@ def sample_with_stats(
     depth: Depth | Literal["full"] = "full",
     guidance: float = 1.0,
 ) -> tuple[Float[Array, "batch height width channels"], SampleStats]:
-    """Do what `sample` does and count the cost; it waits for the result."""
+    """Do what `sample` does, wait for the result and count the cost."""
+    solution = _sample(model, noise, labels, time, length, depth, guidance)
+    steps = int(solution.stats["num_steps"])
+    halves = 1 if guidance in (0, 1) else 2
+    return solution.ys[-1], SampleStats(steps, halves * time.evaluations(steps))
+
+
+def _sample(
+    model: DiT,
+    noise: Array,
+    labels: Array,
+    time: Plan,
+    length: Plan,
+    depth: Depth | Literal["full"],
+    guidance: float,
+) -> diffrax.Solution:
+    """Check, solve, and raise in plain words what went wrong."""
     config = model.config
     _check(config, noise, labels)
-    if isinstance(depth, str):
-        depth = config.depth
-    elif not isinstance(depth, jax.core.Tracer):
+    depth = config.depth if isinstance(depth, str) else depth
+    if not isinstance(depth, jax.core.Tracer):
         config.check_depth(None if depth is None else np.asarray(depth))
     weight = guidance if guidance in (0, 1) else jnp.asarray(guidance, jnp.float32)
     length = traced(length) if isinstance(length, Adaptive) else length
     try:
         solution = _solve(model, noise, labels, traced(time), length, depth, weight)
-        reached = solution.result == diffrax.RESULTS.successful
-        if isinstance(time, Adaptive) and not reached:
-            raise SolveError(time.failure("time"))
     except eqx.EquinoxRuntimeError as error:
         if isinstance(length, Adaptive) and length.failure("length") in str(error):
             raise SolveError(length.failure("length")) from None
         raise
-    steps = int(solution.stats["num_steps"])
-    halves = 1 if guidance in (0, 1) else 2
-    return solution.ys[-1], SampleStats(steps, halves * time.evaluations(steps))
+    if isinstance(time, Adaptive):
+        failed = solution.result != diffrax.RESULTS.successful
+        if isinstance(failed, jax.core.Tracer):
+            return eqx.error_if(solution, failed, time.failure("time"))
+        if failed:
+            raise SolveError(time.failure("time"))
+    return solution
 
 
 @eqx.filter_jit
@@ -120,7 +134,10 @@ def _solve(
 
 def _check(config: DiTConfig, noise: Array, labels: Array) -> None:
     if noise.ndim != 4 or noise.shape[1:] != config.image_shape:
-        raise InputError(f"noise must have shape (batch, *{config.image_shape}); got {noise.shape}")
+        height, width, channels = config.image_shape
+        raise InputError(
+            f"noise must have shape (batch, {height}, {width}, {channels}); got {noise.shape}"
+        )
     if labels.shape != noise.shape[:1]:
         raise InputError(f"labels must have shape {noise.shape[:1]}; got {labels.shape}")
     if isinstance(labels, jax.core.Tracer):

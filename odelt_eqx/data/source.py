@@ -1,6 +1,6 @@
 """Where images come from: sources that any index can be read from."""
 
-from typing import Literal, Protocol, SupportsIndex, TypedDict
+from typing import Literal, Protocol, SupportsIndex, TypedDict, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -15,6 +15,7 @@ class Example(TypedDict):
     label: Int[np.ndarray, ""]
 
 
+@runtime_checkable
 class Source(Protocol):
     """A random-access source of examples, as grain reads them."""
 

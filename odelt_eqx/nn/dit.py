@@ -137,7 +137,6 @@ class DiT(eqx.Module):
     label_embedding: eqx.nn.Embedding
     length_embedding: eqx.nn.Embedding
     groups: tuple[ODEBlock, ...]
-    tail: tuple[DiTBlock, ...]
     final: FinalLayer
     config: DiTConfig = eqx.field(static=True)
 
@@ -154,19 +153,17 @@ class DiT(eqx.Module):
             DiTBlock(width, config.num_heads, config.mlp_ratio, config.dropout, config.dtype, key=k)
             for k in jax.random.split(blocks, config.depth)
         ]
-        full = config.depth - config.dead_blocks
         self.groups = tuple(
             ODEBlock(tuple(stack[i : i + config.depth_group]))
-            for i in range(0, full, config.depth_group)
+            for i in range(0, config.depth, config.depth_group)
         )
-        self.tail = tuple(stack[full:])
         self.final = FinalLayer(width, values, key=final)
         self.config = config
 
     @property
     def blocks(self) -> tuple[DiTBlock, ...]:
         """Every block, from the first to the last."""
-        return tuple(block for group in self.groups for block in group.blocks) + self.tail
+        return tuple(block for group in self.groups for block in group.blocks)
 
     def __call__(
         self,
@@ -200,7 +197,10 @@ class DiT(eqx.Module):
         """
         config = self.config
         if x.shape[1:] != config.image_shape:
-            raise InputError(f"images must have shape (batch, *{config.image_shape}); got {x.shape}")
+            raise InputError(
+                f"images must have shape (batch, {config.image_size}, {config.image_size}, "
+                f"{config.channels}); got {x.shape}"
+            )
         batch = x.shape[0]
         condition = self._condition(t, step_index, labels, batch)
         tokens = jax.vmap(patches, in_axes=(0, None))(x, config.patch_size)
@@ -211,9 +211,9 @@ class DiT(eqx.Module):
         else:
             depth = self._checked(depth)
             rows = jnp.broadcast_to(self.length_embedding.weight[jnp.asarray(depth)], condition.shape)
-            tokens = integrate_length(
-                self.groups, tokens, condition + rows, depth // config.depth_group, length, key
-            )
+            full = self.groups[: config.depth // config.depth_group]
+            count = depth // config.depth_group
+            tokens = integrate_length(full, tokens, condition + rows, count, length, key)
         velocity = jax.vmap(self.final)(tokens, condition)
         return jax.vmap(image_of, in_axes=(0, None))(velocity, config.patch_size)
 

@@ -28,6 +28,10 @@ SOLVERS: dict[str, type[diffrax.AbstractSolver]] = {
 }
 
 
+FIRST_STEP = 0.1
+"""The first step an adaptive solve of [0, 1] tries; its controller goes on from there."""
+
+
 class KeepAdjoint(diffrax.AbstractAdjoint):
     """Differentiates a known number of steps by keeping what each of them computed.
 
@@ -67,11 +71,8 @@ class Plan(eqx.Module):
             flow_index: the index of the flow field itself, `log2(denoise_timesteps)`.
         """
 
-    @abc.abstractmethod
     def evaluations(self, steps: int) -> int:
         """Return how often `steps` steps (rejected ones included) evaluate the field."""
-
-    def _evaluations(self, steps: int) -> int:
         tableau = getattr(SOLVERS[self.solver], "tableau", None)
         if tableau is None:
             return steps
@@ -129,9 +130,6 @@ class FixedSteps(Plan):
         floor_log2 = 31 - jax.lax.clz(self.steps.astype(jnp.int32))
         return jnp.minimum(floor_log2, flow_index)
 
-    def evaluations(self, steps: int) -> int:  # noqa: D102
-        return self._evaluations(steps)
-
 
 class Adaptive(Plan):
     """Steps chosen by a PID controller so that each one's error meets the tolerances.
@@ -164,7 +162,7 @@ class Adaptive(Plan):
         return {
             "solver": SOLVERS[self.solver](),
             "stepsize_controller": diffrax.PIDController(rtol=self.rtol, atol=self.atol),
-            "dt0": None,
+            "dt0": FIRST_STEP,
             "max_steps": self.max_steps,
             "adjoint": diffrax.RecursiveCheckpointAdjoint(),
         }
@@ -175,10 +173,6 @@ class Adaptive(Plan):
         Differs from the reference: it passes 0 here, the field of one step across [0, 1].
         """
         return flow_index
-
-    def evaluations(self, steps: int) -> int:
-        """Count the stages of `steps` steps and the two calls that choose the first step."""
-        return self._evaluations(steps) + 2
 
     def failure(self, axis: str) -> str:
         """Return the message for a solve on `axis` that ran out of steps."""

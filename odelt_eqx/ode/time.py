@@ -1,6 +1,6 @@
 """The outer ODE: from noise at t = 0 to data at t = 1 along a velocity field."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import diffrax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 from odelt_eqx.ode.plan import Plan, traced
 
 
+@runtime_checkable
 class Velocity(Protocol):
     """What the time ODE, the objectives and the samplers see of a network."""
 

@@ -40,7 +40,7 @@ class Progress:
         if not self._terminal:
             self._print()
 
-    def show(self, **figures: float) -> None:
+    def show(self, **figures: float | int) -> None:
         """Show figures beside the progress from now on."""
         self._figures = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
         self._bar.set_postfix_str(self._figures, refresh=False)

@@ -79,10 +79,11 @@ def make_train_step(
         ema: decay of the moving average.
     """
 
-    @eqx.filter_jit(donate="all")
-    def train_step(
-        state: TrainState, images: Images, labels: Labels, key: Key[Array, ""]
+    @eqx.filter_jit(donate="all-except-first")
+    def compiled(
+        batch: tuple[Images, Labels, Key[Array, ""]], state: TrainState
     ) -> tuple[TrainState, Metrics]:
+        images, labels, key = batch
         config = state.model.config
         draw_key, dropout_key = jax.random.split(key)
         draws = objective.draw(draw_key, len(labels), config)
@@ -100,7 +101,7 @@ def make_train_step(
         metrics = {"loss": value, "grad_norm": optax.global_norm(gradient)}
         return TrainState(model, average, opt_state, state.step + 1), metrics
 
-    return train_step
+    return lambda state, images, labels, key: compiled((images, labels, key), state)
 
 
 @eqx.filter_jit

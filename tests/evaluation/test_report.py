@@ -1,0 +1,98 @@
+"""The judge, the map and its files."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import odelt_eqx as odelt
+from odelt_eqx.data import digits
+from odelt_eqx.evaluation.grid import GridConfig, measure
+from odelt_eqx.evaluation.pictures import tile
+from odelt_eqx.evaluation.quality import Judge
+from odelt_eqx.evaluation.report import evaluate
+from odelt_eqx.evaluation.samples import SampleConfig, draw_samples
+
+
+@pytest.fixture(scope="module")
+def judge():
+    return Judge(digits("train"), digits("held-out"))
+
+
+def test_the_judge_knows_real_digits_from_noise(judge):
+    held_out, train = digits("held-out"), digits("train")
+    real = judge(held_out.images, held_out.labels)
+    assert real.accuracy > 0.97
+    assert real.frechet == pytest.approx(0, abs=1e-6)
+    noise = np.asarray(jax.random.normal(jax.random.key(0), (360, 8, 8, 1)))
+    worst = judge(noise, held_out.labels)
+    assert worst.accuracy < 0.2
+    assert worst.frechet > 20 * judge(train.images[:360], train.labels[:360]).frechet
+
+
+def test_the_judge_counts_the_class_that_was_asked_for(judge):
+    train = digits("train")
+    wrong = (train.labels + 1) % 10
+    assert judge(train.images, wrong).accuracy < 0.02
+
+
+def test_tiles_lie_in_rows():
+    images = np.stack([np.full((2, 2, 1), v, np.float32) for v in (-1, 0, 1)])
+    sheet = tile(images, 2)[..., 0]
+    assert sheet.shape == (7, 7)
+    assert [sheet[1, 1], sheet[1, 4], sheet[4, 1], sheet[4, 4]] == [0, 0.5, 1, 1]
+
+
+def test_the_map_has_a_cell_for_each_depth_and_step_count(model, judge):
+    config = GridConfig(steps=(1, 3), count=20, batch_size=10)
+    cells = list(measure(model, judge, config))
+    assert [(c.depth, c.steps, c.evaluations) for c in cells] == [
+        (depth, steps, steps) for depth in (2, 4) for steps in (1, 3)
+    ]
+    assert all(cell.milliseconds > 0 for cell in cells)
+
+
+def test_evaluation_writes_a_table_its_data_and_two_pictures(tiny_run):
+    config = GridConfig(steps=(1, 2), count=100, batch_size=50)
+    grid, markdown, data, curves = evaluate(tiny_run, config)
+    rows = [line for line in markdown.read_text().splitlines() if line.startswith("|")]
+    assert len(rows) == 2 + 2 * 2 + 2
+    document = json.loads(data.read_text())
+    assert len(document["cells"]) == 4
+    assert document["features"] == "pixels"
+    for picture in (grid, curves):
+        assert min(Image.open(picture).size) > 300
+
+
+def test_a_depth_the_run_has_not_is_refused_before_anything_is_measured(tiny_run):
+    with pytest.raises(odelt.InputError, match="depth must be one of 2, 4"):
+        evaluate(tiny_run, GridConfig(depths=(3,)))
+
+
+def test_samples_are_a_sheet_and_arrays_and_repeat_by_seed(tiny_run, tmp_path):
+    def draw(name, **changes):
+        config = SampleConfig(labels=(3, 7), count=4, out=tmp_path / name, **changes)
+        (sheet, arrays), _ = draw_samples(tiny_run, config)
+        assert Image.open(sheet).size[0] > 100
+        return np.load(arrays)
+
+    first, again, other = draw("a"), draw("b"), draw("c", seed=1)
+    assert first["images"].shape == (4, 8, 8, 1)
+    assert first["labels"].tolist() == [3, 7, 3, 7]
+    np.testing.assert_array_equal(first["images"], again["images"])
+    assert np.abs(first["images"] - other["images"]).max() > 0.1
+    assert np.abs(first["images"] - draw("d", depth="plain")["images"]).max() > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": (0,)}, r"steps must be one or more positive numbers; got \(0,\)"),
+        ({"count": 100, "batch_size": 30}, "count must be a multiple of batch_size 30; got 100"),
+    ],
+)
+def test_a_map_that_cannot_be_measured_is_refused(change, message):
+    with pytest.raises(odelt.InputError, match=message):
+        GridConfig(**change)

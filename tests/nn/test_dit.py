@@ -1,0 +1,125 @@
+"""The transformer's contract beyond its recorded numbers."""
+
+import dataclasses
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import odelt_eqx as odelt
+from odelt_eqx.nn.embeddings import image_of, patches, position_table
+from tests.conftest import TINY
+
+X = jax.random.normal(jax.random.key(2), (3, 8, 8, 1))
+LABELS = jnp.array([0, 5, 10])
+
+
+def test_a_new_network_has_no_velocity():
+    fresh = odelt.DiT(TINY, key=jax.random.key(0))
+    np.testing.assert_array_equal(fresh(0.5, X, 7, LABELS, depth=4), 0)
+
+
+def test_one_time_and_step_for_all_is_the_same_as_one_for_each(model):
+    each = model(jnp.full(3, 0.25), X, jnp.full(3, 2), LABELS, depth=2)
+    np.testing.assert_allclose(model(0.25, X, 2, LABELS, depth=2), each, rtol=1e-6)
+
+
+def test_examples_do_not_see_each_other(model):
+    together = model(0.5, X, 7, LABELS, depth=4)
+    alone = model(0.5, X[1:2], 7, LABELS[1:2], depth=4)
+    np.testing.assert_allclose(together[1:2], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_each_input_matters(model):
+    base = model(0.5, X, 7, LABELS, depth=2)
+    for other in (
+        model(0.6, X, 7, LABELS, depth=2),
+        model(0.5, X, 6, LABELS, depth=2),
+        model(0.5, X, 7, LABELS - 1 + 2 * (LABELS == 0), depth=2),
+        model(0.5, X, 7, LABELS, depth=4),
+    ):
+        assert jnp.abs(other - base).max() > 1e-4
+
+
+def test_a_network_without_steps_ignores_its_step_index(model):
+    config = dataclasses.replace(TINY, ignore_step=True)
+    deaf = eqx.tree_at(lambda m: m.time_embedding, odelt.DiT(config, key=jax.random.key(0)), model.time_embedding)
+    deaf = eqx.tree_at(lambda m: m.final, deaf, model.final)
+    np.testing.assert_array_equal(
+        deaf(0.5, X, 7, LABELS, depth=2), deaf(0.5, X, 0, LABELS, depth=2)
+    )
+
+
+@pytest.mark.parametrize("depth", [2, None])
+def test_dropout_needs_a_key_and_is_used_once_per_key(model, depth):
+    noisy = eqx.tree_at(
+        lambda m: [b.mlp.out.weight for b in m.blocks],
+        odelt.DiT(dataclasses.replace(TINY, dropout=0.5), key=jax.random.key(0)),
+        [b.mlp.out.weight for b in model.blocks],
+    )
+    noisy = eqx.tree_at(lambda m: m.final, noisy, model.final)
+    call = lambda key: noisy(0.5, X, 7, LABELS, depth=depth, key=key)
+    np.testing.assert_array_equal(call(None), call(None))
+    np.testing.assert_array_equal(call(jax.random.key(1)), call(jax.random.key(1)))
+    assert jnp.abs(call(jax.random.key(1)) - call(jax.random.key(2))).max() > 1e-3
+
+
+def test_bfloat16_is_close_and_leaves_parameters_and_output_in_float32(model):
+    config = dataclasses.replace(TINY, dtype="bfloat16")
+    half = odelt.DiT(config, key=jax.random.key(0))
+    half = jax.tree.unflatten(jax.tree.structure(half), jax.tree.leaves(model))
+    assert {leaf.dtype for leaf in jax.tree.leaves(half)} == {jnp.dtype("float32")}
+    ours, exact = (m(0.5, X, 7, LABELS, depth=4) for m in (half, model))
+    assert ours.dtype == jnp.float32
+    error = jnp.linalg.norm(ours - exact) / jnp.linalg.norm(exact)
+    assert 1e-5 < error < 0.03
+
+
+def test_patches_and_back():
+    image = jnp.arange(8 * 8 * 3.0).reshape(8, 8, 3)
+    tokens = patches(image, 2)
+    assert tokens.shape == (16, 12)
+    np.testing.assert_array_equal(tokens[1], image[:2, 2:4].ravel())
+    np.testing.assert_array_equal(image_of(tokens, 2), image)
+
+
+def test_the_position_table_tells_every_place_from_every_other():
+    table = position_table(8, 32)
+    distances = np.linalg.norm(table[:, None] - table, axis=-1) + 9 * np.eye(64)
+    assert distances.min() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"patch_size": 3}, "image_size must be a multiple of patch_size 3; got 8"),
+        ({"hidden_size": 18, "num_heads": 4}, "hidden_size must be a multiple of num_heads 4"),
+        ({"depth_min": 1}, "depth_min must lie between depth_group 2 and depth 4; got 1"),
+        ({"depth_min": 3}, "depth must be depth_min 3 plus a multiple of depth_group 2; got 4"),
+        ({"num_classes": 0}, "num_classes must be at least 1; got 0"),
+        ({"denoise_timesteps": 100}, "denoise_timesteps must be a power of two; got 100"),
+        ({"dropout": 1.0}, r"dropout must lie in \[0, 1\); got 1.0"),
+    ],
+)
+def test_a_shape_that_does_not_fit_is_refused(change, message):
+    with pytest.raises(odelt.InputError, match=message):
+        dataclasses.replace(TINY, **change)
+
+
+@pytest.mark.parametrize("depth", [5, np.array([2, 4, 5]), jnp.array([2, 4, 5])])
+def test_a_depth_the_network_has_not_is_refused_with_those_it_has(model, depth):
+    with pytest.raises(odelt.InputError, match=r"depth must be one of 2, 4 \(in blocks\); got 5"):
+        model(0.5, X, 7, LABELS, depth=depth)
+
+
+def test_a_traced_depth_the_network_has_not_is_refused(model):
+    call = eqx.filter_jit(lambda d: model(0.5, X, 7, LABELS, depth=d))
+    with pytest.raises(eqx.EquinoxRuntimeError, match="depth must be one of"):
+        jax.block_until_ready(call(jnp.array([2, 4, 5])))
+
+
+def test_a_wrong_image_shape_is_refused(model):
+    with pytest.raises(odelt.InputError, match=r"images must have shape \(batch, 8, 8, 1\)"):
+        model(0.5, X[:, :4], 7, LABELS, depth=2)

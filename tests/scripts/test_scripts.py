@@ -1,0 +1,78 @@
+"""The commands as a user types them: results on success, one line and a status on mistakes."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+
+
+@pytest.fixture
+def command(monkeypatch, capfd):
+    """Run a script in this process; return its exit status, output and errors."""
+
+    def run(script, *words):
+        monkeypatch.setattr(sys, "argv", [script, *map(str, words)])
+        status = 0
+        try:
+            runpy.run_path(str(SCRIPTS / script), run_name="__main__")
+        except SystemExit as end:
+            status = end.code or 0
+        return status, *capfd.readouterr()
+
+    return run
+
+
+def test_sample_with_an_adaptive_plan_on_each_axis(command, tiny_run, tmp_path):
+    status, out, _ = command(
+        *("sample.py", tiny_run, "--labels", 3, 7, "--count", 4, "--depth", 4),
+        *("--out", tmp_path / "drawn", "time:adaptive", "--time.rtol", "1e-2"),
+        *("length:fixed-steps", "--length.solver", "heun"),
+    )
+    assert status == 0
+    assert "network evaluations per picture" in out
+    assert (tmp_path / "drawn.png").exists()
+    assert (tmp_path / "drawn.npz").exists()
+
+
+def test_evaluate_rebuilds_the_table(command, tiny_run):
+    (tiny_run / "table.md").unlink(missing_ok=True)
+    words = ("--steps", 1, "--depths", 2, "--count", 100, "--batch-size", 50)
+    status, out, _ = command("evaluate.py", tiny_run, *words)
+    assert status == 0
+    assert out.splitlines()[1] == str(tiny_run / "table.md")
+    assert (tiny_run / "table.md").read_text().count("\n| 2 | 1 |") == 1
+
+
+MISTAKES = [
+    (("train.py", "digit"), "no preset is called 'digit'; did you mean digits?"),
+    (("train.py", "digits", "--run", "RUN"), "exists; use --resume to go on with it"),
+    (("train.py", "--steps", "0"), "steps must be at least 1; got 0"),
+    (("train.py", "--model.depth-min", "1"), "depth_min must lie between"),
+    (("sample.py", "nowhere"), "nowhere is not a run folder"),
+    (("evaluate.py", "nowhere"), "nowhere is not a run folder"),
+    (("evaluate.py", "RUN", "--depths", "5"), "depth must be one of 2, 4 (in blocks); got 5"),
+    (("sample.py", "RUN", "--depth", "3"), "depth must be one of 2, 4 (in blocks); got 3"),
+    (("sample.py", "RUN", "--labels", "12"), "labels must lie between 0 and 9, or be 10 for none"),
+    (("sample.py", "RUN", "--count", "0"), "count must be at least 1; got 0"),
+    (("sample.py", "RUN", "time:fixed-steps", "--time.steps", "0"), "steps must be at least 1"),
+    (("sample.py", "RUN", "time:adaptive", "--time.rtol", "-1"), "rtol must be positive; got -1"),
+    (
+        ("sample.py", "RUN", "time:adaptive", "--time.max-steps", "1"),
+        "the time axis needed more than 1 steps",
+    ),
+    (
+        ("sample.py", "RUN", "length:adaptive", "--length.max-steps", "1"),
+        "the length axis needed more than 1 steps",
+    ),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), MISTAKES, ids=lambda v: v if isinstance(v, str) else "")
+def test_a_mistake_is_one_line_and_a_status(command, tiny_run, words, message):
+    status, _, errors = command(*(tiny_run if word == "RUN" else word for word in words))
+    assert status == 2
+    assert message in " ".join(errors.replace("│", " ").split())
+    assert "Traceback" not in errors

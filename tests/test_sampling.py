@@ -1,0 +1,80 @@
+"""Sampling: what is compiled, what is counted, what is refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import odelt_eqx as odelt
+from odelt_eqx import sampling
+
+NOISE = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
+LABELS = jnp.array([3, 7])
+
+
+def test_steps_and_tolerances_and_guidance_compile_nothing_new(model):
+    def compiled(**changes):
+        before = sampling._solve._cached._cache_size()
+        odelt.sample(model, NOISE, LABELS, depth=2, **changes)
+        return sampling._solve._cached._cache_size() - before
+
+    compiled(time=odelt.FixedSteps(2), guidance=1.5)
+    assert compiled(time=odelt.FixedSteps(5), guidance=2.5) == 0
+    compiled(time=odelt.Adaptive(rtol=1e-2, atol=1e-2))
+    assert compiled(time=odelt.Adaptive(rtol=1e-1, atol=1e-3)) == 0
+
+
+@pytest.mark.parametrize(
+    ("time", "guidance", "evaluations"),
+    [
+        (odelt.FixedSteps(3), 1.0, 3),
+        (odelt.FixedSteps(3), 1.5, 6),
+        (odelt.FixedSteps(3, "heun"), 0.0, 6),
+    ],
+)
+def test_evaluations_are_counted(model, time, guidance, evaluations):
+    _, stats = odelt.sample_with_stats(
+        model, NOISE, LABELS, time=time, depth=2, guidance=guidance
+    )
+    assert stats == odelt.SampleStats(3, evaluations)
+
+
+def test_both_axes_may_be_adaptive(model):
+    adaptive = odelt.Adaptive(1e-4, 1e-4)
+    nested = odelt.sample(model, NOISE, LABELS, time=adaptive, length=adaptive)
+    fine = odelt.FixedSteps(4, "dopri5")
+    fixed = odelt.sample(model, NOISE, LABELS, time=odelt.FixedSteps(128), length=fine)
+    np.testing.assert_allclose(nested, fixed, atol=0.02 * float(jnp.abs(fixed).max()))
+
+
+def test_the_default_is_one_euler_step_at_full_depth(model):
+    step = NOISE + model(0.0, NOISE, 0, LABELS, depth=4)
+    np.testing.assert_allclose(odelt.sample(model, NOISE, LABELS), step, rtol=1e-4, atol=1e-4)
+
+
+def test_sampling_may_be_part_of_a_larger_program(model):
+    inside = jax.jit(lambda x: odelt.sample(model, x, LABELS, time=odelt.FixedSteps(2)))(NOISE)
+    outside = odelt.sample(model, NOISE, LABELS, time=odelt.FixedSteps(2))
+    np.testing.assert_allclose(inside, outside, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"depth": 3}, r"depth must be one of 2, 4 \(in blocks\); got 3"),
+        ({"labels": jnp.array([3, 11])}, "labels must lie between 0 and 9, or be 10 for none"),
+        ({"labels": jnp.array([3, -1])}, "labels must lie between 0 and 9, or be 10 for none"),
+        ({"noise": NOISE[:, :4]}, r"noise must have shape \(batch, 8, 8, 1\)"),
+    ],
+)
+def test_what_does_not_fit_the_model_is_refused(model, change, message):
+    arguments = {"noise": NOISE, "labels": LABELS} | change
+    with pytest.raises(odelt.InputError, match=message):
+        odelt.sample(model, **arguments)
+
+
+@pytest.mark.parametrize("axis", ["time", "length"])
+def test_a_solve_that_runs_out_of_steps_says_on_which_axis(model, axis):
+    plan = {axis: odelt.Adaptive(1e-8, 1e-8, "heun", max_steps=4)}
+    with pytest.raises(odelt.SolveError, match=f"^the {axis} axis needed more than 4 steps of heun"):
+        odelt.sample(model, NOISE, LABELS, **plan)

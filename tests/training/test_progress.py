@@ -1,0 +1,17 @@
+"""Progress without a terminal is plain lines."""
+
+from odelt_eqx.training import progress
+from odelt_eqx.training.progress import Progress
+
+
+def test_plain_lines_have_the_count_the_rate_the_time_left_and_the_figures(capfd, monkeypatch):
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    with Progress("train", 10, done=4) as bar:
+        bar.show(loss=0.25)
+        bar.advance(3)
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith("train: 7/10 [")
+    assert "loss 0.25" in lines[0]
+    assert "it/s" in lines[0] or "s/it" in lines[0]
+    assert "\r" not in lines[0]

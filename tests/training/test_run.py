@@ -1,0 +1,123 @@
+"""A run folder: resumed bit for bit, never overwritten unasked, read back by name."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+import odelt_eqx as odelt
+from odelt_eqx.config import load_config, preset, save_config
+from odelt_eqx.objective import FlowMatching, LengthConsistency, Shortcut
+from odelt_eqx.training import loop
+from odelt_eqx.training.loop import train
+from odelt_eqx.training.progress import Progress
+from tests.conftest import TINY_RUN
+
+
+class PowerCut(Exception):
+    """The machine goes off."""
+
+
+def cut_power_after(step, monkeypatch):
+    """Let training die once `step` is done."""
+
+    class Dying(Progress):
+        def advance(self, count=1):
+            super().advance(count)
+            if self._done == step:
+                raise PowerCut
+
+    monkeypatch.setattr(loop, "Progress", Dying)
+
+
+def test_a_resumed_run_ends_with_the_same_bits(tiny_run, tmp_path, monkeypatch):
+    run = tmp_path / "cut"
+    with monkeypatch.context() as patch:
+        cut_power_after(5, patch)
+        with pytest.raises(PowerCut):
+            train(TINY_RUN, run)
+    assert sorted(p.name for p in (run / "checkpoints").iterdir() if p.is_dir()) == ["3"]
+    train(TINY_RUN, run, resume=True)
+    for ours, theirs in zip(
+        jax.tree.leaves(odelt.load(run)), jax.tree.leaves(odelt.load(tiny_run)), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+    lines, expected = (
+        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (run, tiny_run)
+    )
+    timeless = lambda rows: [
+        {k: v for k, v in row.items() if k != "examples_per_second"} for row in rows
+    ]
+    assert timeless(lines) == timeless(expected)
+
+
+def test_a_run_is_read_back_with_its_config(tiny_run):
+    model = odelt.load(tiny_run)
+    assert model.config == TINY_RUN.model
+    assert load_config(tiny_run / "config.json") == TINY_RUN
+
+
+def test_metrics_hold_the_losses_the_rate_and_the_speed(tiny_run):
+    rows = [json.loads(line) for line in (tiny_run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == [2, 4, 6]
+    assert [row["step"] for row in rows if "held_out_loss" in row] == [3, 6]
+    assert {"grad_norm", "learning_rate", "examples_per_second"} <= rows[0].keys()
+
+
+def test_an_existing_run_is_never_touched_unasked(tiny_run):
+    with pytest.raises(odelt.InputError, match="exists; use --resume to go on with it"):
+        train(TINY_RUN, tiny_run)
+
+
+def test_only_a_run_is_ever_deleted(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(odelt.InputError, match="is not a run folder"):
+        train(TINY_RUN, tmp_path, overwrite=True)
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_there_must_be_something_to_resume(tiny_run, tmp_path):
+    with pytest.raises(odelt.InputError, match=r"is not a run folder: it has no config\.json"):
+        train(TINY_RUN, tmp_path, resume=True)
+    shutil.copy(tiny_run / "config.json", tmp_path)
+    with pytest.raises(odelt.InputError, match="has no checkpoint to resume"):
+        train(TINY_RUN, tmp_path, resume=True)
+    with pytest.raises(odelt.InputError, match="has no checkpoint yet"):
+        odelt.load(tmp_path)
+
+
+def test_a_run_is_resumed_with_its_own_config_only(tiny_run):
+    other = dataclasses.replace(TINY_RUN, steps=7)
+    with pytest.raises(odelt.InputError, match=r"another config: steps is 7, was 6$"):
+        train(other, tiny_run, resume=True)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [FlowMatching(0.2), Shortcut(8, 1.5), LengthConsistency(FlowMatching(times="grid"), 4)],
+    ids=str,
+)
+def test_a_config_survives_its_file(tmp_path, objective):
+    config = dataclasses.replace(preset("digits"), objective=objective)
+    save_config(config, tmp_path / "config.json")
+    assert load_config(tmp_path / "config.json") == config
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda text: text[:100], lambda text: text.replace('"steps"', '"stepz"')]
+)
+def test_a_damaged_config_is_one_line(tmp_path, damage):
+    path = tmp_path / "config.json"
+    save_config(preset("digits"), path)
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(odelt.InputError, match=r"config\.json is not a config of this version"):
+        load_config(path)
+
+
+def test_an_unknown_preset_suggests_the_nearest():
+    with pytest.raises(odelt.InputError, match="no preset is called 'digit'; did you mean digits"):
+        preset("digit")

@@ -1,0 +1,71 @@
+"""The step: optimiser, schedule, average, and a loss that falls."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from odelt_eqx.config import OptimizerConfig
+from odelt_eqx.objective import FlowMatching, LengthConsistency, Shortcut, Teacher
+from odelt_eqx.training.optimizer import learning_rate, make_optimizer
+from odelt_eqx.training.step import held_out_loss, init_state, make_train_step, squared_error
+from tests.conftest import TINY
+
+IMAGES = jnp.tile(jnp.linspace(-1, 1, 8)[:, None, None], (16, 1, 8, 1))
+LABELS = jnp.arange(16) % 10
+
+
+def test_the_rate_rises_stays_and_falls():
+    rate = learning_rate(OptimizerConfig(learning_rate=1e-3, warmup=2), steps=100)
+    cosine = lambda k: 0.5e-3 * (1 + np.cos(np.pi * k / 10))
+    expected = {0: 0, 1: 5e-4, 2: 1e-3, 50: 1e-3, 90: 1e-3, 95: cosine(5), 99: cosine(9), 100: 0}
+    for step, value in expected.items():
+        assert float(rate(step)) == pytest.approx(value, abs=1e-9)
+
+
+def test_a_step_is_adamw_on_the_mean_squared_error_and_moves_the_average():
+    objective = LengthConsistency(Shortcut(), every=8)
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2, warmup=0), 100)
+    key = jax.random.key(1)
+    state = init_state(TINY, optimizer, jax.random.key(0))
+    before = jax.tree.map(jnp.copy, state.model)
+    draws = objective.draw(jax.random.split(key)[0], 16, TINY)
+    targets = objective.targets(draws, IMAGES, LABELS, Teacher(before))
+    loss, gradient = jax.value_and_grad(lambda m: jnp.mean(squared_error(m, targets)))(before)
+    updates, _ = optimizer.update(gradient, optimizer.init(before), before)
+
+    after, metrics = make_train_step(objective, optimizer, ema=0.9)(state, IMAGES, LABELS, key)
+    assert float(metrics["loss"]) == pytest.approx(float(loss), rel=1e-5)
+    assert int(after.step) == 1
+    for old, update, new, mean in zip(
+        *map(jax.tree.leaves, (before, updates, after.model, after.ema)), strict=True
+    ):
+        np.testing.assert_allclose(new, old + update, atol=2e-5)
+        np.testing.assert_allclose(mean, 0.9 * old + 0.1 * new, atol=1e-6)
+
+
+@pytest.mark.parametrize("objective", [FlowMatching(), LengthConsistency(Shortcut())], ids=str)
+def test_training_learns_and_the_held_out_loss_sees_it(objective):
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=3e-3, warmup=5), 200)
+    config = dataclasses.replace(TINY, dropout=0.1)
+    state = init_state(config, optimizer, jax.random.key(0))
+    train_step = make_train_step(objective, optimizer, ema=0.95)
+    held_out = lambda: float(held_out_loss(state, objective, IMAGES, LABELS, jax.random.key(9)))
+    before = held_out()
+    for step in range(60):
+        key = jax.random.fold_in(jax.random.key(1), step)
+        state, _ = train_step(state, IMAGES, LABELS, key)
+    assert held_out() < 0.7 * before
+
+
+def test_the_same_key_gives_the_same_step():
+    optimizer = make_optimizer(OptimizerConfig(), 100)
+    train_step = make_train_step(Shortcut(), optimizer, ema=0.9)
+
+    def loss(key):
+        state = init_state(TINY, optimizer, jax.random.key(0))
+        return float(train_step(state, IMAGES, LABELS, jax.random.key(key))[1]["loss"])
+
+    assert loss(1) == loss(1) != loss(2)
