@@ -7,7 +7,7 @@ from odelt_eqx.errors import InputError, SolveError
 
 
 def main(run: Callable[[], None]) -> None:
-    """Run a script; a mistake of its user becomes one line and exit status 2, without a traceback."""
+    """Run a script; a mistake of its user becomes one line and exit status 2, no traceback."""
     try:
         run()
     except (InputError, SolveError) as error:

@@ -104,8 +104,9 @@ def digits() -> TrainConfig:
             depth_min=2,
             depth_group=2,
             num_classes=10,
+            denoise_timesteps=32,
         ),
-        optimizer=OptimizerConfig(learning_rate=1e-3, warmup=100),
+        optimizer=OptimizerConfig(learning_rate=2e-3, warmup=100, weight_decay=0.01, ema=0.99),
         steps=3600,
         batch_size=64,
         save_every=1200,
@@ -151,8 +152,8 @@ def load_config(path: Path) -> TrainConfig:
     """
     try:
         return _converter().structure(json.loads(path.read_text()), TrainConfig)
-    except (json.JSONDecodeError, cattrs.BaseValidationError, KeyError) as error:
-        problems = "; ".join(cattrs.transform_error(error)) if isinstance(
-            error, cattrs.BaseValidationError
-        ) else str(error)
-        raise InputError(f"{path} is not a config of this version: {problems}") from None
+    except json.JSONDecodeError as error:
+        problem = str(error)
+    except cattrs.BaseValidationError as error:
+        problem = "; ".join(cattrs.transform_error(error))
+    raise InputError(f"{path} is not a config of this version: {problem}")

@@ -5,9 +5,9 @@ from typing import Literal, NamedTuple
 
 import diffrax
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from odelt_eqx.errors import InputError, SolveError
@@ -59,7 +59,7 @@ def sample(
         InputError: a shape, a label, the depth or a plan does not fit the model.
         SolveError: an adaptive plan ran out of steps.
     """
-    return _sample(model, noise, labels, time, length, depth, guidance).ys[-1]
+    return _final(_sample(model, noise, labels, time, length, depth, guidance))
 
 
 def sample_with_stats(
@@ -76,7 +76,7 @@ def sample_with_stats(
     solution = _sample(model, noise, labels, time, length, depth, guidance)
     steps = int(solution.stats["num_steps"])
     halves = 1 if guidance in (0, 1) else 2
-    return solution.ys[-1], SampleStats(steps, halves * time.evaluations(steps))
+    return _final(solution), SampleStats(steps, halves * time.evaluations(steps))
 
 
 def _sample(
@@ -92,7 +92,7 @@ def _sample(
     config = model.config
     _check(config, noise, labels)
     depth = config.depth if isinstance(depth, str) else depth
-    if not isinstance(depth, jax.core.Tracer):
+    if not isinstance(depth, Tracer):
         config.check_depth(None if depth is None else np.asarray(depth))
     weight = guidance if guidance in (0, 1) else jnp.asarray(guidance, jnp.float32)
     length = traced(length) if isinstance(length, Adaptive) else length
@@ -104,7 +104,7 @@ def _sample(
         raise
     if isinstance(time, Adaptive):
         failed = solution.result != diffrax.RESULTS.successful
-        if isinstance(failed, jax.core.Tracer):
+        if isinstance(failed, Tracer):
             return eqx.error_if(solution, failed, time.failure("time"))
         if failed:
             raise SolveError(time.failure("time"))
@@ -132,6 +132,11 @@ def _solve(
     )
 
 
+def _final(solution: diffrax.Solution) -> Array:
+    """Return the state at t = 1."""
+    return solution.ys[-1]  # pyright: ignore[reportOptionalSubscript]
+
+
 def _check(config: DiTConfig, noise: Array, labels: Array) -> None:
     if noise.ndim != 4 or noise.shape[1:] != config.image_shape:
         height, width, channels = config.image_shape
@@ -140,7 +145,7 @@ def _check(config: DiTConfig, noise: Array, labels: Array) -> None:
         )
     if labels.shape != noise.shape[:1]:
         raise InputError(f"labels must have shape {noise.shape[:1]}; got {labels.shape}")
-    if isinstance(labels, jax.core.Tracer):
+    if isinstance(labels, Tracer):
         return
     wrong = [label for label in np.asarray(labels).tolist() if not 0 <= label <= config.null_label]
     if wrong:

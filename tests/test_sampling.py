@@ -33,9 +33,7 @@ def test_steps_and_tolerances_and_guidance_compile_nothing_new(model):
     ],
 )
 def test_evaluations_are_counted(model, time, guidance, evaluations):
-    _, stats = odelt.sample_with_stats(
-        model, NOISE, LABELS, time=time, depth=2, guidance=guidance
-    )
+    _, stats = odelt.sample_with_stats(model, NOISE, LABELS, time=time, depth=2, guidance=guidance)
     assert stats == odelt.SampleStats(3, evaluations)
 
 
@@ -76,5 +74,5 @@ def test_what_does_not_fit_the_model_is_refused(model, change, message):
 @pytest.mark.parametrize("axis", ["time", "length"])
 def test_a_solve_that_runs_out_of_steps_says_on_which_axis(model, axis):
     plan = {axis: odelt.Adaptive(1e-8, 1e-8, "heun", max_steps=4)}
-    with pytest.raises(odelt.SolveError, match=f"^the {axis} axis needed more than 4 steps of heun"):
+    with pytest.raises(odelt.SolveError, match=f"^the {axis} axis needed more than 4 steps"):
         odelt.sample(model, NOISE, LABELS, **plan)

@@ -60,9 +60,10 @@ def digits(split: Split) -> ArraySource:
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
-    bunch = load_digits()
-    images = (bunch.images[..., None] / 8 - 1).astype(np.float32)
-    labels = bunch.target.astype(np.int32)
-    parts = train_test_split(images, labels, test_size=0.2, stratify=labels, random_state=0)
-    chosen = 0 if split == "train" else 1
-    return ArraySource(parts[chosen], parts[2 + chosen])
+    pixels, classes = load_digits(return_X_y=True)
+    images = (pixels.reshape(-1, 8, 8, 1) / 8 - 1).astype(np.float32)
+    labels = classes.astype(np.int32)
+    every = np.arange(len(labels))
+    train, held_out = train_test_split(every, test_size=0.2, stratify=labels, random_state=0)
+    chosen = train if split == "train" else held_out
+    return ArraySource(images[chosen], labels[chosen])

@@ -1,0 +1,1 @@
+"""Quality, cost, and what they look like: the map over time steps and depth."""

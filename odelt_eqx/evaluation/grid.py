@@ -114,7 +114,7 @@ def _generate(
         made, stats = sample_with_stats(
             model,
             *inputs,
-            time=FixedSteps(steps),
+            time=FixedSteps(steps=steps),
             length=config.length,
             depth=depth,
             guidance=config.guidance,

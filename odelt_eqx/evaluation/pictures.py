@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
-import matplotlib as mpl
 import numpy as np
 from jaxtyping import Array, Float, Int
+from matplotlib import colormaps, image as matplotlib_image
 from matplotlib.figure import Figure
 
 from odelt_eqx.evaluation.grid import Cell
@@ -38,7 +38,7 @@ def save_tiles(
     zoom = max(1, 512 // (columns * images.shape[2]))
     figure_pixels = np.kron(sheet, np.ones((zoom, zoom, 1)))
     with replacing(path) as beside:
-        mpl.image.imsave(beside, _rgb(figure_pixels))
+        matplotlib_image.imsave(beside, _rgb(figure_pixels))
 
 
 def save_depth_grid(
@@ -65,7 +65,9 @@ def save_depth_grid(
         guidance: classifier-free guidance weight.
     """
     depths = model.config.depths
-    figure = Figure(figsize=(9, 0.1 + len(steps) * (0.5 + 0.85 * len(depths))), layout="constrained")
+    figure = Figure(
+        figsize=(9, 0.1 + len(steps) * (0.5 + 0.85 * len(depths))), layout="constrained"
+    )
     axes = figure.subplots(len(steps), 1, squeeze=False)[:, 0]
     for panel, count in zip(axes, steps, strict=True):
         rows = [
@@ -74,7 +76,7 @@ def save_depth_grid(
                     model,
                     noise,
                     jnp.asarray(labels),
-                    time=FixedSteps(count),
+                    time=FixedSteps(steps=count),
                     length=length,
                     depth=depth,
                     guidance=guidance,
@@ -102,7 +104,7 @@ def save_map(cells: Sequence[Cell], real: Quality, path: Path) -> None:
     figure = Figure(figsize=(10, 7), layout="constrained")
     panels = figure.subplots(2, 2, sharey="row", sharex="col")
     depths = sorted({cell.depth for cell in cells})
-    colours = mpl.colormaps["viridis"](np.linspace(0.1, 0.85, len(depths)))
+    colours = colormaps["viridis"](np.linspace(0.1, 0.85, len(depths)))
     for depth, colour in zip(depths, colours, strict=True):
         row = [cell for cell in cells if cell.depth == depth]
         for column, cost in enumerate(("steps", "milliseconds")):
@@ -114,9 +116,13 @@ def save_map(cells: Sequence[Cell], real: Quality, path: Path) -> None:
         panels[0, column].axhline(100 * real.accuracy, color="grey", ls="--", label="real digits")
         panels[1, column].axhline(real.frechet, color="grey", ls="--", label="real digits")
         panels[1, column].set(xlabel=label, xscale="log", yscale="log")
-    panels[0, 0].set_ylabel("shows the class asked for (%)")
+    steps = sorted({cell.steps for cell in cells})
+    panels[1, 0].set_xticks(steps, map(str, steps))
+    panels[1, 0].minorticks_off()
+    worst = min(cell.quality.accuracy for cell in cells)
+    panels[0, 0].set(ylim=(max(0, 100 * worst - 10), 101), ylabel="shows the class asked for (%)")
     panels[1, 0].set_ylabel("Fréchet distance in pixels")
-    panels[0, 0].legend()
+    panels[0, 0].legend(loc="lower right")
     for panel in panels.flat:
         panel.grid(alpha=0.3)
     with replacing(path) as beside:

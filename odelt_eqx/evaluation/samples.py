@@ -34,7 +34,7 @@ class SampleConfig:
     labels: tuple[int, ...] = ()
     count: int = 100
     seed: int = 0
-    time: FixedSteps | Adaptive = dataclasses.field(default_factory=lambda: FixedSteps(16))
+    time: FixedSteps | Adaptive = dataclasses.field(default_factory=lambda: FixedSteps(steps=16))
     length: FixedSteps | Adaptive = dataclasses.field(default_factory=FixedSteps)
     depth: int | Literal["full", "plain"] = "full"
     guidance: float = 1.0

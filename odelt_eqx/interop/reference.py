@@ -1,15 +1,18 @@
 """The parameter tree of the published Flax code, as ours."""
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
 from odelt_eqx.nn.block import DiTBlock
 from odelt_eqx.nn.dit import DiT, DiTConfig
+
+Slot = tuple[tuple[str, ...], Any]
+"""What the reference calls a parameter, in one piece or several, and ours."""
 
 Weights = Mapping[str, np.ndarray]
 """Arrays by slashed Flax name, for example "DiTBlock_0/Dense_0/kernel"."""
@@ -36,7 +39,7 @@ def dit_from_reference(weights: Weights, config: DiTConfig) -> DiT:
     return jax.tree.map(lambda slot: arrays[id(slot)], template)
 
 
-def _slots(model: DiT) -> Iterator[tuple[tuple[str, ...], Array]]:
+def _slots(model: DiT) -> Iterator[Slot]:
     """Yield each parameter with the names of what the reference calls it."""
     yield from _linear(model.patch_embedding, "PatchEmbed_0/Conv_0")
     for index, scalar in enumerate((model.time_embedding, model.step_embedding)):
@@ -50,7 +53,7 @@ def _slots(model: DiT) -> Iterator[tuple[tuple[str, ...], Array]]:
     yield from _linear(model.final.out, "FinalLayer_0/Dense_1")
 
 
-def _block(block: DiTBlock, name: str) -> Iterator[tuple[tuple[str, ...], Array]]:
+def _block(block: DiTBlock, name: str) -> Iterator[Slot]:
     yield from _linear(block.modulation, f"{name}/Dense_0")
     # The reference makes the key before the query.
     query, key, value = (f"{name}/Dense_{i}" for i in (2, 1, 3))
@@ -60,7 +63,7 @@ def _block(block: DiTBlock, name: str) -> Iterator[tuple[tuple[str, ...], Array]
     yield from _linear(block.mlp.out, f"{name}/MlpBlock_0/Dense_1")
 
 
-def _linear(layer: eqx.nn.Linear, *names: str) -> Iterator[tuple[tuple[str, ...], Array]]:
+def _linear(layer: eqx.nn.Linear, *names: str) -> Iterator[Slot]:
     yield tuple(f"{name}/kernel" for name in names), layer.weight
     yield tuple(f"{name}/bias" for name in names), layer.bias
 

@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Key
 
 from odelt_eqx.errors import InputError
@@ -136,7 +137,7 @@ class DiT(eqx.Module):
     step_embedding: ScalarEmbedding
     label_embedding: eqx.nn.Embedding
     length_embedding: eqx.nn.Embedding
-    groups: tuple[ODEBlock, ...]
+    groups: tuple[ODEBlock[DiTBlock], ...]
     final: FinalLayer
     config: DiTConfig = eqx.field(static=True)
 
@@ -181,8 +182,8 @@ class DiT(eqx.Module):
         Args:
             t: time, 0 noise and 1 data, one for all or one per example.
             x: states, (batch, height, width, channels).
-            step_index: the step that the velocity is for, `2 ** -step_index` of [0, 1]; the config's
-                `flow_index` asks for the flow field. One for all or one per example.
+            step_index: the velocity is for a step of `2 ** -step_index`; the config's `flow_index`
+                asks for the flow field. One for all or one per example.
             labels: classes, one per example; the config's `null_label` for none.
             depth: blocks to run, one of the config's `depths`. An int: for all. A NumPy array, one
                 per example and known while tracing: each example leaves at its own depth. A JAX
@@ -210,7 +211,7 @@ class DiT(eqx.Module):
             tokens = self._plain(tokens, condition, key)
         else:
             depth = self._checked(depth)
-            rows = jnp.broadcast_to(self.length_embedding.weight[jnp.asarray(depth)], condition.shape)
+            rows = self.length_embedding.weight[jnp.asarray(depth)]
             full = self.groups[: config.depth // config.depth_group]
             count = depth // config.depth_group
             tokens = integrate_length(full, tokens, condition + rows, count, length, key)
@@ -228,7 +229,7 @@ class DiT(eqx.Module):
 
     def _checked(self, depth: int | np.ndarray | Array) -> int | np.ndarray | Array:
         """Return `depth` if the network has it."""
-        if isinstance(depth, jax.core.Tracer):
+        if isinstance(depth, Tracer):
             known = jnp.isin(depth, jnp.asarray(self.config.depths))
             return eqx.error_if(depth, ~known, f"depth must be one of {self.config.depths}")
         self.config.check_depth(np.asarray(depth))

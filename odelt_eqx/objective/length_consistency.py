@@ -70,7 +70,7 @@ class LengthConsistency(Objective):
         labels: Int[Array, " batch"],
         teacher: Teacher,
     ) -> Targets:
-        """Return the wrapped objective's targets, the last ones replaced by the teacher's velocity."""
+        """Return the wrapped objective's targets, the last ones replaced by the teacher's."""
         base = self.objective.targets(draws.objective, images, labels, teacher)
         n = len(draws.teacher)
         velocity = teacher(

@@ -48,7 +48,7 @@ class Shortcut(Objective):
         class_dropout: share of the flow-matching examples that lose their label.
     """
 
-    every: int = 4
+    every: int = 8
     guidance: float = 1.0
     class_dropout: float = 0.1
 

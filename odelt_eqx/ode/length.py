@@ -1,6 +1,7 @@
 """The inner ODE: a stack of blocks integrated over the network's own length."""
 
 from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
 
 import diffrax
 import equinox as eqx
@@ -14,11 +15,13 @@ from odelt_eqx.ode.plan import Adaptive, Plan
 Block = Callable[..., Float[Array, "tokens width"]]
 """`block(tokens, condition, key=None) -> tokens`, for one example."""
 
+AnyBlock = TypeVar("AnyBlock", bound=Block)
+
 State = tuple[Float[Array, "*batch tokens width"], Float[Array, "*batch tokens width"]]
 """`(h, u)`: the hidden tokens, and what they have accumulated so far."""
 
 
-class ODEBlock(eqx.Module):
+class ODEBlock(eqx.Module, Generic[AnyBlock]):
     r"""A group of `g` blocks as the vector field of one unit of length.
 
     With `p_0 = h` and `p_{j+1} = B_j(p_j, c)`:
@@ -30,12 +33,12 @@ class ODEBlock(eqx.Module):
     and the next begins, so the solve of one group never crosses an edge.
     """
 
-    blocks: tuple[Block, ...]
+    blocks: tuple[AnyBlock, ...]
 
     def field(
         self, length: Float[Array, ""], state: State, args: tuple[Array, Key[Array, ""] | None]
     ) -> State:
-        """Return `(dh/dl, du/dl)` for one example; a dropout key gives the same masks everywhere."""
+        """Return `(dh/dl, du/dl)` for one example; the dropout masks are the same everywhere."""
         del length
         (h, _), (condition, key) = state, args
         keys = [None] * len(self.blocks) if key is None else jax.random.split(key, len(self.blocks))
@@ -66,8 +69,9 @@ class ODEBlock(eqx.Module):
         Raises:
             RuntimeError: an adaptive plan ran out of steps.
         """
+        term = diffrax.ODETerm(self.field)  # pyright: ignore[reportArgumentType]
         solution = diffrax.diffeqsolve(
-            diffrax.ODETerm(self.field),
+            term,
             t0=0.0,
             t1=1.0,
             y0=state,
@@ -129,16 +133,14 @@ def _integrate_leaving(
     plan: Plan,
     keys: Key[Array, " batch"] | None,
 ) -> Float[Array, "batch tokens width"]:
-    """Sort the batch by depth, deepest first, and cut off the examples that are done at each edge."""
+    """Sort the batch, deepest first, and cut off the examples that are done at each edge."""
     order = np.argsort(-count, kind="stable")
     state, condition, keys = jax.tree.map(lambda x: x[order], (state, condition, keys))
     finished = []
     for k, group in enumerate(groups):
         staying = int(np.sum(count > k))
         finished.append(state[1][staying:])
-        state, condition, keys = jax.tree.map(
-            lambda x, n=staying: x[:n], (state, condition, keys)
-        )
+        state, condition, keys = jax.tree.map(lambda x, n=staying: x[:n], (state, condition, keys))
         if staying == 0:
             break
         state = _advance(group, k, state, condition, keys, plan)
@@ -157,6 +159,7 @@ def _advance(
     """Integrate one group for every example of the batch."""
 
     def one(state: State, condition: Array, key: Key[Array, ""] | None) -> State:
-        return group(state, condition, plan, None if key is None else jax.random.fold_in(key, index))
+        key = None if key is None else jax.random.fold_in(key, index)
+        return group(state, condition, plan, key)
 
     return jax.vmap(one)(state, condition, keys)

@@ -61,7 +61,7 @@ class Plan(eqx.Module):
 
     @abc.abstractmethod
     def arguments(self) -> dict[str, Any]:
-        """Return the keyword arguments of `diffrax.diffeqsolve` that carry out this plan on [0, 1]."""
+        """Return the keyword arguments of `diffrax.diffeqsolve` for this plan on [0, 1]."""
 
     @abc.abstractmethod
     def step_index(self, flow_index: int) -> int | Int[Array, ""]:

@@ -46,7 +46,8 @@ def guided_velocity(
             any other number, and every array, runs both halves in one batch.
     """
     if isinstance(guidance, int | float) and guidance in (0, 1):
-        return velocity(t, x, step_index, labels if guidance == 1 else jnp.full_like(labels, null_label))
+        labels = labels if guidance == 1 else jnp.full_like(labels, null_label)
+        return velocity(t, x, step_index, labels)
     both = jnp.concatenate([labels, jnp.full_like(labels, null_label)])
     twice = lambda a: jnp.concatenate([a, a])
     v_label, v_null = jnp.split(velocity(twice(t), twice(x), twice(step_index), both), 2)
@@ -85,6 +86,5 @@ def integrate_time(
         times = jnp.broadcast_to(jnp.asarray(t, jnp.float32), batch)
         return guided_velocity(velocity, times, x, step_index, labels, null_label, guidance)
 
-    return diffrax.diffeqsolve(
-        diffrax.ODETerm(field), t0=0.0, t1=1.0, y0=x, throw=False, **plan.arguments()
-    )
+    term = diffrax.ODETerm(field)  # pyright: ignore[reportArgumentType]
+    return diffrax.diffeqsolve(term, t0=0.0, t1=1.0, y0=x, throw=False, **plan.arguments())

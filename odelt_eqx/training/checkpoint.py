@@ -81,10 +81,10 @@ class Checkpoints:
                 data=grain.checkpoint.CheckpointRestore(stream),
             ),
         )
-        opt_state, step = _from_paths(optimizer, found.optimizer)
+        opt_state, step = _from_paths(optimizer, found["optimizer"])
         return TrainState(
-            model=_from_paths(state.model, found.model),
-            ema=_from_paths(state.ema, found.ema),
+            model=_from_paths(state.model, found["model"]),
+            ema=_from_paths(state.ema, found["ema"]),
             opt_state=opt_state,
             step=step,
         )
@@ -92,7 +92,7 @@ class Checkpoints:
     def restore_ema(self, template: DiT) -> DiT:
         """Return the averaged weights of the newest checkpoint in the form of `template`."""
         args = ocp.args.Composite(ema=_restore_args(template))
-        return _from_paths(template, self._manager.restore(self.latest, args=args).ema)
+        return _from_paths(template, self._manager.restore(self.latest, args=args)["ema"])
 
 
 def load(run: str | Path) -> DiT:

@@ -1,11 +1,13 @@
 """A training run from its config to its last checkpoint."""
 
 import shutil
+import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import jax
-
+import numpy as np
 
 from odelt_eqx.config import TrainConfig, save_config, to_dict
 from odelt_eqx.data import digits, stream
@@ -39,45 +41,67 @@ def train(
             to resume, or the config differs from the one that is resumed.
     """
     _prepare(config, run, resume, overwrite)
+    if dead := config.model.dead_blocks:
+        note = (
+            f"the last {dead} of {config.model.depth} blocks belong to no full group and never run"
+        )
+        print(f"note: {note}", file=sys.stderr)
     init_key, train_key, held_out_key = jax.random.split(jax.random.key(config.seed), 3)
     optimizer = make_optimizer(config.optimizer, config.steps)
     rate = learning_rate(config.optimizer, config.steps)
     state = init_state(config.model, optimizer, init_key)
     train_step = make_train_step(config.objective, optimizer, config.optimizer.ema)
     batches = stream(digits("train"), config.batch_size, config.seed)
-    held_out = next(stream(digits("held-out"), config.batch_size, config.seed))
+    held_out = _held_out_batch(config.seed)
 
-    with Checkpoints(run) as checkpoints:
-        if resume:
-            state = checkpoints.restore(state, batches)
+    with ExitStack() as stack:
+        checkpoints = stack.enter_context(Checkpoints(run))
+        state = checkpoints.restore(state, batches) if resume else state
         done = int(state.step)
-        with (
-            MetricsLog(run, done) as log,
-            Progress("train", config.steps, done) as progress,
-        ):
-            since, examples = time.monotonic(), 0
-            for step in range(done + 1, config.steps + 1):
-                batch = next(batches)
-                key = jax.random.fold_in(train_key, step)
-                state, metrics = train_step(state, batch["image"], batch["label"], key)
-                examples += config.batch_size
-                progress.advance()
-                if step % config.log_every == 0 or step == config.steps:
-                    figures = {name: float(value) for name, value in metrics.items()}
-                    now = time.monotonic()
-                    figures["learning_rate"] = float(rate(step - 1))
-                    figures["examples_per_second"] = examples / (now - since)
-                    since, examples = now, 0
-                    log.write(step, **figures)
-                    progress.show(loss=figures["loss"])
-                if step % config.eval_every == 0 or step == config.steps:
-                    loss = held_out_loss(
-                        state, config.objective, held_out["image"], held_out["label"], held_out_key
-                    )
-                    log.write(step, held_out_loss=float(loss))
-                if step % config.save_every == 0 or step == config.steps:
-                    checkpoints.save(state, batches, config)
+        log = stack.enter_context(MetricsLog(run, done))
+        progress = stack.enter_context(Progress("train", config.steps, done))
+        clock = _Clock(done)
+        for step in range(done + 1, config.steps + 1):
+            batch = next(batches)
+            key = jax.random.fold_in(train_key, step)
+            state, metrics = train_step(state, batch["image"], batch["label"], key)
+            progress.advance()
+            last = step == config.steps
+            if step % config.log_every == 0 or last:
+                figures = {name: float(value) for name, value in metrics.items()}
+                progress.show(loss=figures["loss"])
+                log.write(
+                    step,
+                    **figures,
+                    learning_rate=float(np.asarray(rate(step - 1))),
+                    examples_per_second=config.batch_size * clock.rate(step),
+                )
+            if step % config.eval_every == 0 or last:
+                loss = held_out_loss(state, config.objective, *held_out, held_out_key)
+                log.write(step, held_out_loss=float(loss))
+            if step % config.save_every == 0 or last:
+                checkpoints.save(state, batches, config)
     return state
+
+
+class _Clock:
+    """Tells how many steps were done a second since it was last asked."""
+
+    def __init__(self, step: int):
+        self._step, self._time = step, time.monotonic()
+
+    def rate(self, step: int) -> float:
+        now = time.monotonic()
+        rate = (step - self._step) / (now - self._time)
+        self._step, self._time = step, now
+        return rate
+
+
+def _held_out_batch(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return up to 512 held-out images and their labels, the same for the same seed."""
+    source = digits("held-out")
+    batch = next(stream(source, min(len(source), 512), seed))
+    return batch["image"], batch["label"]
 
 
 def _prepare(config: TrainConfig, run: Path, resume: bool, overwrite: bool) -> None:
@@ -88,7 +112,9 @@ def _prepare(config: TrainConfig, run: Path, resume: bool, overwrite: bool) -> N
         _check_same(config, run)
         with Checkpoints(run) as checkpoints:
             if checkpoints.latest is None:
-                raise InputError(f"{run} has no checkpoint to resume; use --overwrite to start again")
+                raise InputError(
+                    f"{run} has no checkpoint to resume; use --overwrite to start again"
+                )
         return
     if run.exists() and (not run.is_dir() or any(run.iterdir())):
         if not overwrite:

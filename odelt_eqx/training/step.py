@@ -40,7 +40,7 @@ def init_state(
     return TrainState(
         model=model,
         ema=jax.tree.map(jnp.copy, model),
-        opt_state=optimizer.init(model),
+        opt_state=optimizer.init(eqx.filter(model, eqx.is_array)),
         step=jnp.zeros((), jnp.int32),
     )
 
@@ -95,7 +95,8 @@ def make_train_step(
             return jnp.mean(squared_error(model, targets, key))
 
         value, gradient = loss(state.model)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.model)
+        weights = eqx.filter(state.model, eqx.is_array)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, weights)
         model = eqx.apply_updates(state.model, updates)
         average = jax.tree.map(lambda old, new: ema * old + (1 - ema) * new, state.ema, model)
         metrics = {"loss": value, "grad_norm": optax.global_norm(gradient)}

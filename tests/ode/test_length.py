@@ -63,9 +63,7 @@ def propagate(matrices: np.ndarray, tokens: np.ndarray, one_unit: Callable) -> l
     after = [u]
     for first, second in matrices:
         last = first @ second
-        field = np.block(
-            [[first + last - np.eye(WIDTH), last], [np.zeros((WIDTH, 2 * WIDTH))]]
-        )
+        field = np.block([[first + last - np.eye(WIDTH), last], [np.zeros((WIDTH, 2 * WIDTH))]])
         h, u = np.split(np.concatenate([h, u], axis=-1) @ one_unit(field), 2, axis=-1)
         after.append(u)
     return after
@@ -81,9 +79,7 @@ def solve(groups, tokens, count, plan):
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_one_euler_step_a_group_is_the_published_matrix_expression(
-    groups, matrices, tokens, count
-):
+def test_one_euler_step_a_group_is_the_published_matrix_expression(groups, matrices, tokens, count):
     expected = propagate(matrices, tokens, euler)[count]
     np.testing.assert_allclose(solve(groups, tokens, count, odelt.FixedSteps()), expected, 1e-12)
 

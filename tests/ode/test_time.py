@@ -31,9 +31,7 @@ def test_every_plan_reaches_the_exact_map_of_a_gaussian(plan):
     labels = jnp.array([1, 2, 3, 1, 2, 3])
     solution = integrate_time(gaussian, noise, labels, plan, flow_index=7, null_label=0)
     assert solution.result == diffrax.RESULTS.successful
-    np.testing.assert_allclose(
-        solution.ys[-1], MEAN * labels[:, None] + SPREAD * noise, atol=2e-3
-    )
+    np.testing.assert_allclose(solution.ys[-1], MEAN * labels[:, None] + SPREAD * noise, atol=2e-3)
 
 
 @pytest.mark.parametrize(("plan", "index"), [(odelt.FixedSteps(5), 2), (odelt.Adaptive(), 7)])

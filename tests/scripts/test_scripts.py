@@ -70,7 +70,9 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("words", "message"), MISTAKES, ids=lambda v: v if isinstance(v, str) else "")
+@pytest.mark.parametrize(
+    ("words", "message"), MISTAKES, ids=lambda v: v if isinstance(v, str) else ""
+)
 def test_a_mistake_is_one_line_and_a_status(command, tiny_run, words, message):
     status, _, errors = command(*(tiny_run if word == "RUN" else word for word in words))
     assert status == 2

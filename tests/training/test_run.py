@@ -17,7 +17,7 @@ from odelt_eqx.training.progress import Progress
 from tests.conftest import TINY_RUN
 
 
-class PowerCut(Exception):
+class PowerCutError(Exception):
     """The machine goes off."""
 
 
@@ -28,7 +28,7 @@ def cut_power_after(step, monkeypatch):
         def advance(self, count=1):
             super().advance(count)
             if self._done == step:
-                raise PowerCut
+                raise PowerCutError
 
     monkeypatch.setattr(loop, "Progress", Dying)
 
@@ -37,7 +37,7 @@ def test_a_resumed_run_ends_with_the_same_bits(tiny_run, tmp_path, monkeypatch):
     run = tmp_path / "cut"
     with monkeypatch.context() as patch:
         cut_power_after(5, patch)
-        with pytest.raises(PowerCut):
+        with pytest.raises(PowerCutError):
             train(TINY_RUN, run)
     assert sorted(p.name for p in (run / "checkpoints").iterdir() if p.is_dir()) == ["3"]
     train(TINY_RUN, run, resume=True)
