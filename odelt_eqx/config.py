@@ -5,11 +5,12 @@ import difflib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import cattrs
 from cattrs.strategies import configure_tagged_union
 
+from odelt_eqx.data import DataName
 from odelt_eqx.errors import InputError
 from odelt_eqx.nn.dit import DiTConfig
 from odelt_eqx.objective import FlowMatching, LengthConsistency, Shortcut
@@ -67,7 +68,7 @@ class TrainConfig:
     model: DiTConfig
     objective: LengthConsistency | Shortcut | FlowMatching = LengthConsistency()
     optimizer: OptimizerConfig = OptimizerConfig()
-    data: Literal["digits"] = "digits"
+    data: DataName = "digits"
     steps: int = 100_000
     batch_size: int = 256
     seed: int = 0

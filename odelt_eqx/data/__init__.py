@@ -1,4 +1,10 @@
 """Sources of images and the pipeline that feeds training."""
 
 from odelt_eqx.data.pipeline import stream as stream
-from odelt_eqx.data.source import ArraySource as ArraySource, Source as Source, digits as digits
+from odelt_eqx.data.source import (
+    SOURCES as SOURCES,
+    ArraySource as ArraySource,
+    DataName as DataName,
+    Source as Source,
+    digits as digits,
+)

@@ -1,10 +1,12 @@
 """Where images come from: sources that any index can be read from."""
 
+from collections.abc import Callable
 from typing import Literal, Protocol, SupportsIndex, TypedDict, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
 
+DataName = Literal["digits"]
 Split = Literal["train", "held-out"]
 
 
@@ -40,6 +42,16 @@ class ArraySource:
         self.images = images
         self.labels = labels
 
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Shape of one image, (height, width, channels)."""
+        return self.images.shape[1:]
+
+    @property
+    def num_classes(self) -> int:
+        """One more than the largest class."""
+        return int(self.labels.max()) + 1
+
     def __len__(self) -> int:
         """Return the number of examples."""
         return len(self.labels)
@@ -67,3 +79,7 @@ def digits(split: Split) -> ArraySource:
     train, held_out = train_test_split(every, test_size=0.2, stratify=labels, random_state=0)
     chosen = train if split == "train" else held_out
     return ArraySource(images[chosen], labels[chosen])
+
+
+SOURCES: dict[DataName, Callable[[Split], ArraySource]] = {"digits": digits}
+"""The data sets that a config can name."""

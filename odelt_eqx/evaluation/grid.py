@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from odelt_eqx.errors import InputError
 from odelt_eqx.evaluation.quality import Judge, Quality
 from odelt_eqx.nn.dit import DiT
-from odelt_eqx.ode.plan import FixedSteps, Plan
+from odelt_eqx.ode.plan import Adaptive, FixedSteps
 from odelt_eqx.sampling import sample_with_stats
 
 
@@ -36,7 +36,7 @@ class GridConfig:
     count: int = 1000
     batch_size: int = 250
     guidance: float = 1.0
-    length: Plan = dataclasses.field(default_factory=FixedSteps)
+    length: FixedSteps | Adaptive = dataclasses.field(default_factory=FixedSteps)
     seed: int = 0
 
     def __post_init__(self) -> None:

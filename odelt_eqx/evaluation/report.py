@@ -9,12 +9,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from odelt_eqx.data import ArraySource, digits
+from odelt_eqx.data import SOURCES, ArraySource
 from odelt_eqx.evaluation.grid import Cell, GridConfig, draw_noise, measure
 from odelt_eqx.evaluation.pictures import save_depth_grid, save_map
 from odelt_eqx.evaluation.quality import FEATURES, Judge, Quality
 from odelt_eqx.files import replacing
-from odelt_eqx.training.checkpoint import load
+from odelt_eqx.training.checkpoint import load, run_config
 from odelt_eqx.training.progress import Progress
 
 
@@ -45,7 +45,8 @@ def evaluate(run: Path, config: GridConfig) -> list[Path]:
     model = load(run)
     for depth in config.depths:
         model.config.check_depth(depth)
-    train, held_out = digits("train"), digits("held-out")
+    source = SOURCES[run_config(run).data]
+    train, held_out = source("train"), source("held-out")
     judge = Judge(train, held_out)
     noise, labels = draw_noise(model, config)
     bounds = _bounds(judge, train, held_out, np.asarray(noise), labels)

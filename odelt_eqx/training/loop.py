@@ -7,17 +7,25 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from odelt_eqx.config import TrainConfig, save_config, to_dict
-from odelt_eqx.data import digits, stream
+from odelt_eqx.data import SOURCES, ArraySource, stream
 from odelt_eqx.errors import InputError
 from odelt_eqx.files import replacing
 from odelt_eqx.training.checkpoint import CONFIG, Checkpoints, run_config
 from odelt_eqx.training.metrics import MetricsLog
 from odelt_eqx.training.optimizer import learning_rate, make_optimizer
 from odelt_eqx.training.progress import Progress
-from odelt_eqx.training.step import TrainState, held_out_loss, init_state, make_train_step
+from odelt_eqx.training.step import (
+    Images,
+    Labels,
+    TrainState,
+    held_out_loss,
+    init_state,
+    make_train_step,
+)
 
 
 def train(
@@ -40,19 +48,18 @@ def train(
         InputError: `run` exists and neither `resume` nor `overwrite` is given, or there is nothing
             to resume, or the config differs from the one that is resumed.
     """
+    data, unseen = (SOURCES[config.data](split) for split in ("train", "held-out"))
+    _check_fits(config, data)
     _prepare(config, run, resume, overwrite)
     if dead := config.model.dead_blocks:
-        note = (
-            f"the last {dead} of {config.model.depth} blocks belong to no full group and never run"
-        )
-        print(f"note: {note}", file=sys.stderr)
+        print(f"note: the last {dead} blocks belong to no full group: not run", file=sys.stderr)
     init_key, train_key, held_out_key = jax.random.split(jax.random.key(config.seed), 3)
     optimizer = make_optimizer(config.optimizer, config.steps)
     rate = learning_rate(config.optimizer, config.steps)
     state = init_state(config.model, optimizer, init_key)
     train_step = make_train_step(config.objective, optimizer, config.optimizer.ema)
-    batches = stream(digits("train"), config.batch_size, config.seed)
-    held_out = _held_out_batch(config.seed)
+    batches = stream(data, config.batch_size, config.seed)
+    held_out = _held_out_batch(unseen, config.seed)
 
     with ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(run))
@@ -97,11 +104,23 @@ class _Clock:
         return rate
 
 
-def _held_out_batch(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return up to 512 held-out images and their labels, the same for the same seed."""
-    source = digits("held-out")
+def _check_fits(config: TrainConfig, data: ArraySource) -> None:
+    """Raise an InputError if the network has another input or fewer classes than the data."""
+    if config.model.image_shape != data.image_shape:
+        raise InputError(
+            f"the network takes images of shape {config.model.image_shape}, {config.data} has "
+            f"{data.image_shape}; set model.image_size and model.channels to it"
+        )
+    if config.model.num_classes < data.num_classes:
+        raise InputError(
+            f"model.num_classes is {config.model.num_classes}, {config.data} has {data.num_classes}"
+        )
+
+
+def _held_out_batch(source: ArraySource, seed: int) -> tuple[Images, Labels]:
+    """Return up to 512 images and their labels, the same for the same seed."""
     batch = next(stream(source, min(len(source), 512), seed))
-    return batch["image"], batch["label"]
+    return jnp.asarray(batch["image"]), jnp.asarray(batch["label"])
 
 
 def _prepare(config: TrainConfig, run: Path, resume: bool, overwrite: bool) -> None:

@@ -51,6 +51,8 @@ MISTAKES = [
     (("train.py", "digits", "--run", "RUN"), "exists; use --resume to go on with it"),
     (("train.py", "--steps", "0"), "steps must be at least 1; got 0"),
     (("train.py", "--model.depth-min", "1"), "depth_min must lie between"),
+    (("train.py", "--model.image-size", "16"), "the network takes images of shape (16, 16, 1)"),
+    (("train.py", "--model.num-classes", "5"), "model.num_classes is 5, digits has 10"),
     (("sample.py", "nowhere"), "nowhere is not a run folder"),
     (("evaluate.py", "nowhere"), "nowhere is not a run folder"),
     (("evaluate.py", "RUN", "--depths", "5"), "depth must be one of 2, 4 (in blocks); got 5"),
