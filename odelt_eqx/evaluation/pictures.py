@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from matplotlib import colormaps, image as matplotlib_image
 from matplotlib.figure import Figure
+from matplotlib.ticker import StrMethodFormatter
 
 from odelt_eqx.evaluation.grid import Cell
 from odelt_eqx.evaluation.quality import Quality
@@ -65,9 +66,8 @@ def save_depth_grid(
         guidance: classifier-free guidance weight.
     """
     depths = model.config.depths
-    figure = Figure(
-        figsize=(9, 0.1 + len(steps) * (0.5 + 0.85 * len(depths))), layout="constrained"
-    )
+    height = len(steps) * (0.45 + 0.6 * len(depths))
+    figure = Figure(figsize=(6.8, height), layout="constrained")
     axes = figure.subplots(len(steps), 1, squeeze=False)[:, 0]
     for panel, count in zip(axes, steps, strict=True):
         rows = [
@@ -101,7 +101,7 @@ def save_depth_grid(
 
 def save_map(cells: Sequence[Cell], real: Quality, path: Path) -> None:
     """Write the map as curves: quality against time steps and latency, one colour a depth."""
-    figure = Figure(figsize=(10, 7), layout="constrained")
+    figure = Figure(figsize=(8.5, 6), layout="constrained")
     panels = figure.subplots(2, 2, sharey="row", sharex="col")
     depths = sorted({cell.depth for cell in cells})
     colours = colormaps["viridis"](np.linspace(0.1, 0.85, len(depths)))
@@ -115,13 +115,14 @@ def save_map(cells: Sequence[Cell], real: Quality, path: Path) -> None:
     for column, label in enumerate(("time steps", "milliseconds per picture")):
         panels[0, column].axhline(100 * real.accuracy, color="grey", ls="--", label="real digits")
         panels[1, column].axhline(real.frechet, color="grey", ls="--", label="real digits")
-        panels[1, column].set(xlabel=label, xscale="log", yscale="log")
+        panels[1, column].set(xlabel=label, xscale="log")
+        panels[1, column].xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     steps = sorted({cell.steps for cell in cells})
     panels[1, 0].set_xticks(steps, map(str, steps))
     panels[1, 0].minorticks_off()
     worst = min(cell.quality.accuracy for cell in cells)
     panels[0, 0].set(ylim=(max(0, 100 * worst - 10), 101), ylabel="shows the class asked for (%)")
-    panels[1, 0].set_ylabel("Fréchet distance in pixels")
+    panels[1, 0].set(ylim=(0, None), ylabel="Fréchet distance in pixels")
     panels[0, 0].legend(loc="lower right")
     for panel in panels.flat:
         panel.grid(alpha=0.3)

@@ -23,6 +23,7 @@ class Progress:
         )
         self._name, self._total, self._initial, self._done = name, total, done, done
         self._began = self._printed = time.monotonic()
+        self._printed_at = done
         self._figures = ""
 
     def __enter__(self) -> "Progress":
@@ -37,7 +38,7 @@ class Progress:
     ) -> None:
         """Leave the last state standing."""
         self._bar.close()
-        if not self._terminal:
+        if not self._terminal and self._printed_at != self._done:
             self._print()
 
     def show(self, **figures: float | int) -> None:
@@ -53,7 +54,7 @@ class Progress:
             self._print()
 
     def _print(self) -> None:
-        self._printed = time.monotonic()
+        self._printed, self._printed_at = time.monotonic(), self._done
         line = tqdm.format_meter(
             self._done,
             self._total,

@@ -10,7 +10,7 @@ def test_plain_lines_have_the_count_the_rate_the_time_left_and_the_figures(capfd
         bar.show(loss=0.25)
         bar.advance(3)
     lines = capfd.readouterr().err.splitlines()
-    assert len(lines) == 2
+    assert len(lines) == 1
     assert lines[0].startswith("train: 7/10 [")
     assert "loss 0.25" in lines[0]
     assert "it/s" in lines[0] or "s/it" in lines[0]
