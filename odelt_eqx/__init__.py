@@ -1,6 +1,12 @@
 """Flow and shortcut models whose cost is dialled on two axes: time steps and network depth."""
 
 from odelt_eqx.errors import InputError as InputError, SolveError as SolveError
+from odelt_eqx.interop import (
+    load_reference as load_reference,
+    load_safetensors as load_safetensors,
+    save_safetensors as save_safetensors,
+)
+from odelt_eqx.interop.truncate import truncate as truncate
 from odelt_eqx.nn import DiT as DiT, DiTConfig as DiTConfig
 from odelt_eqx.ode import Adaptive as Adaptive, FixedSteps as FixedSteps
 from odelt_eqx.sampling import (

@@ -1,13 +1,28 @@
-"""How every script ends: with its result, or with one line that says what to change."""
+"""How every script begins and ends: with a preset, and with a result or one plain line."""
 
 import sys
+import warnings
 from collections.abc import Callable
 
+from odelt_eqx.config import TrainConfig, preset
 from odelt_eqx.errors import InputError, SolveError
+
+
+def preset_of_command_line() -> tuple[str, TrainConfig, list[str]]:
+    """Return the preset that the first word names ("digits" if it names none), and the other words.
+
+    Raises:
+        InputError: there is no such preset; the nearest is suggested.
+    """
+    words = sys.argv[1:]
+    named = bool(words) and not words[0].startswith("-") and ":" not in words[0]
+    name = words.pop(0) if named else "digits"
+    return name, preset(name), words
 
 
 def main(run: Callable[[], None]) -> None:
     """Run a script; a mistake of its user becomes one line and exit status 2, no traceback."""
+    warnings.showwarning = lambda message, *_, **__: print(f"note: {message}", file=sys.stderr)
     try:
         run()
     except (InputError, SolveError) as error:

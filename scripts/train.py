@@ -1,14 +1,13 @@
 """Train a model, then draw its samples and measure its steps x depth table."""
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from odelt_eqx import cli
-from odelt_eqx.config import PRESETS, TrainConfig, preset
+from odelt_eqx.config import PRESETS, TrainConfig
 from odelt_eqx.evaluation.grid import GridConfig
 from odelt_eqx.evaluation.report import evaluate
 from odelt_eqx.training.loop import train
@@ -33,9 +32,8 @@ class Train:
 
 def run() -> None:
     """Read the command line, train, evaluate, print where the results are."""
-    words = sys.argv[1:]
-    name = words.pop(0) if words and words[0][0] != "-" and ":" not in words[0] else "digits"
-    default = Train(config=preset(name), run=Path("runs") / name)
+    name, config, words = cli.preset_of_command_line()
+    default = Train(config=config, run=Path("runs") / name)
     description = f"Train a preset ({', '.join(PRESETS)}), changed by the options, and evaluate it."
     args = tyro.cli(Train, default=default, args=words, description=description)
     train(args.config, args.run, resume=args.resume, overwrite=args.overwrite)

@@ -2,9 +2,9 @@
 
 from odelt_eqx.data.pipeline import stream as stream
 from odelt_eqx.data.source import (
-    SOURCES as SOURCES,
     ArraySource as ArraySource,
     DataName as DataName,
     Source as Source,
     digits as digits,
+    open_source as open_source,
 )

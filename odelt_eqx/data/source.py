@@ -6,7 +6,9 @@ from typing import Literal, Protocol, SupportsIndex, TypedDict, runtime_checkabl
 import numpy as np
 from jaxtyping import Float, Int
 
-DataName = Literal["digits"]
+from odelt_eqx.errors import InputError
+
+DataName = Literal["digits", "celeba-hq-latents", "imagenet-latents"]
 Split = Literal["train", "held-out"]
 
 
@@ -82,4 +84,11 @@ def digits(split: Split) -> ArraySource:
 
 
 SOURCES: dict[DataName, Callable[[Split], ArraySource]] = {"digits": digits}
-"""The data sets that a config can name."""
+"""The data sets that can be read."""
+
+
+def open_source(name: DataName, split: Split) -> ArraySource:
+    """Return a split of the data set called `name`; an InputError if it cannot be read yet."""
+    if name not in SOURCES:
+        raise InputError(f"the data {name!r} cannot be read yet; there is {', '.join(SOURCES)}")
+    return SOURCES[name](split)

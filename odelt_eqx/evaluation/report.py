@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from odelt_eqx.data import SOURCES, ArraySource
+from odelt_eqx.data import ArraySource, open_source
 from odelt_eqx.evaluation.grid import Cell, GridConfig, draw_noise, measure
 from odelt_eqx.evaluation.pictures import save_depth_grid, save_map
 from odelt_eqx.evaluation.quality import FEATURES, Judge, Quality
@@ -45,8 +45,8 @@ def evaluate(run: Path, config: GridConfig) -> list[Path]:
     model = load(run)
     for depth in config.depths:
         model.config.check_depth(depth)
-    source = SOURCES[run_config(run).data]
-    train, held_out = source("train"), source("held-out")
+    name = run_config(run).data
+    train, held_out = open_source(name, "train"), open_source(name, "held-out")
     judge = Judge(train, held_out)
     noise, labels = draw_noise(model, config)
     bounds = _bounds(judge, train, held_out, np.asarray(noise), labels)

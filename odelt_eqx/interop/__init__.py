@@ -1,3 +1,11 @@
-"""Weights from elsewhere."""
+"""Weights from elsewhere and for elsewhere; no file is ever trusted."""
 
-from odelt_eqx.interop.reference import dit_from_reference as dit_from_reference
+from odelt_eqx.interop.reference import (
+    dit_from_reference as dit_from_reference,
+    load_reference as load_reference,
+    read_reference as read_reference,
+)
+from odelt_eqx.interop.safetensors import (
+    load_safetensors as load_safetensors,
+    save_safetensors as save_safetensors,
+)

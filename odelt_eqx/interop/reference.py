@@ -1,15 +1,20 @@
-"""The parameter tree of the published Flax code, as ours."""
+"""Checkpoints of the published Flax code (gudovskiy/odelt, kvfrans/shortcut-models), as ours."""
 
+import warnings
 from collections.abc import Iterator, Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from odelt_eqx.errors import InputError
+from odelt_eqx.interop.unpickle import unpickle
 from odelt_eqx.nn.block import DiTBlock
 from odelt_eqx.nn.dit import DiT, DiTConfig
+from odelt_eqx.nn.layers import embedding
 
 Slot = tuple[tuple[str, ...], Any]
 """What the reference calls a parameter, in one piece or several, and ours."""
@@ -17,26 +22,106 @@ Slot = tuple[tuple[str, ...], Any]
 Weights = Mapping[str, np.ndarray]
 """Arrays by slashed Flax name, for example "DiTBlock_0/Dense_0/kernel"."""
 
+LENGTH_TABLE = "BlockEmbedder_0/Embed_0/embedding"
+UNUSED = {"Embed_0/embedding"}
+"""The reference's table of log-variances, which nothing in either network reads."""
+
+
+def load_reference(
+    path: str | Path,
+    config: DiTConfig,
+    weights: Literal["params_ema", "params"] = "params_ema",
+) -> DiT:
+    """Return the network of a reference checkpoint; nothing in the file is executed.
+
+    Both layouts are read, with and without the outer `train_state`. A checkpoint without a length
+    table (of shortcut-models, or of a plain DiT) gets a fresh one, and a warning says so.
+
+    Args:
+        path: the pickle.
+        config: the shape of the network in it.
+        weights: the averaged weights, or those that were trained.
+
+    Raises:
+        InputError: the file cannot be read, or its parameters are not those of `config`: the
+            message lists what is missing, left over or of another shape, by the reference's names.
+
+    Differs from the reference: it copies `params` over the average when it loads.
+    """
+    flat = read_reference(Path(path))
+    if weights not in flat:
+        raise InputError(f"{path} holds no {weights}; it has {', '.join(sorted(flat))}")
+    if LENGTH_TABLE not in flat[weights]:
+        warnings.warn(f"{path} has no length table: a fresh one is drawn", stacklevel=2)
+    return dit_from_reference(flat[weights], config)
+
+
+def read_reference(path: Path) -> dict[str, Weights]:
+    """Return the weights in a reference checkpoint: `params`, and `params_ema` if it has them."""
+    content = unpickle(path)
+    if isinstance(content, dict):
+        content = content.get("train_state", content)
+    names = ("params", "params_ema")
+    if not isinstance(content, dict) or not isinstance(content.get("params"), dict):
+        raise InputError(f"{path} is no checkpoint of the reference: it holds no params")
+    return {name: _flatten(content[name]) for name in names if isinstance(content.get(name), dict)}
+
 
 def dit_from_reference(weights: Weights, config: DiTConfig) -> DiT:
     """Return the `DiT` that computes what the reference computes with `weights`.
 
     Args:
-        weights: the reference's parameters by slashed name.
+        weights: the reference's parameters by slashed name; without the length table, a fresh one
+            is drawn.
         config: the shape of the network they belong to.
 
     Raises:
-        KeyError: a parameter is missing.
-        ValueError: a parameter has another shape than the network's.
+        InputError: parameters are missing, left over or of another shape; all are listed.
     """
     template = eqx.filter_eval_shape(DiT, config, key=jax.random.key(0))
-    arrays = {}
-    for names, slot in _slots(template):
+    if LENGTH_TABLE not in weights:
+        fresh = embedding(config.depth + 1, config.hidden_size, jax.random.key(0))
+        weights = {**weights, LENGTH_TABLE: np.asarray(fresh.weight)}
+    slots = list(_slots(template))
+    _check_names({name for names, _ in slots for name in names}, set(weights))
+    arrays, wrong = {}, []
+    for names, slot in slots:
         array = _assemble(names, weights)
-        if array.shape != slot.shape:
-            raise ValueError(f"{' and '.join(names)} must make {slot.shape}; got {array.shape}")
-        arrays[id(slot)] = jnp.asarray(array, slot.dtype)
+        if array is None or array.shape != slot.shape:
+            wrong.append(" + ".join(f"{name} {weights[name].shape}" for name in names))
+        else:
+            arrays[id(slot)] = jnp.asarray(array, slot.dtype)
+    if wrong:
+        raise InputError(f"parameters of another shape than the config's: {_listed(wrong)}")
     return jax.tree.map(lambda slot: arrays[id(slot)], template)
+
+
+def _check_names(wanted: set[str], found: set[str]) -> None:
+    missing, extra = wanted - found, found - wanted - UNUSED
+    problems = [
+        f"{what}: {_listed(sorted(names))}"
+        for what, names in (("missing", missing), ("left over", extra))
+        if names
+    ]
+    if problems:
+        raise InputError(f"the checkpoint is not of this config; {'; '.join(problems)}")
+
+
+def _listed(names: list[str], most: int = 8) -> str:
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
+    flat: dict[str, np.ndarray] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{name}/")
+        elif isinstance(value, np.ndarray):
+            flat[f"{prefix}{name}"] = value
+        else:
+            raise InputError(f"{prefix}{name} is no array but {value!r}"[:200])
+    return flat
 
 
 def _slots(model: DiT) -> Iterator[Slot]:
@@ -46,7 +131,7 @@ def _slots(model: DiT) -> Iterator[Slot]:
         yield from _linear(scalar.hidden, f"TimestepEmbedder_{index}/Dense_0")
         yield from _linear(scalar.out, f"TimestepEmbedder_{index}/Dense_1")
     yield ("LabelEmbedder_0/Embed_0/embedding",), model.label_embedding.weight
-    yield ("BlockEmbedder_0/Embed_0/embedding",), model.length_embedding.weight
+    yield (LENGTH_TABLE,), model.length_embedding.weight
     for index, block in enumerate(model.blocks):
         yield from _block(block, f"DiTBlock_{index}")
     yield from _linear(model.final.modulation, "FinalLayer_0/Dense_0")
@@ -68,9 +153,13 @@ def _linear(layer: eqx.nn.Linear, *names: str) -> Iterator[Slot]:
     yield tuple(f"{name}/bias" for name in names), layer.bias
 
 
-def _assemble(names: tuple[str, ...], weights: Weights) -> np.ndarray:
+def _assemble(names: tuple[str, ...], weights: Weights) -> np.ndarray | None:
     """Join what the reference keeps apart, a kernel (..., in, out) as a weight (out, in)."""
     parts = [weights[name] for name in names]
     if names[0].endswith("/kernel"):
+        if any(part.ndim < 2 for part in parts):
+            return None
         parts = [part.reshape(-1, part.shape[-1]).T for part in parts]
-    return np.concatenate(parts)
+    if len({(part.ndim, *part.shape[1:]) for part in parts}) > 1:
+        return None
+    return np.concatenate(parts) if parts[0].ndim else None

@@ -29,7 +29,7 @@ class Targets(eqx.Module):
     step_index: Int[Array, " batch"]
     labels: Int[Array, " batch"]
     velocity: Float[Array, "batch height width channels"]
-    depth: int | Int[np.ndarray, " batch"] | None
+    depth: int | Int[np.ndarray, " batch"] | Int[Array, " batch"] | None
 
 
 class Teacher(eqx.Module):
@@ -48,7 +48,7 @@ class Teacher(eqx.Module):
         x: Float[Array, "batch height width channels"],
         step_index: Int[Array, " batch"],
         labels: Int[Array, " batch"],
-        depth: int | Int[np.ndarray, " batch"] | None = None,
+        depth: int | Int[np.ndarray, " batch"] | Int[Array, " batch"] | None = None,
     ) -> Float[Array, "batch height width channels"]:
         """Return the velocity at `depth`, by default at full depth."""
         depth = self.config.depth if depth is None else depth

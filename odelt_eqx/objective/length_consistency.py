@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
@@ -24,8 +25,8 @@ class LengthDraws(eqx.Module):
     """
 
     objective: Any
-    student: Int[np.ndarray, " batch"]
-    teacher: Int[np.ndarray, " last"]
+    student: Int[np.ndarray, " batch"] | Int[Array, " batch"]
+    teacher: Int[np.ndarray, " last"] | Int[Array, " last"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,15 +39,18 @@ class LengthConsistency(Objective):
     Depths are stratified: they are dealt out in turn, so each gets an equal share of the batch and
     all pairs of student and teacher occur alike. Examples come in random order, so the draw is as
     random as before; and since it is known while tracing, no block runs for an example that is
-    done. Differs from the reference: it draws every depth independently and runs all blocks masked.
+    done. Differs from the reference, unless `as_published`: it draws every depth independently and
+    runs all blocks, masked.
 
     Args:
         objective: what is trained.
         every: one example in `every` learns from the teacher's velocity.
+        as_published: draw depths as the reference does, at its cost.
     """
 
     objective: FlowMatching | Shortcut = Shortcut()
     every: int = 8
+    as_published: bool = False
 
     @property
     def trains_steps(self) -> bool:
@@ -57,11 +61,14 @@ class LengthConsistency(Objective):
         """Draw for the wrapped objective and deal out the depths, the deepest first."""
         depths = np.array(config.depths[::-1])
         last = share(batch_size, self.every)
-        return LengthDraws(
-            objective=self.objective.draw(key, batch_size, config),
-            student=depths[np.arange(batch_size) % len(depths)],
-            teacher=depths[np.arange(last) // len(depths) % len(depths)],
-        )
+        if self.as_published:
+            key, student_key, teacher_key = jax.random.split(key, 3)
+            student = jax.random.choice(student_key, depths, (batch_size,))
+            teacher = jax.random.choice(teacher_key, depths, (last,))
+        else:
+            student = depths[np.arange(batch_size) % len(depths)]
+            teacher = depths[np.arange(last) // len(depths) % len(depths)]
+        return LengthDraws(self.objective.draw(key, batch_size, config), student, teacher)
 
     def targets(
         self,

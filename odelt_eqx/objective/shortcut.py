@@ -38,19 +38,23 @@ class Shortcut(Objective):
     of such steps: `v_1 = v(t, x_t)`, `v_2 = v(t + h, x_t + h v_1)`, both for steps of `h`, and
     the target is `(v_1 + v_2) / 2`. Source: arXiv 2410.12557.
 
-    Differs from the reference: noise for the two parts comes from different keys; each image is
-    used once; a guided shortcut follows the guided velocity at both half steps and is the only
-    target its input has.
+    Differs from the reference, unless `as_published`: noise for the two parts comes from different
+    keys; each image is used once (there the last `1 / every` are not used at all); a guided
+    shortcut follows the guided velocity at both half steps and is its input's only target (there
+    half of them aim at the velocity without guidance, from the same input under the same label,
+    and the guided ones mix in a state that was not guided).
 
     Args:
         every: one example in `every` is a time shortcut.
-        guidance: weight of the guidance that shortcuts learn; 1 for none.
+        guidance: weight of the guidance that shortcuts learn; 1 for none; 0 trains without labels.
         class_dropout: share of the flow-matching examples that lose their label.
+        as_published: make the targets of the reference, faults included.
     """
 
     every: int = 8
     guidance: float = 1.0
     class_dropout: float = 0.1
+    as_published: bool = False
 
     @property
     def trains_steps(self) -> bool:
@@ -65,11 +69,16 @@ class Shortcut(Objective):
         """Draw for the shortcuts and for the rest, each draw from a key of its own."""
         shortcuts = share(batch_size, self.every)
         step, time, noise, flow = jax.random.split(key, 4)
+        rest = self._flow.draw(flow, batch_size - shortcuts, config)
+        if self.as_published:
+            same_key = jax.random.normal(noise, rest.noise.shape)
+            rest = dataclasses.replace(rest, noise=same_key)
+            shortcuts = shortcuts if self.guidance in (0, 1) else shortcuts // 2
         return ShortcutDraws(
             step_index=jax.random.randint(step, (shortcuts,), 0, config.flow_index),
             time=jax.random.uniform(time, (shortcuts,)),
             noise=jax.random.normal(noise, (shortcuts, *config.image_shape)),
-            flow=self._flow.draw(flow, batch_size - shortcuts, config),
+            flow=rest,
         )
 
     def targets(
@@ -80,9 +89,15 @@ class Shortcut(Objective):
         teacher: Teacher,
     ) -> Targets:
         """Return shortcut targets for the first examples and flow targets for the others."""
-        n = len(draws.step_index)
-        shortcut = self._shortcuts(draws, images[:n], labels[:n], teacher)
-        flow = self._flow.targets(draws.flow, images[n:], labels[n:], teacher)
+        if self.guidance == 0:
+            labels = jnp.full_like(labels, teacher.config.null_label)
+        n, rest = len(draws.step_index), len(draws.flow.time)
+        make = self._shortcuts
+        if self.as_published and self.guidance not in (0, 1):
+            make = self._published_guided_shortcuts
+        shortcut = make(draws, images[:n], labels[:n], teacher)
+        others = slice(None, rest) if self.as_published else slice(n, None)
+        flow = self._flow.targets(draws.flow, images[others], labels[others], teacher)
         joined = jax.tree.map(
             lambda a, b: jnp.concatenate([a, b]),
             eqx.filter(shortcut, eqx.is_array),
@@ -97,16 +112,12 @@ class Shortcut(Objective):
         labels: Int[Array, " shortcuts"],
         teacher: Teacher,
     ) -> Targets:
-        config = teacher.config
-        steps = 2.0**draws.step_index
-        t = jnp.floor(steps * draws.time) / steps
-        half = 0.5 / steps
-        x_t = interpolate(t, draws.noise, images)
+        t, half, x_t = self._start(draws, images)
 
         def velocity(t: Array, x: Array) -> Array:
-            return guided_velocity(
-                teacher, t, x, draws.step_index + 1, labels, config.null_label, self.guidance
-            )
+            null = teacher.config.null_label
+            index = draws.step_index + 1
+            return guided_velocity(teacher, t, x, index, labels, null, self.guidance)
 
         first = velocity(t, x_t)
         second = velocity(t + half, x_t + half[:, None, None, None] * first)
@@ -116,8 +127,44 @@ class Shortcut(Objective):
             step_index=draws.step_index,
             labels=labels,
             velocity=(first + second) / 2,
-            depth=config.depth,
+            depth=teacher.config.depth,
         )
+
+    def _published_guided_shortcuts(
+        self,
+        draws: ShortcutDraws,
+        images: Float[Array, "shortcuts height width channels"],
+        labels: Int[Array, " shortcuts"],
+        teacher: Teacher,
+    ) -> Targets:
+        """Return each input twice under one label: with its labelled and with its guided target."""
+        twice = lambda a: jnp.concatenate([a, a])
+        t, half, x_t = map(twice, self._start(draws, images))
+        index = twice(draws.step_index)
+        asked = jnp.concatenate([labels, jnp.full_like(labels, teacher.config.null_label)])
+
+        def velocity(t: Array, x: Array) -> Array:
+            labelled, null = jnp.split(teacher(t, x, index + 1, asked), 2)
+            return jnp.concatenate([labelled, null + self.guidance * (labelled - null)])
+
+        first = velocity(t, x_t)
+        second = velocity(t + half, x_t + half[:, None, None, None] * first)
+        return Targets(
+            x_t=x_t,
+            t=t,
+            step_index=index,
+            labels=twice(labels),
+            velocity=(first + second) / 2,
+            depth=teacher.config.depth,
+        )
+
+    def _start(
+        self, draws: ShortcutDraws, images: Float[Array, "shortcuts height width channels"]
+    ) -> tuple[Array, Array, Array]:
+        """Return times on the grid of each example's step, half of that step, and the states."""
+        steps = 2.0**draws.step_index
+        t = jnp.floor(steps * draws.time) / steps
+        return t, 0.5 / steps, interpolate(t, draws.noise, images)
 
 
 def share(batch_size: int, every: int) -> int:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import equinox as eqx
 import grain
@@ -15,6 +15,7 @@ from odelt_eqx.nn.dit import DiT
 from odelt_eqx.training.step import TrainState
 
 Tree = TypeVar("Tree")
+Weights = Literal["model", "ema"]
 
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
@@ -69,6 +70,23 @@ class Checkpoints:
             ),
         )
 
+    def save_weights(self, model: DiT, ema: DiT, config: TrainConfig) -> None:
+        """Write weights alone, as step 0 of a run that can be sampled and built upon."""
+        self._manager.save(
+            0,
+            args=ocp.args.Composite(
+                model=ocp.args.StandardSave(_by_path(model)),
+                ema=ocp.args.StandardSave(_by_path(ema)),
+                config=ocp.args.JsonSave(to_dict(config)),
+            ),
+        )
+
+    @property
+    def can_resume(self) -> bool:
+        """Whether the newest checkpoint has all that training needs to go on."""
+        folder = self._manager.directory / str(self.latest)
+        return all((folder / item).exists() for item in ("optimizer", "data"))
+
     def restore(self, state: TrainState, stream: grain.DatasetIterator) -> TrainState:
         """Return the newest checkpoint in the form of `state`, and move `stream` to its place."""
         optimizer = (state.opt_state, state.step)
@@ -89,17 +107,18 @@ class Checkpoints:
             step=step,
         )
 
-    def restore_ema(self, template: DiT) -> DiT:
-        """Return the averaged weights of the newest checkpoint in the form of `template`."""
-        args = ocp.args.Composite(ema=_restore_args(template))
-        return _from_paths(template, self._manager.restore(self.latest, args=args)["ema"])
+    def restore_weights(self, item: Weights, template: DiT) -> DiT:
+        """Return the trained or the averaged weights of the newest checkpoint."""
+        args = ocp.args.Composite(**{item: _restore_args(template)})
+        return _from_paths(template, self._manager.restore(self.latest, args=args)[item])
 
 
-def load(run: str | Path) -> DiT:
-    """Return the averaged weights of a run folder's newest checkpoint, config included.
+def load(run: str | Path, weights: Weights = "ema") -> DiT:
+    """Return the network of a run folder's newest checkpoint, config included.
 
     Args:
         run: a folder that training wrote.
+        weights: the averaged weights, "ema", or those that were trained, "model".
 
     Raises:
         InputError: the folder is no run, or has no checkpoint yet.
@@ -109,7 +128,7 @@ def load(run: str | Path) -> DiT:
     with Checkpoints(Path(run)) as checkpoints:
         if checkpoints.latest is None:
             raise InputError(f"{run} has no checkpoint yet")
-        return checkpoints.restore_ema(template)
+        return checkpoints.restore_weights(weights, template)
 
 
 def run_config(run: str | Path) -> TrainConfig:

@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from odelt_eqx.config import TrainConfig, save_config, to_dict
-from odelt_eqx.data import SOURCES, ArraySource, stream
+from odelt_eqx.data import ArraySource, open_source, stream
 from odelt_eqx.errors import InputError
 from odelt_eqx.files import replacing
 from odelt_eqx.training.checkpoint import CONFIG, Checkpoints, run_config
+from odelt_eqx.training.convert import init_from
 from odelt_eqx.training.metrics import MetricsLog
 from odelt_eqx.training.optimizer import learning_rate, make_optimizer
 from odelt_eqx.training.progress import Progress
@@ -48,7 +49,7 @@ def train(
         InputError: `run` exists and neither `resume` nor `overwrite` is given, or there is nothing
             to resume, or the config differs from the one that is resumed.
     """
-    data, unseen = (SOURCES[config.data](split) for split in ("train", "held-out"))
+    data, unseen = open_source(config.data, "train"), open_source(config.data, "held-out")
     _check_fits(config, data)
     _prepare(config, run, resume, overwrite)
     if dead := config.model.dead_blocks:
@@ -57,6 +58,8 @@ def train(
     optimizer = make_optimizer(config.optimizer, config.steps)
     rate = learning_rate(config.optimizer, config.steps)
     state = init_state(config.model, optimizer, init_key)
+    if config.init_from and not resume:
+        state = init_from(state, Path(config.init_from))
     train_step = make_train_step(config.objective, optimizer, config.optimizer.ema)
     batches = stream(data, config.batch_size, config.seed)
     held_out = _held_out_batch(unseen, config.seed)
@@ -130,7 +133,7 @@ def _prepare(config: TrainConfig, run: Path, resume: bool, overwrite: bool) -> N
     if resume:
         _check_same(config, run)
         with Checkpoints(run) as checkpoints:
-            if checkpoints.latest is None:
+            if checkpoints.latest is None or not checkpoints.can_resume:
                 raise InputError(
                     f"{run} has no checkpoint to resume; use --overwrite to start again"
                 )

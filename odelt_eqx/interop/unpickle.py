@@ -1,0 +1,280 @@
+"""Pickles read as data: arrays, numbers, strings and plain containers come out, nothing is run.
+
+A pickle is a program for a small machine that may name any Python object and call it. Here every
+name stands for an inert record of what was asked for; the few that describe arrays are read as the
+bytes, shape and dtype they are. So no class or function of the file is ever imported or called.
+"""
+
+import os
+import pickletools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import ml_dtypes
+import numpy as np
+
+from odelt_eqx.errors import InputError
+
+DTYPES = {
+    f"{kind}{size}": np.dtype(f"{kind}{size}")
+    for kind in "iuf"
+    for size in (1, 2, 4, 8)
+    if kind + str(size) != "f1"
+} | {"b1": np.dtype("b1")}
+"""The element types an array may have, by NumPy's short names, besides bfloat16."""
+
+
+class Inert:
+    """What a file asked for by name and was not given: a record, of which nothing can be called."""
+
+    def __init__(self, name: str, *arguments: Any):
+        """Remember the name and what it was to be made from."""
+        self.name = name
+        self.arguments = arguments
+        self.state: Any = None
+
+    def __repr__(self) -> str:
+        """Return the name."""
+        return f"<{self.name}, not loaded>"
+
+
+class DType(Inert):
+    """An element type, known by NumPy's short name."""
+
+    def resolve(self) -> np.dtype:
+        """Return the dtype, little-endian or big-endian as stored; only plain numbers are known."""
+        code = self.arguments[0] if self.arguments else None
+        if isinstance(code, Inert) and code.name == "ml_dtypes.bfloat16":
+            return np.dtype(ml_dtypes.bfloat16)
+        if not isinstance(code, str) or code not in DTYPES:
+            raise ValueError(f"an array of {code!r} is not an array of numbers")
+        order = self.state[1] if isinstance(self.state, tuple) and len(self.state) > 1 else "|"
+        if order not in ("<", ">", "=", "|"):
+            raise ValueError(f"{order!r} is no byte order")
+        return DTYPES[code].newbyteorder(order) if order in "<>" else DTYPES[code]
+
+
+class Array(Inert):
+    """An array, known by its shape, element type and bytes."""
+
+    def resolve(self) -> np.ndarray:
+        """Return the array; its bytes must fit its shape exactly."""
+        if not isinstance(self.state, tuple) or len(self.state) != 5:
+            raise ValueError("an array without its contents")
+        _, shape, dtype, fortran, data = self.state
+        if not isinstance(dtype, DType) or not isinstance(data, bytes):
+            raise ValueError("an array of objects is not an array of numbers")
+        flat = np.frombuffer(data, dtype.resolve())
+        return flat.reshape(shape, order="F" if fortran else "C")
+
+
+def _array(name: str, *arguments: Any) -> Array:
+    """Stand for `jax._src.array._reconstruct_array`, whose third argument is NumPy's state."""
+    array = Array(name)
+    if len(arguments) > 2:
+        array.state = arguments[2]
+    return array
+
+
+def _scalar(name: str, *arguments: Any) -> Array:
+    """Stand for NumPy's scalars: an element type and the bytes of one element."""
+    array = Array(name)
+    array.state = (1, (), *arguments[:1], False, *arguments[1:])
+    return array
+
+
+def _buffer(name: str, data: Any, dtype: Any, shape: Any, order: Any) -> Array:
+    """Stand for NumPy's arrays in pickles of protocol 5."""
+    array = Array(name)
+    array.state = (1, shape, dtype, order == "F", bytes(data))
+    return array
+
+
+def _latin(name: str, text: Any, encoding: Any) -> bytes:
+    """Stand for the way in which pickles of protocol 2 write bytes."""
+    if encoding != "latin1":
+        raise ValueError(f"{encoding!r} is not how bytes are written")
+    return text.encode("latin1")
+
+
+def _mapping(name: str, *arguments: Any) -> dict:
+    """Stand for mappings that are plain dictionaries to us."""
+    return dict(*arguments[:1])
+
+
+MADE: dict[str, Callable[..., Any]] = {
+    "numpy.dtype": DType,
+    "numpy.core.multiarray._reconstruct": Array,
+    "numpy._core.multiarray._reconstruct": Array,
+    "numpy.core.numeric._frombuffer": _buffer,
+    "numpy._core.numeric._frombuffer": _buffer,
+    "numpy.core.multiarray.scalar": _scalar,
+    "numpy._core.multiarray.scalar": _scalar,
+    "jax._src.array._reconstruct_array": _array,
+    "jax._src.device_array.reconstruct_device_array": _array,
+    "_codecs.encode": _latin,
+    "collections.OrderedDict": _mapping,
+    "flax.core.frozen_dict.FrozenDict": _mapping,
+}
+"""What stands for the few names that describe data; every other name is an `Inert`."""
+
+PLAIN = {
+    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+    *("STRING", "BINSTRING", "SHORT_BINSTRING"),
+    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+    *("UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
+}
+"""Instructions that put the number, string or bytes they carry on the stack."""
+
+
+class _Machine:
+    """The stack machine that a pickle is a program for, unable to call anything."""
+
+    def __init__(self) -> None:
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.memo: dict[int, Any] = {}
+
+    def step(self, name: str, argument: Any) -> None:
+        """Carry out one instruction."""
+        stack = self.stack
+        match name:
+            case "PROTO" | "FRAME" | "STOP":
+                pass
+            case "MARK":
+                self.marks.append(len(stack))
+            case "NONE" | "NEWTRUE" | "NEWFALSE":
+                stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[name])
+            case "EMPTY_TUPLE" | "EMPTY_LIST" | "EMPTY_DICT":
+                stack.append({"EMPTY_TUPLE": (), "EMPTY_LIST": [], "EMPTY_DICT": {}}[name])
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                count = int(name[-1])
+                stack[-count:] = [tuple(stack[-count:])]
+            case "TUPLE":
+                stack.append(tuple(self.since_mark()))
+            case "LIST":
+                stack.append(self.since_mark())
+            case "DICT":
+                items = self.since_mark()
+                stack.append(dict(zip(items[::2], items[1::2], strict=True)))
+            case "POP":
+                stack.pop()
+            case "POP_MARK":
+                self.since_mark()
+            case "DUP":
+                stack.append(stack[-1])
+            case "MEMOIZE":
+                self.memo[len(self.memo)] = stack[-1]
+            case "PUT" | "BINPUT" | "LONG_BINPUT":
+                self.memo[int(argument)] = stack[-1]
+            case "GET" | "BINGET" | "LONG_BINGET":
+                stack.append(self.memo[int(argument)])
+            case "APPEND" | "APPENDS" | "SETITEM" | "SETITEMS":
+                self.extend(name)
+            case "GLOBAL" | "STACK_GLOBAL" | "REDUCE" | "NEWOBJ" | "NEWOBJ_EX" | "BUILD":
+                self.make(name, argument)
+            case _ if name in PLAIN:
+                stack.append(argument)
+            case _:
+                raise ValueError(f"{name} is an instruction that no checkpoint needs")
+
+    def since_mark(self) -> list[Any]:
+        """Take what lies above the last mark off the stack."""
+        mark = self.marks.pop()
+        items = self.stack[mark:]
+        del self.stack[mark:]
+        return items
+
+    def extend(self, name: str) -> None:
+        """Add items to the list or the dictionary below them; an inert record takes none."""
+        if name in ("APPENDS", "SETITEMS"):
+            items = self.since_mark()
+        else:
+            count = 1 if name == "APPEND" else 2
+            items = self.stack[-count:]
+            del self.stack[-count:]
+        target = self.stack[-1]
+        if isinstance(target, list):
+            target.extend(items)
+        elif isinstance(target, dict):
+            target.update(zip(items[::2], items[1::2], strict=True))
+
+    def make(self, name: str, argument: Any) -> None:
+        """Record what the file names, and what it would have been made from."""
+        stack = self.stack
+        if name == "GLOBAL":
+            stack.append(Inert(argument.replace(" ", ".")))
+            return
+        if name == "NEWOBJ_EX":
+            stack.pop()  # keyword arguments, which no array has
+        last = stack.pop()
+        named = stack.pop()
+        if name == "STACK_GLOBAL":
+            stack.append(Inert(f"{named}.{last}"))
+        elif not isinstance(named, Inert):
+            raise ValueError("it calls something that has no name")
+        elif name == "BUILD":
+            named.state = last
+            stack.append(named)
+        else:
+            stack.append(MADE.get(named.name, Inert)(named.name, *last))
+
+
+class _Bounded:
+    """A file that never hands out, or makes room for, more than it holds."""
+
+    def __init__(self, file: BinaryIO, size: int):
+        self._file, self._size = file, size
+
+    def read(self, count: int) -> bytes:
+        if not 0 <= count <= self._size - self._file.tell():
+            raise EOFError("it ends too early")
+        return self._file.read(count)
+
+    def readline(self) -> bytes:
+        return self._file.readline()
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+
+def unpickle(path: Path) -> Any:
+    """Return what a pickle holds, with NumPy arrays for arrays and `Inert` for what has no meaning.
+
+    Raises:
+        InputError: there is no such file, it is larger than the memory, or it is damaged.
+    """
+    if not path.is_file():
+        raise InputError(f"there is no file {path}")
+    size, memory = path.stat().st_size, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if size > memory:
+        raise InputError(
+            f"{path} has {size / 2**30:.1f} GiB, more than the {memory / 2**30:.1f} GiB of memory"
+        )
+    try:
+        machine = _Machine()
+        with path.open("rb") as file:
+            bounded: Any = _Bounded(file, size)
+            for instruction, argument, _ in pickletools.genops(bounded):
+                machine.step(instruction.name, argument)
+        return _resolve(machine.stack.pop(), {})
+    except Exception as error:
+        problem = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{path} is damaged or no checkpoint: {problem[:200]}") from None
+
+
+def _resolve(value: Any, known: dict[int, Any], depth: int = 0) -> Any:
+    """Return plain containers with arrays in them; what is shared is resolved once."""
+    if depth > 50:
+        raise ValueError("it is nested too deeply")
+    if id(value) not in known:
+        if isinstance(value, Array):
+            known[id(value)] = value.resolve()
+        elif isinstance(value, dict):
+            known[id(value)] = {k: _resolve(v, known, depth + 1) for k, v in value.items()}
+        elif isinstance(value, list | tuple):
+            known[id(value)] = [_resolve(item, known, depth + 1) for item in value]
+        else:
+            return value
+    return known[id(value)]

@@ -1,0 +1,141 @@
+"""Checkpoints of the reference, exchanged and cut."""
+
+import dataclasses
+import json
+import pickle
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import odelt_eqx as odelt
+from odelt_eqx.config import preset
+from odelt_eqx.interop.unpickle import unpickle
+from tests.conftest import GOLDEN, TINY
+
+CHECKPOINT = GOLDEN / "small.reference.pkl"
+CONFIG = odelt.DiTConfig(**json.loads((GOLDEN / "small.json").read_text())["config"])
+
+
+@pytest.fixture(scope="module")
+def content():
+    """The recorded checkpoint as plain data."""
+    return unpickle(CHECKPOINT) | {"opt_state": None}
+
+
+def velocity(model):
+    recorded = np.load(GOLDEN / "small.forward.npz")
+    given = (jnp.asarray(recorded[k]) for k in ("t", "x", "step_index", "labels"))
+    return model(*given, depth=3), recorded["velocity/depth_3"]
+
+
+def written(tmp_path, content):
+    path = tmp_path / "checkpoint.pkl"
+    path.write_bytes(pickle.dumps(content))
+    return path
+
+
+@pytest.mark.parametrize("layout", ["odelt", "shortcut-models", "jax arrays"])
+def test_each_layout_gives_the_recorded_velocities(tmp_path, content, layout):
+    path = CHECKPOINT
+    if layout == "shortcut-models":
+        path = written(tmp_path, {"train_state": content, "_timestamp": 0.0})
+    elif layout == "jax arrays":
+        arrays = jax.tree.map(jnp.asarray, {k: content[k] for k in ("params", "params_ema")})
+        path = written(tmp_path, arrays | {"step": jnp.asarray(3)})
+    ours, reference = velocity(odelt.load_reference(path, CONFIG, weights="params"))
+    np.testing.assert_allclose(ours, reference, atol=1e-5 * np.abs(reference).max())
+
+
+def test_the_average_and_the_trained_weights_are_kept_apart(content):
+    average = odelt.load_reference(CHECKPOINT, CONFIG)
+    trained = odelt.load_reference(CHECKPOINT, CONFIG, weights="params")
+    name = "FinalLayer_0", "Dense_1", "bias"
+    for model, which in ((average, "params_ema"), (trained, "params")):
+        np.testing.assert_array_equal(
+            model.final.out.bias, content[which][name[0]][name[1]][name[2]]
+        )
+    assert not np.array_equal(average.final.out.bias, trained.final.out.bias)
+
+
+def test_a_checkpoint_without_a_length_table_gets_one_and_says_so(tmp_path, content):
+    params = {k: v for k, v in content["params"].items() if k != "BlockEmbedder_0"}
+    path = written(tmp_path, {"params": params})
+    with pytest.warns(UserWarning, match="has no length table: a fresh one is drawn"):
+        model = odelt.load_reference(path, CONFIG, weights="params")
+    assert 0.01 < float(jnp.std(model.length_embedding.weight)) < 0.03
+    with pytest.raises(odelt.InputError, match="holds no params_ema; it has params"):
+        odelt.load_reference(path, CONFIG)
+
+
+def test_what_is_missing_left_over_or_misshapen_is_listed_by_name(tmp_path, content):
+    params = dict(content["params"])
+    params["Stray_0"] = params.pop("PatchEmbed_0")
+    with pytest.raises(
+        odelt.InputError,
+        match=r"missing: PatchEmbed_0/Conv_0/bias, .*; left over: Stray_0/Conv_0/bias, ",
+    ):
+        odelt.load_reference(written(tmp_path, {"params": params}), CONFIG, weights="params")
+    other = dataclasses.replace(CONFIG, hidden_size=32)
+    with pytest.raises(odelt.InputError, match=r"of another shape .*Conv_0/kernel \(2, 2, 1, 16\)"):
+        odelt.load_reference(CHECKPOINT, other)
+
+
+def test_a_pickle_of_something_else_is_one_line(tmp_path):
+    for content in ([1, 2], {"weights": 3}, {"params": {"a": "text"}}):
+        with pytest.raises(odelt.InputError):
+            odelt.load_reference(written(tmp_path, content), CONFIG)
+
+
+def test_safetensors_there_and_back(tmp_path, model):
+    path = tmp_path / "model.safetensors"
+    odelt.save_safetensors(model, path)
+    back = odelt.load_safetensors(path)
+    assert back.config == model.config
+    for ours, theirs in zip(*map(jax.tree.leaves, (back, model)), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00" * 100, b"\xff" * 100])
+def test_a_damaged_safetensors_file_is_one_line(tmp_path, content):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(odelt.InputError, match="is no network of this package"):
+        odelt.load_safetensors(path)
+
+
+X = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
+LABELS = jnp.array([1, 2])
+
+
+def test_a_truncated_network_is_the_same_bit_for_bit_and_smaller(model):
+    short = odelt.truncate(model, 2)
+    assert (short.config.depths, len(short.blocks)) == ((2,), 2)
+    np.testing.assert_array_equal(
+        short(0.3, X, 7, LABELS, depth=2), model(0.3, X, 7, LABELS, depth=2)
+    )
+
+
+def test_blocks_that_belong_to_no_group_are_left_out():
+    config = dataclasses.replace(TINY, depth=7, depth_min=3, depth_group=2)  # as XL: a dead tail
+    whole = odelt.DiT(config, key=jax.random.key(0))
+    final = jax.random.normal(jax.random.key(1), whole.final.out.weight.shape)
+    whole = eqx.tree_at(lambda m: m.final.out.weight, whole, final)
+    for depth, blocks in ((3, 2), (5, 4), (7, 6)):
+        short = odelt.truncate(whole, depth)
+        assert len(short.blocks) == blocks
+        assert short.config.depths[-1] == blocks
+        np.testing.assert_array_equal(
+            short(0.3, X, 7, LABELS, depth=blocks), whole(0.3, X, 7, LABELS, depth=depth)
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "reference"),
+    [("celeba-b", 130_334_480), ("imagenet-b", 131_101_712), ("imagenet-xl", 676_474_256)],
+)
+def test_presets_have_the_published_sizes_without_the_unused_table(name, reference):
+    model = eqx.filter_eval_shape(odelt.DiT, preset(name).model, key=jax.random.key(0))
+    assert sum(leaf.size for leaf in jax.tree.leaves(model)) == reference - 256

@@ -1,0 +1,186 @@
+"""Pickles are data: what is harmless is read, what is not does nothing."""
+
+import builtins
+import collections
+import os
+import pickle
+import pickletools
+import struct
+import time
+
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+import odelt_eqx as odelt
+from odelt_eqx.interop.unpickle import Inert, unpickle
+from tests.conftest import GOLDEN
+
+CHECKPOINT = GOLDEN / "small.reference.pkl"
+
+
+def read(tmp_path, content: bytes):
+    path = tmp_path / "file.pkl"
+    path.write_bytes(content)
+    return unpickle(path)
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_plain_data_is_what_it_was(tmp_path, protocol):
+    data = {
+        "numbers": [1, -(2**40), 2.5, True, None],
+        "text": "é",
+        "nested": {"list": [[], {}], 3: "three"},
+        "arrays": [
+            np.arange(6, dtype=np.float32).reshape(2, 3),
+            np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+            np.arange(3, dtype=">i4"),
+            np.zeros((0, 4)),
+            np.array(3.5),
+        ],
+        "jax": jnp.arange(4.0),
+        "half": np.ones(3, ml_dtypes.bfloat16),
+        "scalar": np.float32(1.5),
+        "ordered": collections.OrderedDict(a=1),
+    }
+    read_back = read(tmp_path, pickle.dumps(data, protocol=protocol))
+    assert read_back["numbers"] == data["numbers"]
+    assert (read_back["text"], read_back["nested"]) == (data["text"], data["nested"])
+    for ours, theirs in zip(read_back["arrays"], data["arrays"], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+        assert ours.dtype == theirs.dtype
+    np.testing.assert_array_equal(read_back["jax"], np.arange(4.0))
+    np.testing.assert_array_equal(read_back["half"], data["half"])
+    assert float(read_back["scalar"]) == 1.5
+    assert read_back["ordered"] == {"a": 1}
+
+
+class Calls:
+    """Pickles as a call of `function`."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+@pytest.mark.parametrize("place", ["top", "optimiser", "array", "key", "chain"])
+def test_nothing_in_a_file_is_ever_run(tmp_path, monkeypatch, protocol, place):
+    witness = tmp_path / "executed"
+    command = f"import pathlib; pathlib.Path({str(witness)!r}).touch()"
+    attacks = [
+        Calls(os.system, f"touch {witness}"),
+        Calls(builtins.exec, command),
+        Calls(builtins.eval, f"__import__('os').system('touch {witness}')"),
+        Calls(builtins.getattr, Calls(__import__, "os"), "system"),
+    ]
+    for attack in attacks:
+        if place == "top":
+            data = attack
+        elif place == "optimiser":
+            data = {"params": {"a": np.zeros(2)}, "opt_state": [attack, {"mu": attack}]}
+        elif place == "array":
+            data = {"params": {"a": np.array([attack], dtype=object)}}
+        elif place == "key":
+            data = [(attack, 1)]
+        else:
+            data = Calls(map, attack, [Calls(builtins.print, attack)])
+        try:
+            read(tmp_path, pickle.dumps(data, protocol=protocol))
+        except odelt.InputError as error:
+            assert "\n" not in str(error)
+        assert not witness.exists()
+
+
+def test_an_unknown_class_is_an_inert_record(tmp_path):
+    found = read(tmp_path, pickle.dumps({"a": Calls(os.getcwd)}))["a"]
+    assert isinstance(found, Inert)
+    assert "getcwd" in repr(found)
+
+
+def test_the_recorded_checkpoint_keeps_its_weights_when_its_optimiser_is_hostile(tmp_path):
+    content = unpickle(CHECKPOINT)
+    content["opt_state"] = Calls(os.system, f"touch {tmp_path / 'executed'}")
+    found = read(tmp_path, pickle.dumps(content))
+    assert found["params"].keys() == content["params"].keys()
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_hundred_damaged_files_are_a_hundred_lines(tmp_path):
+    whole = CHECKPOINT.read_bytes()
+    rng = np.random.default_rng(0)
+    refused = 0
+    for index in range(100):
+        damaged = bytearray(whole[: 3000 + int(rng.integers(200_000))] if index % 2 else whole)
+        # Half the damage is among the first instructions, where it does most harm.
+        reach = len(damaged) if index % 4 else 3000
+        for place in rng.integers(0, reach, size=40):
+            damaged[place] = rng.integers(256)
+        began = time.monotonic()
+        try:
+            read(tmp_path, bytes(damaged))
+        except odelt.InputError as error:
+            refused += 1
+            assert "\n" not in str(error)
+            assert "is damaged or no checkpoint" in str(error)
+        assert time.monotonic() - began < 10
+    assert refused >= 75  # the others have their damage inside the numbers of an array
+
+
+def test_a_truncated_file_is_one_line(tmp_path):
+    with pytest.raises(odelt.InputError, match="is damaged or no checkpoint: "):
+        read(tmp_path, CHECKPOINT.read_bytes()[:100_000])
+
+
+BOMBS = {
+    "a string that claims a terabyte": b"\x80\x04\x8e" + struct.pack("<Q", 2**40) + b"x.",
+    "a bytearray that claims a terabyte": b"\x80\x05\x96" + struct.pack("<Q", 2**40) + b"x.",
+    "a frame that claims a terabyte": b"\x80\x04\x95" + struct.pack("<Q", 2**40) + b"N.",
+    "a place far out in the memo": b"\x80\x04Nr" + struct.pack("<I", 2**32 - 1) + b"0.",
+    "a list in itself": b"\x80\x04]\x94h\x00a.",
+    "a long text number": b"I" + b"9" * 10_000 + b"\n.",
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("content", BOMBS.values(), ids=BOMBS)
+def test_a_file_that_claims_too_much_is_refused_at_once(tmp_path, content):
+    began = time.monotonic()
+    with pytest.raises(odelt.InputError, match="is damaged or no checkpoint"):
+        read(tmp_path, content)
+    assert time.monotonic() - began < 2
+
+
+def test_what_is_shared_is_read_once(tmp_path):
+    nested = []
+    for _ in range(40):
+        nested = [nested, nested]  # 2^40 lists if each were read anew
+    began = time.monotonic()
+    read(tmp_path, pickle.dumps(nested))
+    assert time.monotonic() - began < 2
+
+
+def test_a_shape_that_does_not_fit_its_bytes_is_refused(tmp_path):
+    content = pickle.dumps(np.zeros(4, np.float32), protocol=4)
+    shape = next(
+        p for op, arg, p in pickletools.genops(content) if arg == 4 and op.name == "BININT1"
+    )
+    larger = content[: shape + 1] + b"\x05" + content[shape + 2 :]
+    with pytest.raises(odelt.InputError, match="is damaged or no checkpoint"):
+        read(tmp_path, larger)
+
+
+def test_a_file_larger_than_memory_is_refused_without_reading_it(tmp_path):
+    path = tmp_path / "huge.pkl"
+    with path.open("wb") as file:
+        file.truncate(2**44)
+    with pytest.raises(odelt.InputError, match=r"has 16384\.0 GiB, more than the"):
+        unpickle(path)
+
+
+def test_no_file_is_one_line(tmp_path):
+    with pytest.raises(odelt.InputError, match="there is no file"):
+        unpickle(tmp_path / "nothing.pkl")
