@@ -98,6 +98,11 @@ def _latin(name: str, text: Any, encoding: Any) -> bytes:
     return text.encode("latin1")
 
 
+def _empty(name: str) -> bytes:
+    """Stand for the way in which pickles of protocol 2 write no bytes."""
+    return b""
+
+
 def _mapping(name: str, *arguments: Any) -> dict:
     """Stand for mappings that are plain dictionaries to us."""
     return dict(*arguments[:1])
@@ -114,6 +119,7 @@ MADE: dict[str, Callable[..., Any]] = {
     "jax._src.array._reconstruct_array": _array,
     "jax._src.device_array.reconstruct_device_array": _array,
     "_codecs.encode": _latin,
+    "__builtin__.bytes": _empty,
     "collections.OrderedDict": _mapping,
     "flax.core.frozen_dict.FrozenDict": _mapping,
 }

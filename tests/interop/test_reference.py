@@ -52,11 +52,9 @@ def test_each_layout_gives_the_recorded_velocities(tmp_path, content, layout):
 def test_the_average_and_the_trained_weights_are_kept_apart(content):
     average = odelt.load_reference(CHECKPOINT, CONFIG)
     trained = odelt.load_reference(CHECKPOINT, CONFIG, weights="params")
-    name = "FinalLayer_0", "Dense_1", "bias"
     for model, which in ((average, "params_ema"), (trained, "params")):
-        np.testing.assert_array_equal(
-            model.final.out.bias, content[which][name[0]][name[1]][name[2]]
-        )
+        stored = content[which]["FinalLayer_0"]["Dense_1"]["bias"]
+        np.testing.assert_array_equal(model.final.out.bias, stored)
     assert not np.array_equal(average.final.out.bias, trained.final.out.bias)
 
 
