@@ -13,6 +13,7 @@ import pytest
 import odelt_eqx as odelt
 from odelt_eqx.config import OptimizerConfig, TrainConfig
 from odelt_eqx.interop import dit_from_reference
+from odelt_eqx.interop.reference import _assemble, _slots
 from odelt_eqx.training.loop import train
 
 jax.config.update("jax_disable_most_optimizations", True)  # the tests mostly compile
@@ -42,18 +43,34 @@ def golden_weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
     return z / np.float32(np.sqrt(np.prod(shape) / shape[-1]))
 
 
-@pytest.fixture(scope="session", params=["b", "tail"])
-def golden(request):
-    """A network with the weights that the reference was recorded with, and what it computed."""
-    spec = json.loads((GOLDEN / f"{request.param}.json").read_text())
-    weights = {
-        name: golden_weight(f"params/{name}", shape) for name, shape in spec["shapes"].items()
-    }
-    model = dit_from_reference(weights, odelt.DiTConfig(**spec["config"]))
-    recorded = {
-        kind: np.load(GOLDEN / f"{request.param}.{kind}.npz") for kind in ("forward", "sampling")
-    }
-    return model, recorded
+class Golden:
+    """What the reference computed with one network, and the network itself."""
+
+    def __init__(self, name: str):
+        spec = json.loads((GOLDEN / f"{name}.json").read_text())
+        self.name, self.shapes = name, spec["shapes"]
+        self.config = odelt.DiTConfig(**spec["config"])
+        self.model, self.ema = self.network("params"), self.network("params_ema")
+
+    def network(self, prefix: str) -> odelt.DiT:
+        weights = {n: golden_weight(f"{prefix}/{n}", shape) for n, shape in self.shapes.items()}
+        return dit_from_reference(weights, self.config)
+
+    def pairs(self, recorded, prefix: str, ours: odelt.DiT):
+        """Yield our arrays beside those that were recorded under the reference's names."""
+        names = {n: recorded[f"{prefix}/{n}"] for n in self.shapes if f"{prefix}/{n}" in recorded}
+        for parts, slot in _slots(ours):
+            if names.keys() >= set(parts):
+                yield slot, _assemble(parts, names)
+
+    def recorded(self, kind: str):
+        return np.load(GOLDEN / f"{self.name}.{kind}.npz")
+
+
+@pytest.fixture(scope="session", params=["b", "tail", "small"])
+def golden(request) -> Golden:
+    """One of the recorded networks: `tail` has dead blocks, `small` groups of one block."""
+    return Golden(request.param)
 
 
 @pytest.fixture(scope="session")

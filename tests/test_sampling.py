@@ -76,3 +76,14 @@ def test_a_solve_that_runs_out_of_steps_says_on_which_axis(model, axis):
     plan = {axis: odelt.Adaptive(1e-8, 1e-8, "heun", max_steps=4)}
     with pytest.raises(odelt.SolveError, match=f"^the {axis} axis needed more than 4 steps"):
         odelt.sample(model, NOISE, LABELS, **plan)
+
+
+def test_an_adaptive_solve_is_guided_as_a_fixed_one(model):
+    def sample(time, guidance):
+        return odelt.sample(model, NOISE, LABELS, time=time, depth=2, guidance=guidance)
+
+    fine = odelt.FixedSteps(steps=128, solver="heun")
+    for guidance in (0.0, 1.0, 1.5):
+        adaptive = sample(odelt.Adaptive(rtol=1e-5, atol=1e-5), guidance)
+        np.testing.assert_allclose(adaptive, sample(fine, guidance), atol=2e-3)
+    assert jnp.abs(sample(fine, 1.5) - sample(fine, 1.0)).max() > 0.02

@@ -51,9 +51,6 @@ def train(
     """
     data, unseen = open_source(config.data, "train"), open_source(config.data, "held-out")
     _check_fits(config, data)
-    _prepare(config, run, resume, overwrite)
-    if dead := config.model.dead_blocks:
-        print(f"note: the last {dead} blocks belong to no full group: not run", file=sys.stderr)
     init_key, train_key, held_out_key = jax.random.split(jax.random.key(config.seed), 3)
     optimizer = make_optimizer(config.optimizer, config.steps)
     rate = learning_rate(config.optimizer, config.steps)
@@ -63,6 +60,7 @@ def train(
     train_step = make_train_step(config.objective, optimizer, config.optimizer.ema)
     batches = stream(data, config.batch_size, config.seed)
     held_out = _held_out_batch(unseen, config.seed)
+    _prepare(config, run, resume, overwrite)
 
     with ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(run))
@@ -79,13 +77,10 @@ def train(
             last = step == config.steps
             if step % config.log_every == 0 or last:
                 figures = {name: float(value) for name, value in metrics.items()}
+                figures["learning_rate"] = float(np.asarray(rate(step - 1)))
+                figures["examples_per_second"] = config.batch_size * clock.rate(step)
+                log.write(step, **figures)
                 progress.show(loss=figures["loss"])
-                log.write(
-                    step,
-                    **figures,
-                    learning_rate=float(np.asarray(rate(step - 1))),
-                    examples_per_second=config.batch_size * clock.rate(step),
-                )
             if step % config.eval_every == 0 or last:
                 loss = held_out_loss(state, config.objective, *held_out, held_out_key)
                 log.write(step, held_out_loss=float(loss))
@@ -128,6 +123,8 @@ def _held_out_batch(source: ArraySource, seed: int) -> tuple[Images, Labels]:
 
 def _prepare(config: TrainConfig, run: Path, resume: bool, overwrite: bool) -> None:
     """Make the run folder, or check that the one that is there may be used."""
+    if dead := config.model.dead_blocks:
+        print(f"note: the last {dead} blocks belong to no full group: not run", file=sys.stderr)
     if resume and overwrite:
         raise InputError("resume and overwrite exclude each other; give one of them")
     if resume:

@@ -123,3 +123,12 @@ def test_a_traced_depth_the_network_has_not_is_refused(model):
 def test_a_wrong_image_shape_is_refused(model):
     with pytest.raises(odelt.InputError, match=r"images must have shape \(batch, 8, 8, 1\)"):
         model(0.5, X[:, :4], 7, LABELS, depth=2)
+
+
+def test_no_block_runs_for_an_example_that_is_done(model):
+    nan = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), model.groups[1])
+    broken = eqx.tree_at(lambda m: m.groups[1], model, nan)
+    velocity = broken(0.5, X, 7, LABELS, depth=np.array([2, 4, 2]))
+    assert jnp.isnan(velocity).any(axis=(1, 2, 3)).tolist() == [False, True, False]
+    expected = model(0.5, X, 7, LABELS, depth=2)
+    np.testing.assert_allclose(velocity[::2], expected[::2], rtol=1e-4, atol=1e-5)

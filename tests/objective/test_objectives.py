@@ -148,3 +148,48 @@ def test_depths_are_dealt_out_evenly_and_in_all_pairs():
 def test_a_share_that_is_no_example_is_refused(objective):
     with pytest.raises(odelt.InputError, match="every must lie between 1 and the batch size 8"):
         objective.draw(jax.random.key(0), 8, TINY)
+
+
+def test_one_noise_key_serves_both_parts_only_as_published():
+    for as_published in (False, True):
+        objective = Shortcut(every=2, as_published=as_published)
+        draws = objective.draw(jax.random.key(0), 8, TINY)
+        assert np.array_equal(draws.noise, draws.flow.noise) == as_published
+
+
+def test_a_guided_shortcut_has_two_targets_only_as_published(model):
+    for as_published, distinct in ((False, 4), (True, 2)):
+        objective = Shortcut(every=2, guidance=1.5, as_published=as_published)
+        draws = objective.draw(jax.random.key(0), 8, TINY)
+        targets = objective.targets(draws, IMAGES, LABELS, Teacher(model))
+        assert len(np.unique(np.asarray(targets.x_t[:4]).reshape(4, -1), axis=0)) == distinct
+        assert len(np.unique(np.asarray(targets.velocity[:4]).reshape(4, -1), axis=0)) == 4
+
+
+def test_the_last_images_are_unused_only_as_published(model):
+    for as_published in (False, True):
+        objective = Shortcut(every=4, as_published=as_published)
+        draws = objective.draw(jax.random.key(0), 8, TINY)
+        last = IMAGES.at[-2:].set(9.0)
+        a, b = (objective.targets(draws, i, LABELS, Teacher(model)) for i in (IMAGES, last))
+        assert np.array_equal(a.x_t, b.x_t) == as_published
+
+
+def test_depths_are_drawn_independently_only_as_published(model):
+    dealt = LengthConsistency(FlowMatching(), every=2).draw(jax.random.key(0), 8, TINY)
+    assert isinstance(dealt.student, np.ndarray)
+    objective = LengthConsistency(FlowMatching(), every=2, as_published=True)
+    drawn = [objective.draw(jax.random.key(seed), 8, TINY) for seed in range(8)]
+    assert len({tuple(np.asarray(d.student).tolist()) for d in drawn}) > 4
+    assert {int(x) for d in drawn for x in (*d.student, *d.teacher)} == set(TINY.depths)
+    targets = objective.targets(drawn[0], IMAGES, LABELS, Teacher(model))
+    np.testing.assert_array_equal(targets.depth, drawn[0].student)
+
+
+def test_without_guidance_and_labels_every_label_is_the_null_label(model):
+    objective = Shortcut(every=2, guidance=0.0, class_dropout=1.0)
+    draws = objective.draw(jax.random.key(0), 8, TINY)
+    targets = objective.targets(draws, IMAGES, LABELS, Teacher(model))
+    assert (targets.labels == NULL).all()
+    other = objective.targets(draws, IMAGES, LABELS[::-1], Teacher(model))
+    np.testing.assert_array_equal(targets.velocity, other.velocity)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import GOLDEN
+
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
@@ -46,7 +48,24 @@ def test_evaluate_rebuilds_the_table(command, tiny_run):
     assert (tiny_run / "table.md").read_text().count("\n| 2 | 1 |") == 1
 
 
+def test_convert_makes_a_run_that_samples_and_evaluates(command, tmp_path):
+    shape = {"hidden-size": 16, "num-heads": 2, "depth": 3, "depth-min": 1, "depth-group": 1}
+    words = [w for name, value in shape.items() for w in (f"--model.{name}", value)]
+    source, run = GOLDEN / "small.reference.pkl", tmp_path / "run"
+    status, out, _ = command("convert.py", "digits", source, run, *words)
+    assert (status, out.strip()) == (0, str(run))
+    assert command("sample.py", run, "--depth", 2, "--count", 10)[0] == 0
+    words = ("--steps", 1, "--depths", 1, "--count", 100, "--batch-size", 100)
+    assert command("evaluate.py", run, *words)[0] == 0
+    exported = tmp_path / "run.safetensors"
+    assert command("convert.py", "digits", run, exported)[0] == 0
+    assert exported.exists()
+
+
 MISTAKES = [
+    (("train.py", "imagenet-b"), "the data 'imagenet-latents' cannot be read yet"),
+    (("convert.py", "digits", "nowhere.pkl", "out"), "there is no file nowhere.pkl"),
+    (("convert.py", "digits", "RUN", "RUN"), "exists; choose another path"),
     (("train.py", "digit"), "no preset is called 'digit'; did you mean digits?"),
     (("train.py", "digits", "--run", "RUN"), "exists; use --resume to go on with it"),
     (("train.py", "--steps", "0"), "steps must be at least 1; got 0"),

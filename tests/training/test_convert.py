@@ -1,0 +1,96 @@
+"""Weights from elsewhere become runs, and runs begin with them."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import odelt_eqx as odelt
+from odelt_eqx.config import OptimizerConfig, TrainConfig
+from odelt_eqx.training.convert import convert, init_from
+from odelt_eqx.training.loop import train
+from odelt_eqx.training.optimizer import make_optimizer
+from odelt_eqx.training.step import init_state
+from tests.conftest import GOLDEN, TINY_RUN
+
+CHECKPOINT = GOLDEN / "small.reference.pkl"
+SMALL = TrainConfig(
+    model=odelt.DiTConfig(**json.loads((GOLDEN / "small.json").read_text())["config"]),
+    optimizer=OptimizerConfig(learning_rate=1e-3, warmup=1),
+    steps=2,
+    batch_size=16,
+)
+
+
+def assert_same(a, b):
+    for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The recorded checkpoint as a run folder."""
+    folder = tmp_path_factory.mktemp("converted") / "run"
+    convert(CHECKPOINT, folder, SMALL)
+    return folder
+
+
+def test_a_converted_checkpoint_is_a_run_with_both_sets_of_weights(run):
+    for ours, theirs in (("ema", "params_ema"), ("model", "params")):
+        assert_same(
+            odelt.load(run, ours), odelt.load_reference(CHECKPOINT, SMALL.model, weights=theirs)
+        )
+
+
+def test_a_converted_run_cannot_be_resumed_but_begun_from(run, tmp_path):
+    with pytest.raises(odelt.InputError, match="has no checkpoint to resume"):
+        train(SMALL, run, resume=True)
+    config = dataclasses.replace(SMALL, init_from=str(run), steps=1)
+    fresh = train(dataclasses.replace(config, init_from=None), tmp_path / "fresh")
+    begun = train(config, tmp_path / "begun")
+    weight = lambda model: np.asarray(model.label_embedding.weight)
+    source = weight(odelt.load(run, "model"))
+    assert np.abs(weight(begun.model) - source).max() < 0.01
+    assert np.abs(weight(fresh.model) - source).max() > 0.1
+
+
+def test_the_average_is_not_overwritten_by_the_trained_weights(run):
+    state = init_state(SMALL.model, make_optimizer(SMALL.optimizer, 10), jax.random.key(0))
+    begun = init_from(state, run)
+    assert_same(begun.model, odelt.load(run, "model"))
+    assert_same(begun.ema, odelt.load(run, "ema"))
+
+
+def test_a_run_begins_from_safetensors_and_from_other_groups(run, tmp_path):
+    path = tmp_path / "weights.safetensors"
+    convert(run, path, SMALL)
+    regrouped = dataclasses.replace(SMALL.model, depth_group=3, depth_min=3)
+    state = init_state(regrouped, make_optimizer(SMALL.optimizer, 10), jax.random.key(0))
+    begun = init_from(state, path)
+    assert begun.model.config == regrouped
+    assert_same(begun.ema, odelt.load(run, "ema"))
+
+
+def test_weights_of_another_network_are_refused(run):
+    def begin(**changes):
+        model = dataclasses.replace(SMALL.model, **changes)
+        state = init_state(model, make_optimizer(SMALL.optimizer, 10), jax.random.key(0))
+        init_from(state, run)
+
+    with pytest.raises(odelt.InputError, match=r"has patch_embedding\.weight of shape \(16, 4\)"):
+        begin(hidden_size=32)
+    with pytest.raises(odelt.InputError, match="has length_embedding"):
+        begin(depth=4)
+
+
+def test_nothing_is_overwritten_and_nothing_unknown_is_read(run, tmp_path):
+    with pytest.raises(odelt.InputError, match="exists; choose another path"):
+        convert(CHECKPOINT, run, SMALL)
+    with pytest.raises(odelt.InputError, match="there is no file"):
+        convert(tmp_path / "nothing.pkl", tmp_path / "run", SMALL)
+    assert not (tmp_path / "run").exists()
+    config = dataclasses.replace(TINY_RUN, init_from=str(CHECKPOINT))
+    with pytest.raises(odelt.InputError, match="is neither a run folder nor a"):
+        train(config, tmp_path / "run")
