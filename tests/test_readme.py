@@ -7,7 +7,7 @@ README = Path(__file__).parents[1] / "README.md"
 
 
 def test_the_example_runs(tiny_run):
-    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    code, _ = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
     names: dict = {}
     exec(code.replace("runs/digits", str(tiny_run)), names)
     for name in ("fast", "fine", "free", "velocity"):

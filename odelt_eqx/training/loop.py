@@ -49,6 +49,7 @@ def train(
         InputError: `run` exists and neither `resume` nor `overwrite` is given, or there is nothing
             to resume, or the config differs from the one that is resumed.
     """
+    _check_folder(config, run, resume, overwrite)
     data, unseen = open_source(config.data, "train"), open_source(config.data, "held-out")
     _check_fits(config, data)
     init_key, train_key, held_out_key = jax.random.split(jax.random.key(config.seed), 3)
@@ -60,7 +61,8 @@ def train(
     train_step = make_train_step(config.objective, optimizer, config.optimizer.ema)
     batches = stream(data, config.batch_size, config.seed)
     held_out = _held_out_batch(unseen, config.seed)
-    _prepare(config, run, resume, overwrite)
+    if not resume:
+        _begin_folder(config, run)
 
     with ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(run))
@@ -121,10 +123,8 @@ def _held_out_batch(source: ArraySource, seed: int) -> tuple[Images, Labels]:
     return jnp.asarray(batch["image"]), jnp.asarray(batch["label"])
 
 
-def _prepare(config: TrainConfig, run: Path, resume: bool, overwrite: bool) -> None:
-    """Make the run folder, or check that the one that is there may be used."""
-    if dead := config.model.dead_blocks:
-        print(f"note: the last {dead} blocks belong to no full group: not run", file=sys.stderr)
+def _check_folder(config: TrainConfig, run: Path, resume: bool, overwrite: bool) -> None:
+    """Raise an InputError unless `run` may be used as asked."""
     if resume and overwrite:
         raise InputError("resume and overwrite exclude each other; give one of them")
     if resume:
@@ -134,16 +134,22 @@ def _prepare(config: TrainConfig, run: Path, resume: bool, overwrite: bool) -> N
                 raise InputError(
                     f"{run} has no checkpoint to resume; use --overwrite to start again"
                 )
-        return
-    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+    elif run.exists() and (not run.is_dir() or any(run.iterdir())):
         if not overwrite:
             raise InputError(
                 f"{run} exists; use --resume to go on with it, --overwrite to start again, or "
                 "another folder"
             )
         run_config(run)  # raises unless it is a run: nothing else is ever deleted
+
+
+def _begin_folder(config: TrainConfig, run: Path) -> None:
+    """Make an empty run folder that holds the config."""
+    if dead := config.model.dead_blocks:
+        print(f"note: the last {dead} blocks belong to no full group: not run", file=sys.stderr)
+    if run.exists():
         shutil.rmtree(run)
-    run.mkdir(parents=True, exist_ok=True)
+    run.mkdir(parents=True)
     with replacing(run / CONFIG) as beside:
         save_config(config, beside)
 
