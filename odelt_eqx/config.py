@@ -152,8 +152,8 @@ def celeba_b() -> TrainConfig:
 
     Command: `python scripts/train.py celeba-b --init-from SHORTCUT_RUN --run runs/celeba-1`, then
     `python scripts/train.py celeba-b --init-from runs/celeba-1 --run runs/celeba-2
-    --optimizer.learning-rate 1e-5`. Hardware: GPUs with 80 GB in all are our estimate. Expect: not
-    measured yet; the data cannot be read yet.
+    --optimizer.learning-rate 1e-5`. Hardware and the number to expect: not measured yet; the data
+    cannot be read yet.
     """
     objective = Shortcut(every=8, guidance=0.0, class_dropout=1.0)
     return _published(_dit_b(num_classes=1, dropout=0.1), objective, "celeba-hq-latents")
@@ -163,8 +163,8 @@ def imagenet_b() -> TrainConfig:
     """DiT-B/2 on ImageNet 256 latents with bootstrapped guidance (131,101,456 parameters).
 
     Command: `python scripts/train.py imagenet-b --init-from SHORTCUT_RUN --run runs/imagenet-1`,
-    then the same from runs/imagenet-1 with `--optimizer.learning-rate 1e-5`. Hardware: GPUs with
-    80 GB in all are our estimate. Expect: not measured yet; the data cannot be read yet.
+    then the same from runs/imagenet-1 with `--optimizer.learning-rate 1e-5`. Hardware and the
+    number to expect: not measured yet; the data cannot be read yet.
     """
     objective = Shortcut(every=8, guidance=1.5, class_dropout=0.1)
     return _published(_dit_b(num_classes=1000, dropout=0.0), objective, "imagenet-latents")
@@ -173,9 +173,9 @@ def imagenet_b() -> TrainConfig:
 def imagenet_xl() -> TrainConfig:
     """DiT-XL/2 on ImageNet 256 latents with bootstrapped guidance (676,474,000 parameters).
 
-    Command: as for imagenet-b, with `imagenet-xl`. Hardware: GPUs with 320 GB in all are our
-    estimate. Expect: not measured yet; the data cannot be read yet. The last 4 of its 28 blocks
-    belong to no full group of 8: they are part of the count and are not run.
+    Command: as for imagenet-b, with `imagenet-xl`. Hardware and the number to expect: not measured
+    yet; the data cannot be read yet. The last 4 of its 28 blocks belong to no full group of 8: they
+    are part of the count and are not run.
     """
     base = imagenet_b()
     model = dataclasses.replace(

@@ -19,11 +19,13 @@ class Convert:
         source: a pickle of the reference, a run folder, or a safetensors file.
         target: a run folder to make, or a path that ends in .safetensors.
         config: the run that the weights are to belong to.
+        depth: keep only the blocks that the network runs at this depth.
     """
 
     source: tyro.conf.Positional[Path]
     target: tyro.conf.Positional[Path]
     config: Annotated[TrainConfig, tyro.conf.arg(name="")]
+    depth: int | None = None
 
 
 def run() -> None:
@@ -31,7 +33,7 @@ def run() -> None:
     _, config, words = cli.preset_of_command_line()
     default = Convert(tyro.MISSING, tyro.MISSING, config)
     args = tyro.cli(Convert, default=default, args=words)
-    convert(args.source, args.target, args.config)
+    convert(args.source, args.target, args.config, args.depth)
     print(args.target)
 
 

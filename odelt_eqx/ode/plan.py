@@ -35,8 +35,9 @@ FIRST_STEP = 0.1
 class KeepAdjoint(diffrax.AbstractAdjoint):
     """Differentiates a known number of steps by keeping what each of them computed.
 
-    The loop over steps is a `jax.lax.scan` (one step is inlined), so both reverse and forward
-    mode go through it as through any JAX code: nothing is recomputed, everything is stored.
+    The loop over steps is a `jax.lax.scan` (one step is inlined): nothing is recomputed. With Euler
+    both reverse and forward mode go through it as through any JAX code; the stages of the other
+    solvers are a loop of diffrax's own, for reverse mode only.
     """
 
     def loop(self, *, max_steps: int | None, **kwargs: Any) -> Any:

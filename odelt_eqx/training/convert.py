@@ -10,6 +10,7 @@ from odelt_eqx.config import TrainConfig, save_config
 from odelt_eqx.errors import InputError
 from odelt_eqx.files import replacing
 from odelt_eqx.interop import load_reference, load_safetensors, read_reference, save_safetensors
+from odelt_eqx.interop.truncate import truncate
 from odelt_eqx.nn.dit import DiT
 from odelt_eqx.training.checkpoint import CONFIG, Checkpoints, load
 from odelt_eqx.training.step import TrainState
@@ -40,7 +41,7 @@ def read_weights(source: Path, config: TrainConfig | None = None) -> tuple[DiT, 
     )
 
 
-def convert(source: Path, target: Path, config: TrainConfig) -> None:
+def convert(source: Path, target: Path, config: TrainConfig, depth: int | None = None) -> None:
     """Write the weights of `source` as a run folder, or their average as a safetensors file.
 
     Args:
@@ -48,13 +49,16 @@ def convert(source: Path, target: Path, config: TrainConfig) -> None:
         target: a path that does not exist yet; its suffix decides.
         config: the run that the weights are to belong to; its `model` is the shape of a pickle's
             network, and is replaced by what any other source says of itself.
+        depth: keep only the blocks that the network runs at this depth.
 
     Raises:
-        InputError: `target` exists, or `source` cannot be read.
+        InputError: `target` exists, `source` cannot be read, or the network has not that depth.
     """
     if target.exists():
         raise InputError(f"{target} exists; choose another path")
     model, ema = read_weights(source, config)
+    if depth is not None:
+        model, ema = truncate(model, depth), truncate(ema, depth)
     if target.suffix == SAFETENSORS:
         target.parent.mkdir(parents=True, exist_ok=True)
         save_safetensors(ema, target)

@@ -99,7 +99,7 @@ def make_train_step(
         updates, opt_state = optimizer.update(gradient, state.opt_state, weights)
         model = eqx.apply_updates(state.model, updates)
         average = jax.tree.map(lambda old, new: ema * old + (1 - ema) * new, state.ema, model)
-        metrics = {"loss": value, "grad_norm": optax.global_norm(gradient)}
+        metrics = {"loss": value, "grad_norm": optax.tree.norm(gradient)}
         return TrainState(model, average, opt_state, state.step + 1), metrics
 
     return lambda state, images, labels, key: compiled((images, labels, key), state)

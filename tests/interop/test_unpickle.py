@@ -7,7 +7,9 @@ import os
 import pickle
 import pickletools
 import struct
+import sys
 import time
+import types
 
 import jax.numpy as jnp
 import ml_dtypes
@@ -25,6 +27,16 @@ def read(tmp_path, content: bytes):
     path = tmp_path / "file.pkl"
     path.write_bytes(content)
     return unpickle(path)
+
+
+class Calls:
+    """Pickles as a call of `function`."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
@@ -57,14 +69,15 @@ def test_plain_data_is_what_it_was(tmp_path, protocol):
     assert read_back["ordered"] == {"a": 1}
 
 
-class Calls:
-    """Pickles as a call of `function`."""
-
-    def __init__(self, function, *arguments):
-        self.call = function, arguments
-
-    def __reduce__(self):
-        return self.call
+def test_flax_containers_are_dictionaries(tmp_path, monkeypatch):
+    module = types.ModuleType("flax.core.frozen_dict")
+    frozen = type("FrozenDict", (Calls,), {"__module__": module.__name__})
+    module.FrozenDict = frozen
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(sys.modules, "flax", types.ModuleType("flax"))
+    monkeypatch.setitem(sys.modules, "flax.core", types.ModuleType("flax.core"))
+    content = pickle.dumps({"params": frozen(frozen, {"a": frozen(frozen, {"b": np.ones(2)})})})
+    np.testing.assert_array_equal(read(tmp_path, content)["params"]["a"]["b"], np.ones(2))
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4, 5])

@@ -73,6 +73,15 @@ def test_a_run_begins_from_safetensors_and_from_other_groups(run, tmp_path):
     assert_same(begun.ema, odelt.load(run, "ema"))
 
 
+def test_a_depth_may_be_exported_as_a_run_of_its_own(run, tmp_path):
+    convert(run, tmp_path / "short", SMALL, depth=2)
+    short, whole = odelt.load(tmp_path / "short"), odelt.load(run)
+    assert (short.config.depth, len(short.blocks)) == (2, 2)
+    noise, labels = jax.random.normal(jax.random.key(0), (2, 8, 8, 1)), np.array([1, 2])
+    images = (odelt.sample(m, noise, jax.numpy.asarray(labels), depth=2) for m in (short, whole))
+    np.testing.assert_array_equal(*images)
+
+
 def test_weights_of_another_network_are_refused(run):
     def begin(**changes):
         model = dataclasses.replace(SMALL.model, **changes)

@@ -10,6 +10,7 @@ import pytest
 
 import odelt_eqx as odelt
 from odelt_eqx.config import load_config, preset, save_config
+from odelt_eqx.data import digits
 from odelt_eqx.objective import FlowMatching, LengthConsistency, Shortcut
 from odelt_eqx.training import loop
 from odelt_eqx.training.loop import train
@@ -59,6 +60,20 @@ def test_a_run_is_read_back_with_its_config(tiny_run):
     model = odelt.load(tiny_run)
     assert model.config == TINY_RUN.model
     assert load_config(tiny_run / "config.json") == TINY_RUN
+
+
+def test_the_held_out_loss_is_of_data_that_training_never_sees(tmp_path, monkeypatch):
+    seen = []
+
+    def watching(state, objective, images, labels, key):
+        seen.append(np.asarray(images))
+        return jax.numpy.zeros(())
+
+    monkeypatch.setattr(loop, "held_out_loss", watching)
+    train(dataclasses.replace(TINY_RUN, steps=1), tmp_path / "run")
+    images = {image.tobytes() for image in seen[0]}
+    assert len(images) == 360
+    assert not images & {image.tobytes() for image in digits("train").images}
 
 
 def test_metrics_hold_the_losses_the_rate_and_the_speed(tiny_run):
