@@ -3,7 +3,7 @@
 from odelt_eqx.interop.reference import (
     dit_from_reference as dit_from_reference,
     load_reference as load_reference,
-    read_reference as read_reference,
+    load_reference_pair as load_reference_pair,
 )
 from odelt_eqx.interop.safetensors import (
     load_safetensors as load_safetensors,

@@ -48,23 +48,34 @@ def load_reference(
 
     Differs from the reference: it copies `params` over the average when it loads.
     """
-    flat = read_reference(Path(path))
-    if weights not in flat:
-        raise InputError(f"{path} holds no {weights}; it has {', '.join(sorted(flat))}")
-    if LENGTH_TABLE not in flat[weights]:
-        warnings.warn(f"{path} has no length table: a fresh one is drawn", stacklevel=2)
-    return dit_from_reference(flat[weights], config)
+    found = _read(Path(path))
+    if weights not in found:
+        raise InputError(f"{path} holds no {weights}; it has {', '.join(sorted(found))}")
+    return dit_from_reference(found[weights], config)
 
 
-def read_reference(path: Path) -> dict[str, Weights]:
-    """Return the weights in a reference checkpoint: `params`, and `params_ema` if it has them."""
+def load_reference_pair(path: str | Path, config: DiTConfig) -> tuple[DiT, DiT]:
+    """Return the trained and the averaged network of a reference checkpoint, read once.
+
+    Without averaged weights, both are the trained ones. See `load_reference`.
+    """
+    found = _read(Path(path))
+    model = dit_from_reference(found["params"], config)
+    return model, dit_from_reference(found.get("params_ema", found["params"]), config)
+
+
+def _read(path: Path) -> dict[str, dict[str, np.ndarray]]:
+    """Return `params`, and `params_ema` if the file has them."""
     content = unpickle(path)
     if isinstance(content, dict):
         content = content.get("train_state", content)
     names = ("params", "params_ema")
     if not isinstance(content, dict) or not isinstance(content.get("params"), dict):
         raise InputError(f"{path} is no checkpoint of the reference: it holds no params")
-    return {name: _flatten(content[name]) for name in names if isinstance(content.get(name), dict)}
+    found = {name: _flatten(content[name]) for name in names if isinstance(content.get(name), dict)}
+    if LENGTH_TABLE not in found["params"]:
+        warnings.warn(f"{path} has no length table: a fresh one is drawn", stacklevel=3)
+    return found
 
 
 def dit_from_reference(weights: Weights, config: DiTConfig) -> DiT:

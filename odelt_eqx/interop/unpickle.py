@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 
 from odelt_eqx.errors import InputError
@@ -46,7 +46,7 @@ class DType(Inert):
         """Return the dtype, little-endian or big-endian as stored; only plain numbers are known."""
         code = self.arguments[0] if self.arguments else None
         if isinstance(code, Inert) and code.name == "ml_dtypes.bfloat16":
-            return np.dtype(ml_dtypes.bfloat16)
+            return np.dtype(jnp.bfloat16)
         if not isinstance(code, str) or code not in DTYPES:
             raise ValueError(f"an array of {code!r} is not an array of numbers")
         order = self.state[1] if isinstance(self.state, tuple) and len(self.state) > 1 else "|"

@@ -58,6 +58,7 @@ class DiTBlock(eqx.Module):
     """Attention and MLP, each shifted, scaled and gated by the condition (adaLN).
 
     Tokens come and go in float32, the state of the length ODE; everything inside runs in `dtype`.
+    The modulation starts from Xavier weights as the reference's does, not from DiT's zeros.
     """
 
     modulation: eqx.nn.Linear

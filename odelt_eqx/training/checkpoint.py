@@ -1,7 +1,7 @@
 """Checkpoints of a run: what training needs to go on, written whole or not at all."""
 
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, TypeVar
 
 import equinox as eqx
@@ -21,7 +21,7 @@ CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
 
 
-class Checkpoints:
+class Checkpoints(AbstractContextManager):
     """The checkpoints in a run folder, newest last; a context manager.
 
     Each holds the trained weights, their average, the optimiser's moments, the step, the place in
@@ -29,26 +29,19 @@ class Checkpoints:
     needed to read them.
     """
 
-    def __init__(self, run: Path, keep: int = 2):
-        """Open (or start) the checkpoints of `run`, of which the last `keep` are kept."""
+    def __init__(self, run: Path, *, read_only: bool = False, keep: int = 2):
+        """Open (or, unless `read_only`, start) the checkpoints of `run`; the last `keep` are kept."""
         self._manager = ocp.CheckpointManager(
             (run / CHECKPOINTS).absolute(),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=ocp.checkpoint_managers.LatestN(keep),
                 enable_async_checkpointing=False,
+                create=not read_only,
+                read_only=read_only,
             ),
         )
 
-    def __enter__(self) -> "Checkpoints":
-        """Return self."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close the files."""
         self._manager.close()
 
@@ -125,9 +118,12 @@ def load(run: str | Path, weights: Weights = "ema") -> DiT:
     """
     config = run_config(run)
     template = eqx.filter_eval_shape(DiT, config.model, key=jax.random.key(0))
-    with Checkpoints(Path(run)) as checkpoints:
+    missing = InputError(f"{run} has no checkpoint yet")
+    if not (Path(run) / CHECKPOINTS).is_dir():
+        raise missing
+    with Checkpoints(Path(run), read_only=True) as checkpoints:
         if checkpoints.latest is None:
-            raise InputError(f"{run} has no checkpoint yet")
+            raise missing
         return checkpoints.restore_weights(weights, template)
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from odelt_eqx.config import TrainConfig, save_config
 from odelt_eqx.errors import InputError
 from odelt_eqx.files import replacing
-from odelt_eqx.interop import load_reference, load_safetensors, read_reference, save_safetensors
+from odelt_eqx.interop import load_reference_pair, load_safetensors, save_safetensors
 from odelt_eqx.interop.truncate import truncate
 from odelt_eqx.nn.dit import DiT
 from odelt_eqx.training.checkpoint import CONFIG, Checkpoints, load
@@ -35,10 +35,7 @@ def read_weights(source: Path, config: TrainConfig | None = None) -> tuple[DiT, 
         return model, model
     if config is None:
         raise InputError(f"{source} is neither a run folder nor a {SAFETENSORS} file; convert it")
-    average = "params_ema" if "params_ema" in read_reference(source) else "params"
-    return load_reference(source, config.model, "params"), load_reference(
-        source, config.model, average
-    )
+    return load_reference_pair(source, config.model)
 
 
 def convert(source: Path, target: Path, config: TrainConfig, depth: int | None = None) -> None:

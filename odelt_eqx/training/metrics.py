@@ -1,15 +1,15 @@
 """The figures of a run, one JSON object a line."""
 
 import json
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
 
 from odelt_eqx.files import replacing
 
 METRICS = "metrics.jsonl"
 
 
-class MetricsLog:
+class MetricsLog(AbstractContextManager):
     """Appends figures to a run's `metrics.jsonl`; a context manager."""
 
     def __init__(self, run: Path, done: int = 0):
@@ -20,16 +20,7 @@ class MetricsLog:
             beside.write_text("".join(line for line in lines if _is_before(line, done)))
         self._file = path.open("a")
 
-    def __enter__(self) -> "MetricsLog":
-        """Return self."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close the file."""
         self._file.close()
 

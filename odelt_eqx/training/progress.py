@@ -2,14 +2,14 @@
 
 import sys
 import time
-from types import TracebackType
+from contextlib import AbstractContextManager
 
 from tqdm import tqdm
 
 SECONDS_BETWEEN_LINES = 10.0
 
 
-class Progress:
+class Progress(AbstractContextManager):
     """Shows how much is done, at what rate, what is left, and the latest figures.
 
     A context manager. On a terminal it is a tqdm bar; elsewhere it prints a line now and then.
@@ -26,16 +26,7 @@ class Progress:
         self._printed_at = done
         self._figures = ""
 
-    def __enter__(self) -> "Progress":
-        """Return self."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Leave the last state standing."""
         self._bar.close()
         if not self._terminal and self._printed_at != self._done:
