@@ -30,7 +30,7 @@ class Checkpoints(AbstractContextManager):
     """
 
     def __init__(self, run: Path, *, read_only: bool = False, keep: int = 2):
-        """Open (or, unless `read_only`, start) the checkpoints of `run`; the last `keep` are kept."""
+        """Open the checkpoints of `run`, started unless `read_only`; the last `keep` are kept."""
         self._manager = ocp.CheckpointManager(
             (run / CHECKPOINTS).absolute(),
             options=ocp.CheckpointManagerOptions(
