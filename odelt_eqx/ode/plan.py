@@ -1,6 +1,7 @@
 """How an ODE is solved: one description that serves the time axis and the length axis."""
 
 import abc
+import itertools
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree
 
 from odelt_eqx.errors import InputError
+from odelt_eqx.ode.grid import GRIDS, GridName, GridSteps
 
 Solver = Literal["euler", "midpoint", "heun", "ralston", "bosh3", "tsit5", "dopri5", "dopri8"]
 EmbeddedSolver = Literal["midpoint", "heun", "ralston", "bosh3", "tsit5", "dopri5", "dopri8"]
@@ -86,30 +88,51 @@ def traced(plan: Plan) -> Plan:
 
 
 class FixedSteps(Plan):
-    """Equal steps of one solver across [0, 1].
+    """A given number of steps of one solver across [0, 1], equal or along a grid.
 
     Args:
-        steps: number of steps, at least 1.
+        steps: number of steps, at least 1; not needed where `times` are given.
         solver: any of the eight; "euler" is the published method on both axes.
         adjoint: what the gradient of a length solve does: "keep" stores what each step
             computed (fast), "recompute" stores each step's start only (small).
+        grid: where the steps end: "uniform", "cosine" (dense at both ends) or "logit-normal"
+            (the quantiles of that distribution).
+        times: the ends themselves instead of a named grid, rising from 0 to 1.
 
     Raises:
-        InputError: `steps` is not positive, or a name is not one of those listed.
+        InputError: `steps` is not positive, `times` do not rise from 0 to 1 or are not `steps` + 1,
+            or a name is not one of those listed.
     """
 
     steps: int = 1
     solver: Solver = eqx.field(static=True, default="euler")
     adjoint: Literal["keep", "recompute"] = eqx.field(static=True, default="keep")
+    grid: GridName = eqx.field(static=True, default="uniform")
+    times: tuple[float, ...] = ()
 
     def __check_init__(self) -> None:
         _check_name("solver", self.solver, get_args(Solver))
         _check_name("adjoint", self.adjoint, ("keep", "recompute"))
+        _check_name("grid", self.grid, GRIDS)
         if self.steps < 1:
             raise InputError(f"steps must be at least 1; got {self.steps}")
+        if not self.times:
+            return
+        rising = all(a < b for a, b in itertools.pairwise(self.times))
+        if not rising or (self.times[0], self.times[-1]) != (0, 1):
+            raise InputError(f"times must rise from 0 to 1; got {self.times}")
+        if self.steps not in (1, len(self.times) - 1):
+            raise InputError(
+                f"{len(self.times)} times make {len(self.times) - 1} steps; got steps {self.steps}"
+            )
+
+    @property
+    def count(self) -> int | Int[Array, ""]:
+        """The number of steps."""
+        return len(self.times) - 1 if self.times else self.steps
 
     def arguments(self) -> dict[str, Any]:  # noqa: D102
-        max_steps = self.steps if isinstance(self.steps, int) else None
+        max_steps = self.count if isinstance(self.count, int) else None
         if max_steps is None:
             adjoint = diffrax.RecursiveCheckpointAdjoint()
         elif self.adjoint == "keep":
@@ -118,17 +141,17 @@ class FixedSteps(Plan):
             adjoint = diffrax.RecursiveCheckpointAdjoint(checkpoints=max_steps)
         return {
             "solver": SOLVERS[self.solver](),
-            "stepsize_controller": diffrax.ConstantStepSize(),
-            "dt0": 1 / self.steps,
+            "stepsize_controller": GridSteps(self.count, self.grid, self.times),
+            "dt0": None,
             "max_steps": max_steps,
             "adjoint": adjoint,
         }
 
     def step_index(self, flow_index: int) -> int | Int[Array, ""]:
         """Return `floor(log2 steps)`, at most `flow_index`."""
-        if isinstance(self.steps, int):
-            return min(self.steps.bit_length() - 1, flow_index)
-        floor_log2 = 31 - jax.lax.clz(self.steps.astype(jnp.int32))
+        if isinstance(self.count, int):
+            return min(self.count.bit_length() - 1, flow_index)
+        floor_log2 = 31 - jax.lax.clz(self.count.astype(jnp.int32))
         return jnp.minimum(floor_log2, flow_index)
 
 
@@ -140,6 +163,9 @@ class Adaptive(Plan):
         atol: absolute tolerance per step, in the units of the state.
         solver: any of the eight but "euler", which has no error estimate.
         max_steps: the solve gives up, with an error, after this many accepted and rejected steps.
+        pcoeff: proportional coefficient of the controller.
+        icoeff: integral coefficient of the controller.
+        dcoeff: derivative coefficient of the controller.
 
     Raises:
         InputError: a tolerance or `max_steps` is not positive, or `solver` has no error estimate.
@@ -149,6 +175,9 @@ class Adaptive(Plan):
     atol: float = 1e-3
     solver: EmbeddedSolver = eqx.field(static=True, default="dopri5")
     max_steps: int = eqx.field(static=True, default=4096)
+    pcoeff: float = 0.0
+    icoeff: float = 1.0
+    dcoeff: float = 0.0
 
     def __check_init__(self) -> None:
         _check_name("solver", self.solver, get_args(EmbeddedSolver))
@@ -162,7 +191,13 @@ class Adaptive(Plan):
     def arguments(self) -> dict[str, Any]:  # noqa: D102
         return {
             "solver": SOLVERS[self.solver](),
-            "stepsize_controller": diffrax.PIDController(rtol=self.rtol, atol=self.atol),
+            "stepsize_controller": diffrax.PIDController(
+                rtol=self.rtol,
+                atol=self.atol,
+                pcoeff=self.pcoeff,
+                icoeff=self.icoeff,
+                dcoeff=self.dcoeff,
+            ),
             "dt0": FIRST_STEP,
             "max_steps": self.max_steps,
             "adjoint": diffrax.RecursiveCheckpointAdjoint(),

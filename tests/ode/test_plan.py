@@ -1,11 +1,16 @@
 """Plans: what they refuse, and what they say a solve costs."""
 
 import diffrax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+import scipy.special
+import scipy.stats
 
 import odelt_eqx as odelt
+from odelt_eqx.ode.grid import GRIDS
 from odelt_eqx.ode.plan import SOLVERS, traced
 
 EMBEDDED = [name for name in SOLVERS if name != "euler"]
@@ -15,6 +20,9 @@ EMBEDDED = [name for name in SOLVERS if name != "euler"]
     ("make", "message"),
     [
         (lambda: odelt.FixedSteps(0), "steps must be at least 1; got 0"),
+        (lambda: odelt.FixedSteps(times=(0.0, 0.6, 0.5, 1.0)), "times must rise from 0 to 1; got"),
+        (lambda: odelt.FixedSteps(times=(0.1, 1.0)), "times must rise from 0 to 1; got"),
+        (lambda: odelt.FixedSteps(3, times=(0.0, 1.0)), "2 times make 1 steps; got steps 3"),
         (lambda: odelt.Adaptive(rtol=0.0), "rtol must be positive; got 0"),
         (lambda: odelt.Adaptive(atol=-1e-3), "atol must be positive; got -0.001"),
         (lambda: odelt.Adaptive(rtol=float("nan")), "rtol must be positive; got nan"),
@@ -62,3 +70,68 @@ def test_evaluations_are_counted_as_the_field_sees_them(name, kind):
     jax.block_until_ready(solution.ys)
     jax.effects_barrier()
     assert plan.evaluations(int(solution.stats["num_steps"])) == len(calls)
+
+
+def ends(plan, t0=0.0, t1=1.0):
+    """The times at which a solve has ended a step."""
+    solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(lambda t, y, args: y),
+        t0=t0,
+        t1=t1,
+        y0=jnp.ones(()),
+        saveat=diffrax.SaveAt(steps=True),
+        **plan.arguments() | {"max_steps": 1024, "adjoint": diffrax.RecursiveCheckpointAdjoint()},
+    )
+    return np.asarray(solution.ts[: int(solution.stats["num_steps"])])
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 10, 49, 491])
+@pytest.mark.parametrize("grid", GRIDS)
+def test_a_grid_has_as_many_steps_as_asked_for_and_ends_at_one(steps, grid):
+    for plan in (odelt.FixedSteps(steps, grid=grid), traced(odelt.FixedSteps(steps, grid=grid))):
+        times = ends(plan)
+        assert len(times) == steps
+        assert times[-1] == 1
+        assert (np.diff(times, prepend=0) > 0).all()
+
+
+def test_each_grid_is_its_formula():
+    share = np.arange(1, 9) / 8
+    formulas = {
+        "uniform": share,
+        "cosine": (1 - np.cos(np.pi * share)) / 2,
+        "logit-normal": scipy.special.expit(scipy.stats.norm.ppf(share)),
+    }
+    for grid, expected in formulas.items():
+        np.testing.assert_allclose(ends(odelt.FixedSteps(8, grid=grid)), expected, atol=1e-6)
+
+
+def test_times_are_taken_as_given_and_compile_nothing_when_changed():
+    np.testing.assert_allclose(ends(odelt.FixedSteps(times=(0.0, 0.1, 0.7, 1.0))), [0.1, 0.7, 1])
+    programs = eqx.filter_jit(
+        lambda plan: plan.arguments()["stepsize_controller"]._point(jnp.array(1))
+    )
+    for middle in (0.2, 0.4):
+        assert programs(traced(odelt.FixedSteps(times=(0.0, middle, 1.0)))) == jnp.float32(middle)
+    assert programs._cached._cache_size() == 1
+
+
+def test_a_grid_runs_backwards_through_the_same_times():
+    plan = odelt.FixedSteps(times=(0.0, 0.1, 0.7, 1.0))
+    np.testing.assert_allclose(ends(plan, 1.0, 0.0), [0.7, 0.1, 0], atol=1e-7)
+
+
+def test_the_controller_coefficients_change_the_steps_taken():
+    def taken(**coefficients):
+        plan = odelt.Adaptive(1e-6, 1e-6, "bosh3", **coefficients)
+        solution = diffrax.diffeqsolve(
+            diffrax.ODETerm(lambda t, y, args: jnp.cos(20 * t) * y),
+            t0=0.0,
+            t1=1.0,
+            y0=jnp.ones(()),
+            **traced(plan).arguments(),
+        )
+        np.testing.assert_allclose(solution.ys[-1], np.exp(np.sin(20) / 20), rtol=1e-4)
+        return int(solution.stats["num_steps"])
+
+    assert taken() != taken(pcoeff=0.4, icoeff=0.3)
