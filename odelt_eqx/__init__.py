@@ -11,7 +11,9 @@ from odelt_eqx.nn import DiT as DiT, DiTConfig as DiTConfig
 from odelt_eqx.ode import Adaptive as Adaptive, FixedSteps as FixedSteps
 from odelt_eqx.sampling import (
     SampleStats as SampleStats,
+    invert as invert,
     sample as sample,
     sample_with_stats as sample_with_stats,
+    trajectory as trajectory,
 )
 from odelt_eqx.training.checkpoint import load as load

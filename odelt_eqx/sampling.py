@@ -1,5 +1,6 @@
 """Noise to images: the time ODE put to use."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -79,25 +80,94 @@ def sample_with_stats(
     return _final(solution), SampleStats(steps, halves * time.evaluations(steps))
 
 
+def trajectory(
+    model: DiT,
+    noise: Float[Array, "batch height width channels"],
+    labels: Int[Array, " batch"],
+    at: Sequence[float],
+    *,
+    time: Plan = FixedSteps(),
+    length: Plan = FixedSteps(),
+    depth: Depth | Literal["full"] = "full",
+    guidance: float = 1.0,
+) -> Float[Array, "times batch height width channels"]:
+    """Return the states on the way from noise to images, at the times asked for.
+
+    Between the steps of the solver they are interpolated as the solver does.
+
+    Args:
+        model: the network.
+        noise: as for `sample`, and so are the arguments not named here.
+        labels: the classes asked for.
+        at: rising times in [0, 1].
+        time: how the time ODE is solved.
+        length: how each group's unit of length is solved.
+        depth: blocks to run.
+        guidance: classifier-free guidance weight.
+
+    Raises:
+        InputError: the times do not rise within [0, 1], or as for `sample`.
+        SolveError: an adaptive plan ran out of steps.
+    """
+    times = np.asarray(at, np.float32)
+    if not len(times) or times[0] < 0 or times[-1] > 1 or (np.diff(times) <= 0).any():
+        raise InputError(f"at must hold rising times in [0, 1]; got {tuple(at)}")
+    solution = _sample(model, noise, labels, time, length, depth, guidance, at=jnp.asarray(times))
+    return solution.ys  # pyright: ignore[reportReturnType]
+
+
+def invert(
+    model: DiT,
+    images: Float[Array, "batch height width channels"],
+    labels: Int[Array, " batch"],
+    *,
+    time: Plan = FixedSteps(),
+    length: Plan = FixedSteps(),
+    depth: Depth | Literal["full"] = "full",
+    guidance: float = 1.0,
+) -> Float[Array, "batch height width channels"]:
+    """Carry images back to the noise they come from: the time ODE from t = 1 to t = 0.
+
+    `sample` with the same arguments brings the images back, up to the error of both solves.
+
+    Args:
+        model: the network.
+        images: data, in [-1, 1].
+        labels: their classes; the other arguments are those of `sample`.
+        time: how the time ODE is solved.
+        length: how each group's unit of length is solved.
+        depth: blocks to run.
+        guidance: classifier-free guidance weight.
+
+    Raises:
+        InputError: as for `sample`.
+        SolveError: an adaptive plan ran out of steps.
+    """
+    return _final(_sample(model, images, labels, time, length, depth, guidance, backwards=True))
+
+
 def _sample(
     model: DiT,
-    noise: Array,
+    start: Array,
     labels: Array,
     time: Plan,
     length: Plan,
     depth: Depth | Literal["full"],
     guidance: float,
+    *,
+    backwards: bool = False,
+    at: Array | None = None,
 ) -> diffrax.Solution:
     """Check, solve, and raise in plain words what went wrong."""
     config = model.config
-    _check(config, noise, labels)
+    _check(config, start, labels)
     depth = config.depth if isinstance(depth, str) else depth
     if not isinstance(depth, Tracer):
         config.check_depth(None if depth is None else np.asarray(depth))
     weight = guidance if guidance in (0, 1) else jnp.asarray(guidance, jnp.float32)
     length = traced(length) if isinstance(length, Adaptive) else length
     try:
-        solution = _solve(model, noise, labels, traced(time), length, depth, weight)
+        solution = _solve(model, start, labels, traced(time), length, depth, weight, backwards, at)
     except eqx.EquinoxRuntimeError as error:
         if isinstance(length, Adaptive) and length.failure("length") in str(error):
             raise SolveError(length.failure("length")) from None
@@ -114,21 +184,25 @@ def _sample(
 @eqx.filter_jit
 def _solve(
     model: DiT,
-    noise: Array,
+    start: Array,
     labels: Array,
     time: Plan,
     length: Plan,
     depth: Depth,
     guidance: float | Array,
+    backwards: bool,
+    at: Array | None,
 ) -> diffrax.Solution:
     return integrate_time(
         partial(model, depth=depth, length=length),
-        noise,
+        start,
         labels,
         time,
         flow_index=model.config.flow_index,
         null_label=model.config.null_label,
         guidance=guidance,
+        backwards=backwards,
+        at=at,
     )
 
 
@@ -137,14 +211,13 @@ def _final(solution: diffrax.Solution) -> Array:
     return solution.ys[-1]  # pyright: ignore[reportOptionalSubscript]
 
 
-def _check(config: DiTConfig, noise: Array, labels: Array) -> None:
-    if noise.ndim != 4 or noise.shape[1:] != config.image_shape:
+def _check(config: DiTConfig, start: Array, labels: Array) -> None:
+    if start.ndim != 4 or start.shape[1:] != config.image_shape:
         height, width, channels = config.image_shape
-        raise InputError(
-            f"noise must have shape (batch, {height}, {width}, {channels}); got {noise.shape}"
-        )
-    if labels.shape != noise.shape[:1]:
-        raise InputError(f"labels must have shape {noise.shape[:1]}; got {labels.shape}")
+        wanted = f"(batch, {height}, {width}, {channels})"
+        raise InputError(f"noise and images must have shape {wanted}; got {start.shape}")
+    if labels.shape != start.shape[:1]:
+        raise InputError(f"labels must have shape {start.shape[:1]}; got {labels.shape}")
     if isinstance(labels, Tracer):
         return
     wrong = [label for label in np.asarray(labels).tolist() if not 0 <= label <= config.null_label]

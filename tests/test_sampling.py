@@ -62,7 +62,7 @@ def test_sampling_may_be_part_of_a_larger_program(model):
         ({"depth": 3}, r"depth must be one of 2, 4 \(in blocks\); got 3"),
         ({"labels": jnp.array([3, 11])}, "labels must lie between 0 and 9, or be 10 for none"),
         ({"labels": jnp.array([3, -1])}, "labels must lie between 0 and 9, or be 10 for none"),
-        ({"noise": NOISE[:, :4]}, r"noise must have shape \(batch, 8, 8, 1\)"),
+        ({"noise": NOISE[:, :4]}, r"noise and images must have shape \(batch, 8, 8, 1\)"),
     ],
 )
 def test_what_does_not_fit_the_model_is_refused(model, change, message):
@@ -87,3 +87,37 @@ def test_an_adaptive_solve_is_guided_as_a_fixed_one(model):
         adaptive = sample(odelt.Adaptive(rtol=1e-5, atol=1e-5), guidance)
         np.testing.assert_allclose(adaptive, sample(fine, guidance), atol=2e-3)
     assert jnp.abs(sample(fine, 1.5) - sample(fine, 1.0)).max() > 0.02
+
+
+FINE = odelt.Adaptive(rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "time", [FINE, odelt.FixedSteps(steps=128, solver="heun", grid="cosine")], ids=str
+)
+def test_images_go_back_to_their_noise(model, time):
+    images = odelt.sample(model, NOISE, LABELS, time=time, depth=2)
+    noise = odelt.invert(model, images, LABELS, time=time, depth=2)
+    np.testing.assert_allclose(noise, NOISE, atol=5e-3)
+    assert jnp.abs(images - NOISE).max() > 0.5
+
+
+def test_a_trajectory_leads_from_the_noise_to_the_images(model):
+    states = odelt.trajectory(model, NOISE, LABELS, (0.0, 0.25, 1.0), time=FINE, depth=2)
+    assert states.shape == (3, *NOISE.shape)
+    np.testing.assert_allclose(states[0], NOISE, atol=1e-6)
+    images = odelt.sample(model, NOISE, LABELS, time=FINE, depth=2)
+    np.testing.assert_allclose(states[2], images, atol=1e-4)
+    quarter = odelt.trajectory(model, NOISE, LABELS, (0.25,), time=FINE, depth=2)
+    np.testing.assert_allclose(states[1], quarter[0], atol=1e-5)
+
+
+def test_one_euler_step_is_a_straight_line(model):
+    half, end = odelt.trajectory(model, NOISE, LABELS, (0.5, 1.0))
+    np.testing.assert_allclose(half, (NOISE + end) / 2, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("at", [(), (0.5, 0.5), (0.5, 0.2), (-0.1, 1.0), (0.5, 1.1)])
+def test_times_that_do_not_rise_within_the_solve_are_refused(model, at):
+    with pytest.raises(odelt.InputError, match=r"at must hold rising times in \[0, 1\]; got"):
+        odelt.trajectory(model, NOISE, LABELS, at)

@@ -63,8 +63,12 @@ class Plan(eqx.Module):
     solver: eqx.AbstractVar[Solver]
 
     @abc.abstractmethod
-    def arguments(self) -> dict[str, Any]:
-        """Return the keyword arguments of `diffrax.diffeqsolve` for this plan on [0, 1]."""
+    def arguments(self, backwards: bool = False) -> dict[str, Any]:
+        """Return the keyword arguments of `diffrax.diffeqsolve` for this plan on [0, 1].
+
+        Args:
+            backwards: the solve runs from 1 to 0.
+        """
 
     @abc.abstractmethod
     def step_index(self, flow_index: int) -> int | Int[Array, ""]:
@@ -131,7 +135,8 @@ class FixedSteps(Plan):
         """The number of steps."""
         return len(self.times) - 1 if self.times else self.steps
 
-    def arguments(self) -> dict[str, Any]:  # noqa: D102
+    def arguments(self, backwards: bool = False) -> dict[str, Any]:  # noqa: D102
+        del backwards  # the grid follows the direction of the solve
         max_steps = self.count if isinstance(self.count, int) else None
         if max_steps is None:
             adjoint = diffrax.RecursiveCheckpointAdjoint()
@@ -188,7 +193,7 @@ class Adaptive(Plan):
         if self.max_steps < 1:
             raise InputError(f"max_steps must be at least 1; got {self.max_steps}")
 
-    def arguments(self) -> dict[str, Any]:  # noqa: D102
+    def arguments(self, backwards: bool = False) -> dict[str, Any]:  # noqa: D102
         return {
             "solver": SOLVERS[self.solver](),
             "stepsize_controller": diffrax.PIDController(
@@ -198,7 +203,7 @@ class Adaptive(Plan):
                 icoeff=self.icoeff,
                 dcoeff=self.dcoeff,
             ),
-            "dt0": FIRST_STEP,
+            "dt0": -FIRST_STEP if backwards else FIRST_STEP,
             "max_steps": self.max_steps,
             "adjoint": diffrax.RecursiveCheckpointAdjoint(),
         }

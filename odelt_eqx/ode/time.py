@@ -63,20 +63,25 @@ def integrate_time(
     flow_index: int,
     null_label: int,
     guidance: float | Float[Array, ""] = 1.0,
+    backwards: bool = False,
+    at: Float[Array, " times"] | None = None,
 ) -> diffrax.Solution:
-    """Solve `dx/dt = v(t, x)` from t = 0 to t = 1.
+    """Solve `dx/dt = v(t, x)` from t = 0 to t = 1, or back.
 
     Args:
         velocity: the network.
-        x: the state at t = 0, float32.
+        x: the state where the solve starts, float32.
         labels: the classes asked for.
         plan: the solver and its steps; one step size for the whole batch.
         flow_index: the step index of the flow field itself.
         null_label: the class that stands for "no class".
         guidance: classifier-free guidance weight, see `guided_velocity`.
+        backwards: solve from t = 1 to t = 0.
+        at: times whose states are asked for, in the order of the solve; None for its end alone.
 
     Returns:
-        diffrax's solution: `ys[-1]` is the state at t = 1, `result` says whether it got there.
+        diffrax's solution: `ys[-1]` is the last state asked for, `result` says whether the solve
+        got to its end.
     """
     plan = traced(plan)
     batch = x.shape[:1]
@@ -87,4 +92,13 @@ def integrate_time(
         return guided_velocity(velocity, times, x, step_index, labels, null_label, guidance)
 
     term = diffrax.ODETerm(field)  # pyright: ignore[reportArgumentType]
-    return diffrax.diffeqsolve(term, t0=0.0, t1=1.0, y0=x, throw=False, **plan.arguments())
+    start, end = (1.0, 0.0) if backwards else (0.0, 1.0)
+    return diffrax.diffeqsolve(
+        term,
+        t0=start,
+        t1=end,
+        y0=x,
+        saveat=diffrax.SaveAt(t1=True) if at is None else diffrax.SaveAt(ts=at),
+        throw=False,
+        **plan.arguments(backwards),
+    )

@@ -29,15 +29,14 @@ class Checkpoints(AbstractContextManager):
     needed to read them.
     """
 
-    def __init__(self, run: Path, *, read_only: bool = False, keep: int = 2):
-        """Open the checkpoints of `run`, started unless `read_only`; the last `keep` are kept."""
+    def __init__(self, run: Path, *, start: bool = True, keep: int = 2):
+        """Open the checkpoints of `run`, or `start` them; the last `keep` are kept."""
         self._manager = ocp.CheckpointManager(
             (run / CHECKPOINTS).absolute(),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=ocp.checkpoint_managers.LatestN(keep),
                 enable_async_checkpointing=False,
-                create=not read_only,
-                read_only=read_only,
+                create=start,
             ),
         )
 
@@ -121,7 +120,7 @@ def load(run: str | Path, weights: Weights = "ema") -> DiT:
     missing = InputError(f"{run} has no checkpoint yet")
     if not (Path(run) / CHECKPOINTS).is_dir():
         raise missing
-    with Checkpoints(Path(run), read_only=True) as checkpoints:
+    with Checkpoints(Path(run), start=False) as checkpoints:
         if checkpoints.latest is None:
             raise missing
         return checkpoints.restore_weights(weights, template)

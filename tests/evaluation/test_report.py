@@ -1,5 +1,6 @@
 """The judge, the map and its files."""
 
+import dataclasses
 import json
 
 import jax
@@ -97,3 +98,33 @@ def test_samples_are_a_sheet_and_arrays_and_repeat_by_seed(tiny_run, tmp_path):
 def test_a_map_that_cannot_be_measured_is_refused(change, message):
     with pytest.raises(odelt.InputError, match=message):
         GridConfig(**change)
+
+
+def test_a_film_strip_and_a_way_back_from_images(tiny_run, tmp_path):
+    time = odelt.FixedSteps(steps=32, solver="heun")
+    there = SampleConfig(
+        count=4, time=time, depth=2, trajectory=(0.0, 0.5, 1.0), out=tmp_path / "there"
+    )
+    paths, _ = draw_samples(tiny_run, there)
+    assert [path.name for path in paths] == ["there.png", "there.npz", "there-strip.png"]
+    first = np.load(paths[1])
+    assert first["states"].shape == (3, 4, 8, 8, 1)
+    np.testing.assert_allclose(first["states"][0], first["noise"], atol=1e-6)
+
+    back = SampleConfig(time=time, depth=2, from_images=paths[1], out=tmp_path / "back")
+    second = np.load(draw_samples(tiny_run, back)[0][1])
+    np.testing.assert_allclose(second["noise"], first["noise"], atol=1e-2)
+    np.testing.assert_allclose(second["images"], first["images"], atol=1e-2)
+    np.testing.assert_array_equal(second["labels"], first["labels"])
+
+    other = dataclasses.replace(back, labels=(7,), out=tmp_path / "other")
+    assert np.load(draw_samples(tiny_run, other)[0][1])["labels"].tolist() == [7] * 4
+
+
+@pytest.mark.parametrize("content", [b"", b"PK nonsense"])
+def test_a_file_that_holds_no_images_is_one_line(tiny_run, tmp_path, content):
+    path = tmp_path / "images.npz"
+    path.write_bytes(content)
+    for file in (path, tmp_path / "nothing.npz"):
+        with pytest.raises(odelt.InputError, match="holds no images and labels to start from"):
+            draw_samples(tiny_run, SampleConfig(from_images=file))

@@ -34,6 +34,18 @@ def test_every_plan_reaches_the_exact_map_of_a_gaussian(plan):
     np.testing.assert_allclose(solution.ys[-1], MEAN * labels[:, None] + SPREAD * noise, atol=2e-3)
 
 
+@pytest.mark.parametrize("plan", PLANS, ids=lambda p: f"{type(p).__name__}-{p.solver}")
+def test_every_plan_leads_back_to_the_noise(plan):
+    noise = jax.random.normal(jax.random.key(0), (6, 5))
+    labels = jnp.array([1, 2, 3, 1, 2, 3])
+    images = MEAN * labels[:, None] + SPREAD * noise
+    solution = integrate_time(
+        gaussian, images, labels, plan, flow_index=7, null_label=0, backwards=True
+    )
+    assert solution.result == diffrax.RESULTS.successful
+    np.testing.assert_allclose(solution.ys[-1], noise, atol=1e-2)
+
+
 @pytest.mark.parametrize(("plan", "index"), [(odelt.FixedSteps(5), 2), (odelt.Adaptive(), 7)])
 def test_the_network_is_told_its_step(plan, index):
     seen = lambda t, x, step_index, labels: x * 0 + step_index[:, None]
