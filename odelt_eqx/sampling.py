@@ -1,5 +1,6 @@
 """Noise to images: the time ODE put to use."""
 
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from typing import Literal, NamedTuple
@@ -15,6 +16,9 @@ from odelt_eqx.errors import InputError, SolveError
 from odelt_eqx.nn.dit import DiT, DiTConfig
 from odelt_eqx.ode.plan import Adaptive, FixedSteps, Plan, traced
 from odelt_eqx.ode.time import integrate_time
+
+BFLOAT16_TOLERANCE = 1e-3
+"""Below about this, the rounding of a bfloat16 field looks like error to an adaptive solver."""
 
 Depth = int | Int[np.ndarray, " batch"] | Int[Array, " batch"] | None
 
@@ -164,6 +168,7 @@ def _sample(
     depth = config.depth if isinstance(depth, str) else depth
     if not isinstance(depth, Tracer):
         config.check_depth(None if depth is None else np.asarray(depth))
+    _warn_of_precision(config, time=time, length=length)
     weight = guidance if guidance in (0, 1) else jnp.asarray(guidance, jnp.float32)
     length = traced(length) if isinstance(length, Adaptive) else length
     try:
@@ -204,6 +209,19 @@ def _solve(
         backwards=backwards,
         at=at,
     )
+
+
+def _warn_of_precision(config: DiTConfig, **plans: Plan) -> None:
+    """Warn of tolerances that the rounding of a bfloat16 network does not let a solver meet."""
+    if config.dtype != "bfloat16":
+        return
+    for axis, plan in plans.items():
+        if isinstance(plan, Adaptive) and min(plan.rtol, plan.atol) < BFLOAT16_TOLERANCE:
+            warnings.warn(
+                f"a bfloat16 network cannot meet {axis}.rtol {plan.rtol:g} and {axis}.atol "
+                f"{plan.atol:g}: steps are wasted; use {BFLOAT16_TOLERANCE:g} or more",
+                stacklevel=4,
+            )
 
 
 def _final(solution: diffrax.Solution) -> Array:

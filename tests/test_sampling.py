@@ -1,5 +1,8 @@
 """Sampling: what is compiled, what is counted, what is refused."""
 
+import dataclasses
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -121,3 +124,17 @@ def test_one_euler_step_is_a_straight_line(model):
 def test_times_that_do_not_rise_within_the_solve_are_refused(model, at):
     with pytest.raises(odelt.InputError, match=r"at must hold rising times in \[0, 1\]; got"):
         odelt.trajectory(model, NOISE, LABELS, at)
+
+
+@pytest.mark.parametrize("axis", ["time", "length"])
+def test_a_tolerance_that_bfloat16_cannot_meet_is_warned_of(model, axis):
+    config = dataclasses.replace(model.config, dtype="bfloat16")
+    half = odelt.DiT(config, key=jax.random.key(0))
+    fine = {axis: odelt.Adaptive(rtol=1e-2, atol=1e-4)}
+    message = rf"cannot meet {axis}\.rtol 0\.01 and {axis}\.atol 0\.0001: .* use 0\.001 or more"
+    with pytest.warns(UserWarning, match=message):
+        odelt.sample(half, NOISE, LABELS, depth=2, **fine)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        odelt.sample(half, NOISE, LABELS, depth=2, **{axis: odelt.Adaptive()})
+        odelt.sample(model, NOISE, LABELS, depth=2, **fine)

@@ -36,7 +36,7 @@ def save_tiles(
 ) -> None:
     """Write a sheet of images in [-1, 1], each pixel enlarged so that small ones can be seen."""
     sheet = tile(images, columns)
-    zoom = max(1, 512 // (columns * images.shape[2]))
+    zoom = max(1, min(640 // sheet.shape[1], 1280 // sheet.shape[0]))
     figure_pixels = np.kron(sheet, np.ones((zoom, zoom, 1)))
     with replacing(path) as beside:
         matplotlib_image.imsave(beside, _rgb(figure_pixels))

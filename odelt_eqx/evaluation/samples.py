@@ -82,7 +82,8 @@ def draw_samples(run: Path, config: SampleConfig) -> tuple[list[Path], SampleSta
     out = config.out or run / "samples"
     out.parent.mkdir(parents=True, exist_ok=True)
     sheet, data, strip = (out.with_name(out.name + end) for end in (".png", ".npz", "-strip.png"))
-    columns = min(len(config.labels) or model.config.num_classes, len(labels), 20)
+    asked = len(config.labels) or model.config.num_classes
+    columns = min(asked if 2 < asked <= 20 else 10, len(labels))
     save_tiles(np.asarray(images), columns, sheet)
     paths = [sheet, data]
     if config.trajectory:

@@ -121,6 +121,14 @@ def test_a_film_strip_and_a_way_back_from_images(tiny_run, tmp_path):
     assert np.load(draw_samples(tiny_run, other)[0][1])["labels"].tolist() == [7] * 4
 
 
+@pytest.mark.parametrize(("labels", "count"), [((), 100), ((3,), 100), (tuple(range(9)) * 4, 36)])
+def test_a_sheet_is_a_picture_that_fits_a_screen(tiny_run, tmp_path, labels, count):
+    config = SampleConfig(labels=labels, count=count, depth=2, out=tmp_path / "sheet")
+    width, height = Image.open(draw_samples(tiny_run, config)[0][0]).size
+    assert 200 < width <= 640
+    assert 100 < height <= 1280
+
+
 @pytest.mark.parametrize("content", [b"", b"PK nonsense"])
 def test_a_file_that_holds_no_images_is_one_line(tiny_run, tmp_path, content):
     path = tmp_path / "images.npz"
