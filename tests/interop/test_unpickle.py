@@ -127,9 +127,8 @@ def test_a_hundred_damaged_files_are_a_hundred_lines(tmp_path):
     refused = []
     for index in range(100):
         damaged = bytearray(whole[: 3000 + int(rng.integers(200_000))] if index % 2 else whole)
-        # Half the damage is among the first instructions, where it does most harm.
-        reach = len(damaged) if index % 4 else 3000
-        for place in rng.integers(0, reach, size=40):
+        # Among the instructions, where damage does harm: inside an array it is another number.
+        for place in rng.integers(0, 3000, size=40):
             damaged[place] = rng.integers(256)
         began = time.monotonic()
         try:
@@ -137,7 +136,7 @@ def test_a_hundred_damaged_files_are_a_hundred_lines(tmp_path):
         except odelt.InputError as error:
             refused.append(str(error))
         assert time.monotonic() - began < 10
-    assert len(refused) >= 75  # the others have their damage inside the numbers of an array
+    assert len(refused) == 100
     for message in refused:
         assert "\n" not in message
         assert "is damaged or no checkpoint: " in message
