@@ -62,6 +62,33 @@ def test_convert_makes_a_run_that_samples_and_evaluates(command, tmp_path):
     assert exported.exists()
 
 
+def test_sample_along_given_times(command, tiny_run, tmp_path):
+    words = ("--count", 2, "--out", tmp_path / "s", "time:fixed-steps", "--time.times", 0, 0.5, 1)
+    status, out, _ = command("sample.py", tiny_run, *words)
+    assert status == 0
+    assert out.startswith("2 time steps, 2 network evaluations")
+
+
+LENGTH = ("objective:length-consistency",)
+SHORTCUT = (*LENGTH, "objective.objective:shortcut")
+README_FLAGS = [
+    ("--optimizer.learning-rate", "1e-5", "--optimizer.ema", "0.99", "--init-from", "runs/x"),
+    ("--log-every", "1", "--eval-every", "1", "--save-every", "1", "--model.depth-group", "2"),
+    (*LENGTH, "--objective.every", "4"),
+    (*SHORTCUT, "--objective.objective.every", "4", "--objective.objective.class-dropout", "0.2"),
+    (*SHORTCUT, "--objective.objective.guidance", "0"),
+    ("objective:flow-matching", "--objective.times", "grid"),
+]
+
+
+@pytest.mark.parametrize("words", README_FLAGS, ids=" ".join)
+def test_the_flags_of_the_readme_are_understood(command, words):
+    """They are, if all that is missing in the end is the data."""
+    status, _, errors = command("train.py", "imagenet-b", "--run", "nowhere", *words)
+    assert status == 2
+    assert "error: the data 'imagenet-latents' cannot be read yet" in errors
+
+
 MISTAKES = [
     (("train.py", "imagenet-b"), "the data 'imagenet-latents' cannot be read yet"),
     (("convert.py", "digits", "nowhere.pkl", "out"), "there is no file nowhere.pkl"),
