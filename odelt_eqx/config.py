@@ -13,7 +13,7 @@ from cattrs.strategies import configure_tagged_union
 from odelt_eqx.data import DataName
 from odelt_eqx.errors import InputError
 from odelt_eqx.nn.dit import DiTConfig
-from odelt_eqx.objective import FlowMatching, LengthConsistency, Shortcut
+from odelt_eqx.objective import LengthConsistency, Shortcut, TimeObjective
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +60,8 @@ class TrainConfig:
             latent sets of the published runs, which cannot be read yet.
         init_from: a run folder or a `.safetensors` file whose weights are the first ones, with
             their average where it has one.
+        teacher: a run folder or a `.safetensors` file whose averaged weights teach the time axis,
+            in place of this run's own.
         steps: training steps.
         batch_size: examples per step.
         seed: decides weights, draws and the order of the data.
@@ -69,10 +71,11 @@ class TrainConfig:
     """
 
     model: DiTConfig
-    objective: LengthConsistency | Shortcut | FlowMatching = LengthConsistency()
+    objective: LengthConsistency | TimeObjective = LengthConsistency()
     optimizer: OptimizerConfig = OptimizerConfig()
     data: DataName = "digits"
     init_from: str | None = None
+    teacher: str | None = None
     steps: int = 100_000
     batch_size: int = 256
     seed: int = 0
@@ -204,7 +207,7 @@ def preset(name: str) -> TrainConfig:
 
 def _converter() -> cattrs.Converter:
     converter = cattrs.Converter(forbid_extra_keys=True)
-    for union in (FlowMatching | Shortcut, LengthConsistency | Shortcut | FlowMatching):
+    for union in (TimeObjective, LengthConsistency | TimeObjective):
         configure_tagged_union(union, converter, tag_name="type")
     return converter
 

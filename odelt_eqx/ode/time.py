@@ -4,7 +4,7 @@ from typing import Protocol, runtime_checkable
 
 import diffrax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Real
 
 from odelt_eqx.ode.plan import Plan, traced
 
@@ -17,7 +17,7 @@ class Velocity(Protocol):
         self,
         t: Float[Array, " batch"],
         x: Float[Array, "batch *shape"],
-        step_index: Int[Array, " batch"],
+        step_index: Real[Array, " batch"],
         labels: Int[Array, " batch"],
     ) -> Float[Array, "batch *shape"]:
         """Return dx/dt at `x` and `t` under `labels`, for steps of size `2 ** -step_index`."""
@@ -28,7 +28,7 @@ def guided_velocity(
     velocity: Velocity,
     t: Float[Array, " batch"],
     x: Float[Array, "batch *shape"],
-    step_index: Int[Array, " batch"],
+    step_index: Real[Array, " batch"],
     labels: Int[Array, " batch"],
     null_label: int,
     guidance: float | Float[Array, ""],

@@ -65,7 +65,7 @@ def test_a_run_is_read_back_with_its_config(tiny_run):
 def test_the_held_out_loss_is_of_data_that_training_never_sees(tmp_path, monkeypatch):
     seen = []
 
-    def watching(state, objective, images, labels, key):
+    def watching(state, objective, images, labels, key, steps):
         seen.append(np.asarray(images))
         return jax.numpy.zeros(())
 
