@@ -25,6 +25,11 @@ def test_the_rate_rises_stays_and_falls():
         assert float(rate(step)) == pytest.approx(value, abs=1e-9)
 
 
+def test_without_warm_up_the_rate_is_there_at_once():
+    rate = learning_rate(OptimizerConfig(learning_rate=1e-3, warmup=0), steps=100)
+    assert [float(rate(step)) for step in (0, 50)] == pytest.approx([1e-3, 1e-3])
+
+
 def test_a_step_is_adamw_on_the_mean_squared_error_and_moves_the_average():
     objective = LengthConsistency(Shortcut(), every=8)
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2, warmup=0), 100)
