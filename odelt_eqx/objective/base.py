@@ -27,7 +27,7 @@ class Targets(eqx.Module):
         velocity: what it should answer.
         depth: blocks each example runs, see `DiT`.
         power: how far errors are evened out: an example's squared error `e` counts
-            `e / (e + 0.001) ** power`, the denominator taken as a constant.
+            `e / (e + 0.001) ** power`, the denominator taken as a constant. None for not at all.
     """
 
     x_t: Float[Array, "batch height width channels"]
@@ -36,7 +36,7 @@ class Targets(eqx.Module):
     labels: Int[Array, " batch"]
     velocity: Float[Array, "batch height width channels"]
     depth: int | Int[np.ndarray, " batch"] | Int[Array, " batch"] | None
-    power: float = eqx.field(static=True, default=0.0)
+    power: Float[Array, " batch"] | None = None
 
 
 class Teacher(eqx.Module):
@@ -175,9 +175,6 @@ def share(batch_size: int, every: int) -> int:
 
 
 def joined(first: Targets, rest: Targets) -> Targets:
-    """Return one batch of two; what is no array is that of `rest`."""
-    arrays = jax.tree.map(
-        lambda a, b: jnp.concatenate([a, b]),
-        *(eqx.filter(targets, eqx.is_array) for targets in (first, rest)),
-    )
-    return eqx.combine(arrays, rest)
+    """Return one batch of two, at the depth of `rest`."""
+    arrays = (eqx.filter(targets, eqx.is_array) for targets in (first, rest))
+    return eqx.combine(jax.tree.map(lambda a, b: jnp.concatenate([a, b]), *arrays), rest)

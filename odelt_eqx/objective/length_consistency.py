@@ -116,8 +116,13 @@ class LengthConsistency(Objective):
         velocity = networks.average(
             base.t[-n:], base.x_t[-n:], base.step_index[-n:], base.labels[-n:], draws.teacher
         )
+        power = base.power
+        if power is not None:
+            # Depths agree while they know nothing: evened out, that would hold them there.
+            power = power.at[-n:].set(0.0)
         return dataclasses.replace(
             base,
             velocity=jnp.concatenate([base.velocity[:-n], velocity]),
             depth=draws.student,
+            power=power,
         )

@@ -99,7 +99,7 @@ class MeanFlow(Objective):
             flow,
             step_index=flow.step_index.astype(jnp.float32).at[:n].set(index),
             velocity=jnp.concatenate([velocity, flow.velocity[n:]]),
-            power=self.power,
+            power=jnp.full_like(flow.t, self.power),
         )
 
 

@@ -132,13 +132,15 @@ def held_out_loss(
     return jnp.mean(squared_error(state.model, targets))
 
 
-def evened_out(errors: Float[Array, " batch"], power: float) -> Float[Array, " batch"]:
+def evened_out(
+    errors: Float[Array, " batch"], power: Float[Array, " batch"] | None
+) -> Float[Array, " batch"]:
     """Return `e / (e + 0.001) ** power`, the denominator a constant (arXiv 2505.13447, eq. 22).
 
     The gradient is that of the squared error times a weight that is small where the error is large:
     a power of 0 leaves it alone, 1 is close to that of the logarithm.
     """
-    return errors if power == 0 else errors / jax.lax.stop_gradient(errors + 1e-3) ** power
+    return errors if power is None else errors / jax.lax.stop_gradient(errors + 1e-3) ** power
 
 
 def _targets(
