@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import cattrs
-from cattrs.strategies import configure_tagged_union
 
 from odelt_eqx.data import DataName
 from odelt_eqx.errors import InputError
 from odelt_eqx.nn.dit import DiTConfig
 from odelt_eqx.objective import FlowMatching, LengthConsistency, Shortcut
+from odelt_eqx.ode.plan import Adaptive, FixedSteps
+from odelt_eqx.serial import converter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +61,7 @@ class TrainConfig:
             latent sets of the published runs, which cannot be read yet.
         init_from: a run folder or a `.safetensors` file whose weights are the first ones, with
             their average where it has one.
+        time: how its pictures are sampled unless a command says otherwise.
         steps: training steps.
         batch_size: examples per step.
         seed: decides weights, draws and the order of the data.
@@ -73,6 +75,7 @@ class TrainConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     data: DataName = "digits"
     init_from: str | None = None
+    time: FixedSteps | Adaptive = FixedSteps(steps=16)
     steps: int = 100_000
     batch_size: int = 256
     seed: int = 0
@@ -203,10 +206,7 @@ def preset(name: str) -> TrainConfig:
 
 
 def _converter() -> cattrs.Converter:
-    converter = cattrs.Converter(forbid_extra_keys=True)
-    for union in (FlowMatching | Shortcut, LengthConsistency | Shortcut | FlowMatching):
-        configure_tagged_union(union, converter, tag_name="type")
-    return converter
+    return converter(FlowMatching | Shortcut, LengthConsistency | Shortcut | FlowMatching)
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:
