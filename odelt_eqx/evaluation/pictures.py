@@ -130,7 +130,11 @@ def save_map(cells: Sequence[Cell], real: Quality, path: Path) -> None:
         panels[1, column].xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     worst = min(cell.quality.accuracy for cell in cells)
     panels[0, 0].set(ylim=(max(0, 100 * worst - 10), 101), ylabel="shows the class asked for (%)")
-    panels[1, 0].set(ylim=(0, None), ylabel="Fréchet distance in pixels")
+    panels[1, 0].set_ylabel("Fréchet distance in pixels")
+    if max(cell.quality.frechet for cell in cells) > 10 * real.frechet:
+        panels[1, 0].set_yscale("log")
+    else:
+        panels[1, 0].set_ylim(0, None)
     panels[0, 0].legend(loc="lower right", fontsize=8, ncols=1 + (len(curves) > 6))
     for panel in panels.flat:
         panel.grid(alpha=0.3)

@@ -4,7 +4,6 @@ from typing import Any
 
 import diffrax
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
@@ -12,7 +11,7 @@ from jaxtyping import Array, Float, PyTree
 class Cost(eqx.Module):
     """What velocities took to evaluate, one number per example.
 
-    Floats, because diffrax carries them beside the state.
+    Floats, because diffrax carries them, packed into one array, beside the state.
 
     Args:
         evaluations: network evaluations; a guided one counts twice.
@@ -26,6 +25,10 @@ class Cost(eqx.Module):
     blocks: Float[Array, "*batch"]
     failures: Float[Array, "*batch"]
 
+    def packed(self) -> Float[Array, "4 *batch"]:
+        """Return the numbers as one array."""
+        return jnp.stack([self.evaluations, self.depth, self.blocks, self.failures])
+
 
 def no_cost(batch: tuple[int, ...]) -> Cost:
     """Return a cost of nothing for a batch of that shape."""
@@ -34,7 +37,7 @@ def no_cost(batch: tuple[int, ...]) -> Cost:
 
 
 class CountedSolver(diffrax.AbstractWrappedSolver):
-    """A solver of states `(y, cost)` whose field returns `(dy/dt, cost of this evaluation)`.
+    """A solver of states `(y, cost)` whose field returns `(dy/dt, packed cost of evaluating it)`.
 
     The second half of what `step` returns is the cost of that step: diffrax keeps the increments
     `k = dt f` of a Runge-Kutta step's stages, and `sum(k) / dt` over the stages that were evaluated
@@ -71,19 +74,19 @@ class CountedSolver(diffrax.AbstractWrappedSolver):
         self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any, solver_state: Any, made_jump: Any
     ) -> tuple[Any, ...]:
         """Make a step from no cost and return its own in the second half."""
-        y0 = (y0[0], jax.tree.map(jnp.zeros_like, y0[1]))
+        y0 = (y0[0], jnp.zeros_like(y0[1]))
         y1, error, dense, after, result = self.solver.step(
             terms, t0, t1, y0, args, solver_state, made_jump
         )
         if "k" in dense:
-            taken = jax.tree.map(lambda k: jnp.sum(k, axis=0), dense["k"][1])
+            stages = dense["k"][1]
+            taken = jnp.sum(stages, axis=0)
             if self.solver.tableau.fsal:  # pyright: ignore[reportAttributeAccessIssue]
                 first, _ = solver_state
-                reused = jnp.logical_not(first | made_jump)
-                taken = jax.tree.map(lambda s, k: s - reused * k[0], taken, dense["k"][1])
+                taken = taken - jnp.logical_not(first | made_jump) * stages[0]
         else:
             taken = y1[1]
-        cost = jax.tree.map(lambda x: jnp.round(jnp.abs(x / (t1 - t0))), taken)
+        cost = jnp.round(jnp.abs(taken / (t1 - t0)))
         return (y1[0], cost), error, dense, after, result
 
 
@@ -101,10 +104,10 @@ class CountedSteps(diffrax.AbstractStepSizeController[Any, Any]):
 
     def init(
         self, terms: Any, t0: Any, t1: Any, y0: Any, dt0: Any, args: Any, func: Any, order: Any
-    ) -> tuple[Any, tuple[Any, Cost]]:
+    ) -> tuple[Any, tuple[Any, Array]]:
         """Return the end of the first step, and no cost."""
         first, state = self.controller.init(terms, t0, t1, y0[0], dt0, args, func, order)
-        return first, (state, jax.tree.map(jnp.zeros_like, y0[1]))
+        return first, (state, jnp.zeros_like(y0[1]))
 
     def adapt_step_size(
         self, t0: Any, t1: Any, y0: Any, y1: Any, args: Any, error: Any, order: Any, state: Any
@@ -115,11 +118,11 @@ class CountedSteps(diffrax.AbstractStepSizeController[Any, Any]):
         *decision, inner, result = self.controller.adapt_step_size(
             t0, t1, y0[0], y1[0], args, error, order, inner
         )
-        return *decision, (inner, jax.tree.map(jnp.add, total, y1[1])), result
+        return *decision, (inner, total + y1[1]), result
 
 
 def accumulated(solution: diffrax.Solution) -> tuple[PyTree, Cost]:
     """Return the states that a counted solve saved, and what it cost."""
     states, _ = solution.ys  # pyright: ignore
     _, cost = solution.controller_state  # pyright: ignore
-    return states, cost
+    return states, Cost(*cost)

@@ -164,8 +164,9 @@ def integrate_time(
     batch = jax.tree.leaves(y)[0].shape[:1]
     step_index = jnp.broadcast_to(jnp.asarray(plan.step_index(flow_index), jnp.int32), batch)
 
-    def derivative(t: Float[Array, ""], state: tuple[Any, Cost], _args: None) -> tuple[Any, Cost]:
-        return field(jnp.broadcast_to(t, batch), state[0], step_index)
+    def derivative(t: Float[Array, ""], state: tuple[Any, Array], _args: None) -> tuple[Any, Array]:
+        dy, cost = field(jnp.broadcast_to(t, batch), state[0], step_index)
+        return dy, cost.packed()
 
     arguments = plan.arguments(backwards)
     arguments["solver"] = CountedSolver(arguments["solver"])
@@ -175,7 +176,7 @@ def integrate_time(
         diffrax.ODETerm(derivative),  # pyright: ignore[reportArgumentType]
         t0=start,
         t1=end,
-        y0=(y, no_cost(batch)),
+        y0=(y, no_cost(batch).packed()),
         saveat=diffrax.SaveAt(t1=at is None, ts=at, controller_state=True),
         throw=False,
         **arguments,
