@@ -9,9 +9,12 @@ from odelt_eqx.interop import (
 from odelt_eqx.interop.truncate import truncate as truncate
 from odelt_eqx.nn import DiT as DiT, DiTConfig as DiTConfig
 from odelt_eqx.ode import Adaptive as Adaptive, FixedSteps as FixedSteps
+from odelt_eqx.ode.time import SolveStats as SolveStats
 from odelt_eqx.sampling import (
-    SampleStats as SampleStats,
+    Likelihood as Likelihood,
+    consistency_sample as consistency_sample,
     invert as invert,
+    log_likelihood as log_likelihood,
     sample as sample,
     sample_with_stats as sample_with_stats,
     trajectory as trajectory,

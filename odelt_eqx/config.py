@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import cattrs
-from cattrs.strategies import configure_tagged_union
 
 from odelt_eqx.data import DataName
 from odelt_eqx.errors import InputError
 from odelt_eqx.nn.dit import DiTConfig
 from odelt_eqx.objective import LengthConsistency, Shortcut, TimeObjective
+from odelt_eqx.ode.plan import Adaptive, FixedSteps
+from odelt_eqx.serial import converter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +63,7 @@ class TrainConfig:
             their average where it has one.
         teacher: a run folder or a `.safetensors` file whose averaged weights teach the time axis,
             in place of this run's own.
+        time: how its pictures are sampled unless a command says otherwise.
         steps: training steps.
         batch_size: examples per step.
         seed: decides weights, draws and the order of the data.
@@ -76,6 +78,7 @@ class TrainConfig:
     data: DataName = "digits"
     init_from: str | None = None
     teacher: str | None = None
+    time: FixedSteps | Adaptive = FixedSteps(steps=16)
     steps: int = 100_000
     batch_size: int = 256
     seed: int = 0
@@ -206,10 +209,7 @@ def preset(name: str) -> TrainConfig:
 
 
 def _converter() -> cattrs.Converter:
-    converter = cattrs.Converter(forbid_extra_keys=True)
-    for union in (TimeObjective, LengthConsistency | TimeObjective):
-        configure_tagged_union(union, converter, tag_name="type")
-    return converter
+    return converter(TimeObjective, LengthConsistency | TimeObjective)
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:

@@ -13,23 +13,25 @@ from odelt_eqx.evaluation.report import evaluate
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
-    """Rebuild a run's grid.png, table.md, table.json and table.png.
+    """Measure a run and write grid.png, table.md, table.json and table.png.
 
     Args:
         run: run folder.
         grid: which cells are measured, and how.
+        out: folder of the results; the run's own by default.
     """
 
     run: tyro.conf.Positional[Path]
     grid: Annotated[GridConfig, tyro.conf.arg(name="")] = dataclasses.field(
         default_factory=GridConfig
     )
+    out: Path | None = None
 
 
 def run() -> None:
     """Read the command line, measure, print where the results are."""
     args = tyro.cli(Evaluate)
-    for path in evaluate(args.run, args.grid):
+    for path in evaluate(args.run, args.grid, args.out):
         print(path)
 
 

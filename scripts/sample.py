@@ -29,7 +29,9 @@ def run() -> None:
     """Read the command line, sample, print what it cost and where the pictures are."""
     args = tyro.cli(Sample)
     paths, stats = draw_samples(args.run, args.config)
-    print(f"{stats.steps} time steps, {stats.evaluations} network evaluations per picture")
+    for name, values in stats.counts.items():
+        low, high = min(values), max(values)
+        print(f"{name} per picture: {low:g}" + (f" to {high:g}" if high > low else ""))
     print(*paths, sep="\n")
 
 

@@ -15,6 +15,7 @@ LAYERS = {
     "errors": 0,
     "files": 0,
     "ode": 1,
+    "serial": 2,
     "nn": 2,
     "data": 2,
     "interop": 3,

@@ -39,10 +39,12 @@ class ArraySource:
         self,
         images: Float[np.ndarray, "count height width channels"],
         labels: Int[np.ndarray, " count"],
+        levels: int | None = None,
     ):
-        """Hold `images`, float32 in [-1, 1], and their classes."""
+        """Hold `images`, float32 in [-1, 1], their classes, and how many grey levels they have."""
         self.images = images
         self.labels = labels
+        self.levels = levels
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -80,7 +82,7 @@ def digits(split: Split) -> ArraySource:
     every = np.arange(len(labels))
     train, held_out = train_test_split(every, test_size=0.2, stratify=labels, random_state=0)
     chosen = train if split == "train" else held_out
-    return ArraySource(images[chosen], labels[chosen])
+    return ArraySource(images[chosen], labels[chosen], levels=17)
 
 
 SOURCES: dict[DataName, Callable[[Split], ArraySource]] = {"digits": digits}

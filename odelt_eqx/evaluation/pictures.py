@@ -49,7 +49,7 @@ def save_depth_grid(
     path: Path,
     *,
     steps: Sequence[int] = (1, 4, 64),
-    length: Plan = FixedSteps(),
+    length: Plan | None = None,
     guidance: float = 1.0,
 ) -> None:
     """Write the class x depth picture: one panel a step count, one row a depth, one column a class.
@@ -62,7 +62,7 @@ def save_depth_grid(
         labels: the classes.
         path: where to write the PNG.
         steps: Euler steps in time, one panel each.
-        length: how each group's unit of length is solved.
+        length: how each group's unit of length is solved; None as the model's config says.
         guidance: classifier-free guidance weight.
     """
     depths = model.config.depths
@@ -100,30 +100,42 @@ def save_depth_grid(
 
 
 def save_map(cells: Sequence[Cell], real: Quality, path: Path) -> None:
-    """Write the map as curves: quality against time steps and latency, one colour a depth."""
+    """Write the map as curves: quality against evaluations and latency, one colour a depth.
+
+    Numbers of Euler steps are joined by a solid line, the tolerances of each adaptive solver by a
+    dotted one with a marker of its own.
+    """
     figure = Figure(figsize=(8.5, 6), layout="constrained")
     panels = figure.subplots(2, 2, sharey="row", sharex="col")
     depths = sorted({cell.depth for cell in cells})
-    colours = colormaps["viridis"](np.linspace(0.1, 0.85, len(depths)))
-    for depth, colour in zip(depths, colours, strict=True):
-        row = [cell for cell in cells if cell.depth == depth]
-        for column, cost in enumerate(("steps", "milliseconds")):
+    shades = colormaps["viridis"](np.linspace(0.1, 0.85, len(depths)))
+    colours = dict(zip(depths, shades, strict=True))
+    curves: dict[tuple[int, str], list[Cell]] = {}
+    for cell in cells:
+        curves.setdefault((cell.depth, cell.time.solver), []).append(cell)
+    adaptive = sorted({solver for _, solver in curves} - {"euler"})
+    markers = dict(zip(adaptive, "s^vDPX*", strict=False))
+    for (depth, solver), row in curves.items():
+        label = f"depth {depth}" + ("" if solver == "euler" else f", {solver}")
+        look = {"marker": "o"} if solver == "euler" else {"marker": markers[solver], "ls": ":"}
+        for column, cost in enumerate(("evaluations", "milliseconds")):
             x = [getattr(cell, cost) for cell in row]
-            style = {"marker": "o", "color": colour, "label": f"depth {depth}"}
+            style = {"color": colours[depth], "label": label, "ms": 5, **look}
             panels[0, column].plot(x, [100 * cell.quality.accuracy for cell in row], **style)
             panels[1, column].plot(x, [cell.quality.frechet for cell in row], **style)
-    for column, label in enumerate(("time steps", "milliseconds per picture")):
+    for column, label in enumerate(("network evaluations", "milliseconds per picture")):
         panels[0, column].axhline(100 * real.accuracy, color="grey", ls="--", label="real digits")
         panels[1, column].axhline(real.frechet, color="grey", ls="--", label="real digits")
         panels[1, column].set(xlabel=label, xscale="log")
         panels[1, column].xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    steps = sorted({cell.steps for cell in cells})
-    panels[1, 0].set_xticks(steps, map(str, steps))
-    panels[1, 0].minorticks_off()
     worst = min(cell.quality.accuracy for cell in cells)
     panels[0, 0].set(ylim=(max(0, 100 * worst - 10), 101), ylabel="shows the class asked for (%)")
-    panels[1, 0].set(ylim=(0, None), ylabel="Fréchet distance in pixels")
-    panels[0, 0].legend(loc="lower right")
+    panels[1, 0].set_ylabel("Fréchet distance in pixels")
+    if max(cell.quality.frechet for cell in cells) > 10 * real.frechet:
+        panels[1, 0].set_yscale("log")
+    else:
+        panels[1, 0].set_ylim(0, None)
+    panels[0, 0].legend(loc="lower right", fontsize=8, ncols=1 + (len(curves) > 6))
     for panel in panels.flat:
         panel.grid(alpha=0.3)
     with replacing(path) as beside:

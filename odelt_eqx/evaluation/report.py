@@ -5,15 +5,18 @@ import json
 import platform
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
 from odelt_eqx.data import ArraySource, open_source
 from odelt_eqx.evaluation.grid import Cell, GridConfig, draw_noise, measure
+from odelt_eqx.evaluation.likelihood import Bits, measure_bits
 from odelt_eqx.evaluation.pictures import save_depth_grid, save_map
 from odelt_eqx.evaluation.quality import FEATURES, Judge, Quality
 from odelt_eqx.files import replacing
+from odelt_eqx.ode.plan import Adaptive, FixedSteps
 from odelt_eqx.training.checkpoint import load, run_config
 from odelt_eqx.training.progress import Progress
 
@@ -32,8 +35,13 @@ class Bounds:
     noise: Quality
 
 
-def evaluate(run: Path, config: GridConfig) -> list[Path]:
-    """Measure the map of a run and write its table, its curves and its sample grid there.
+def evaluate(run: Path, config: GridConfig, out: Path | None = None) -> list[Path]:
+    """Measure the map of a run and write its table, its curves and its sample grid.
+
+    Args:
+        run: run folder.
+        config: which cells are measured, and how.
+        out: folder of the results; the run's own by default.
 
     Returns:
         The files written: grid.png, table.md, table.json, table.png.
@@ -51,7 +59,9 @@ def evaluate(run: Path, config: GridConfig) -> list[Path]:
     noise, labels = draw_noise(model, config)
     bounds = _bounds(judge, train, held_out, np.asarray(noise), labels)
     names = ("grid.png", "table.md", "table.json", "table.png")
-    grid, markdown, data, curves = paths = [run / name for name in names]
+    folder = run if out is None else out
+    folder.mkdir(parents=True, exist_ok=True)
+    grid, markdown, data, curves = paths = [folder / name for name in names]
 
     classes = model.config.num_classes
     save_depth_grid(
@@ -63,16 +73,18 @@ def evaluate(run: Path, config: GridConfig) -> list[Path]:
         guidance=config.guidance,
     )
     cells = []
-    total = len(config.steps) * len(config.depths or model.config.depths)
+    total = len(config.plans) * len(config.depths or model.config.depths)
     with Progress("evaluate", total) as progress:
         for cell in measure(model, judge, config):
             cells.append(cell)
-            progress.show(depth=cell.depth, steps=cell.steps, accuracy=cell.quality.accuracy)
+            figures = {"evaluations": cell.evaluations, "accuracy": cell.quality.accuracy}
+            progress.show(depth=cell.depth, **figures)
             progress.advance()
+    bits = measure_bits(model, held_out, config) if config.likelihood else ()
     with replacing(markdown) as beside:
-        beside.write_text(_markdown(cells, bounds, config))
+        beside.write_text(_markdown(cells, bounds, bits, config))
     with replacing(data) as beside:
-        beside.write_text(_json(cells, bounds, config))
+        beside.write_text(_json(cells, bounds, bits, config))
     save_map(cells, bounds.real, curves)
     return paths
 
@@ -92,16 +104,18 @@ def _bounds(
     )
 
 
-def _markdown(cells: Sequence[Cell], bounds: Bounds, config: GridConfig) -> str:
+def _markdown(
+    cells: Sequence[Cell], bounds: Bounds, bits: Sequence[Bits], config: GridConfig
+) -> str:
     rows = [
-        f"| {cell.depth} | {cell.steps} | {cell.evaluations} "
+        f"| {cell.depth} | {_named(cell.time)} | {cell.evaluations:g} | {cell.blocks:g} "
         f"| {100 * cell.quality.accuracy:.1f} % | {cell.quality.frechet:.2f} "
         f"| {cell.quality.frechet / bounds.real.frechet:.2f} × | {cell.milliseconds:.3f} |"
         for cell in cells
     ]
     for name, quality in (("real digits", bounds.real), ("noise", bounds.noise)):
         rows.append(
-            f"| {name} | | | {100 * quality.accuracy:.1f} % | {quality.frechet:.2f} "
+            f"| {name} | | | | {100 * quality.accuracy:.1f} % | {quality.frechet:.2f} "
             f"| {quality.frechet / bounds.real.frechet:.2f} × | |"
         )
     note = (
@@ -111,26 +125,53 @@ def _markdown(cells: Sequence[Cell], bounds: Bounds, config: GridConfig) -> str:
         "held-out split; × real: over that of as many training pictures."
     )
     head = (
-        "| depth | time steps | network evaluations | asked class | Fréchet | × real "
-        "| ms per picture |\n|---|---|---|---|---|---|---|\n"
+        "| depth | time | network evaluations | block evaluations | asked class | Fréchet | × real "
+        "| ms per picture |\n|---|---|---|---|---|---|---|---|\n"
     )
-    return head + "\n".join(rows) + f"\n\n{note}\n"
+    table = head + "\n".join(rows) + f"\n\n{note}\n"
+    if not bits:
+        return table
+    likely = "\n".join(
+        f"| {row.depth} | {row.bits:.3f} ± {row.error:.3f} | {row.evaluations:g} |" for row in bits
+    )
+    return (
+        f"{table}\n| depth | bits per dimension of held-out data | network evaluations |\n"
+        f"|---|---|---|\n{likely}\n"
+    )
 
 
-def _json(cells: Sequence[Cell], bounds: Bounds, config: GridConfig) -> str:
+def _named(plan: FixedSteps | Adaptive) -> str:
+    if isinstance(plan, Adaptive):
+        return f"{plan.solver}, {plan.rtol:g}"
+    return f"{plan.count} step{'s' if plan.count > 1 else ''}"
+
+
+def _json(cells: Sequence[Cell], bounds: Bounds, bits: Sequence[Bits], config: GridConfig) -> str:
     document = {
         "features": FEATURES,
         "count": config.count,
         "batch_size": config.batch_size,
         "guidance": config.guidance,
-        "length": {"type": type(config.length).__name__, **dataclasses.asdict(config.length)},
+        "length": _described(config.length),
         "seed": config.seed,
         "device": _device(),
         "jax": jax.__version__,
         "bounds": dataclasses.asdict(bounds),
-        "cells": [dataclasses.asdict(cell) for cell in cells],
+        "cells": [
+            {
+                **{f.name: getattr(cell, f.name) for f in dataclasses.fields(cell)},
+                "time": _described(cell.time),
+                "quality": dataclasses.asdict(cell.quality),
+            }
+            for cell in cells
+        ],
+        "likelihood": [dataclasses.asdict(row) for row in bits],
     }
     return json.dumps(document, indent=2) + "\n"
+
+
+def _described(plan: FixedSteps | Adaptive | None) -> dict[str, Any] | None:
+    return plan and {"type": type(plan).__name__, **dataclasses.asdict(plan)}
 
 
 def _device() -> str:

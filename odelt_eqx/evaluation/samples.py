@@ -1,8 +1,9 @@
 """Pictures on request, from any run and with any solver on either axis."""
 
 import dataclasses
+import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 from zipfile import BadZipFile
 
 import jax
@@ -10,13 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from odelt_eqx.errors import InputError
+from odelt_eqx.errors import InputError, SolveError
 from odelt_eqx.evaluation.pictures import save_tiles
 from odelt_eqx.files import replacing
 from odelt_eqx.nn.dit import DiT
 from odelt_eqx.ode.plan import Adaptive, FixedSteps
-from odelt_eqx.sampling import SampleStats, invert, sample_with_stats, trajectory
-from odelt_eqx.training.checkpoint import load
+from odelt_eqx.ode.time import SolveStats
+from odelt_eqx.sampling import consistency_sample, invert, sample_with_stats, trajectory
+from odelt_eqx.sampling.options import Options, raise_failures
+from odelt_eqx.training.checkpoint import load, run_config
 
 STRIP_ROWS = 10
 """Pictures in a film strip."""
@@ -30,10 +33,14 @@ class SampleConfig:
         labels: classes, dealt out in turn; all of them by default.
         count: number of pictures.
         seed: decides the noise.
-        time: how the time ODE is solved over [0, 1].
-        length: how each group's unit of length is solved.
+        time: how the time ODE is solved over [0, 1]; None as the run's config says.
+        length: how each group's unit of length is solved; None as the run was trained.
         depth: blocks to run, "full" for all, "plain" for the DiT without a length ODE.
         guidance: classifier-free guidance weight; 1 runs the labels alone, 0 no label.
+        exit_tolerance: stop each network evaluation at the first edge of the length where the last
+            group changed the output by less than this share of it.
+        renoise: sample by predicting the image and adding noise again at each step, for models
+            trained to be consistent, instead of following the flow.
         trajectory: rising times in [0, 1] whose states are drawn as a film strip.
         from_images: an NPZ file with `images` and `labels`, which are carried back to their noise
             first; then `labels`, if any are given, are what is made of that noise.
@@ -43,42 +50,60 @@ class SampleConfig:
     labels: tuple[int, ...] = ()
     count: int = 100
     seed: int = 0
-    time: FixedSteps | Adaptive = dataclasses.field(default_factory=lambda: FixedSteps(steps=16))
-    length: FixedSteps | Adaptive = dataclasses.field(default_factory=FixedSteps)
+    time: FixedSteps | Adaptive | None = None
+    length: FixedSteps | Adaptive | None = None
     depth: int | Literal["full", "plain"] = "full"
     guidance: float = 1.0
+    exit_tolerance: float | None = None
+    renoise: bool = False
     trajectory: tuple[float, ...] = ()
     from_images: Path | None = None
     out: Path | None = None
 
     def __post_init__(self) -> None:
-        """Check the count."""
+        """Check the count and what excludes each other."""
         if self.count < 1:
             raise InputError(f"count must be at least 1; got {self.count}")
+        if self.renoise and (self.trajectory or self.from_images):
+            raise InputError("renoise follows no flow: leave out trajectory and from_images")
 
 
-def draw_samples(run: Path, config: SampleConfig) -> tuple[list[Path], SampleStats]:
+def draw_samples(run: Path, config: SampleConfig) -> tuple[list[Path], SolveStats]:
     """Write pictures from a run as a PNG sheet and as NPZ arrays, and a film strip if asked for.
 
-    The arrays are `images`, `labels`, `noise`, and with a trajectory `times` and `states`.
+    The arrays are `images`, `labels`, `noise`, one for each of the statistics, and with a
+    trajectory `times` and `states`. A picture whose solve ran out of steps is drawn as far as it
+    got, with a warning that names it.
 
     Returns:
-        The paths, and what each picture cost on its way from the noise.
+        The paths, and what each picture took on its way from the noise.
 
     Raises:
         InputError: the run, a label, the depth or the file of images does not exist or fit.
-        SolveError: an adaptive plan ran out of steps.
+        SolveError: an adaptive plan ran out of steps for every picture.
     """
     model = load(run)
-    plans = {
-        "time": config.time,
-        "length": config.length,
-        "depth": None if config.depth == "plain" else config.depth,
-        "guidance": config.guidance,
-    }
-    noise, labels = _start(model, config, plans)
-    images, stats = sample_with_stats(model, noise, labels, **plans)
-    arrays = {"images": images, "labels": labels, "noise": noise}
+    time = config.time or run_config(run).time
+    options = Options(
+        time=time,
+        length=config.length,
+        depth=None if config.depth == "plain" else config.depth,
+        guidance=config.guidance,
+        exit_tolerance=config.exit_tolerance,
+    )
+    noise, labels = _start(model, config, options)
+    if config.renoise:
+        key = jax.random.fold_in(jax.random.key(config.seed), 1)
+        images, stats = consistency_sample(model, noise, labels, key, **options)
+    else:
+        images, stats = sample_with_stats(model, noise, labels, **options)
+    try:
+        raise_failures(images, stats, time, config.length or model.config.length)
+    except SolveError as error:
+        if (stats.time_failed | stats.length_failed).all():
+            raise
+        warnings.warn(f"these pictures are unfinished: {error}", stacklevel=2)
+    arrays = {"images": images, "labels": labels, "noise": noise, **stats._asdict()}
     out = config.out or run / "samples"
     out.parent.mkdir(parents=True, exist_ok=True)
     sheet, data, strip = (out.with_name(out.name + end) for end in (".png", ".npz", "-strip.png"))
@@ -87,7 +112,7 @@ def draw_samples(run: Path, config: SampleConfig) -> tuple[list[Path], SampleSta
     save_tiles(np.asarray(images), columns, sheet)
     paths = [sheet, data]
     if config.trajectory:
-        states = trajectory(model, noise, labels, config.trajectory, **plans)
+        states = trajectory(model, noise, labels, config.trajectory, **options)
         arrays |= {"times": np.asarray(config.trajectory), "states": states}
         shown = np.asarray(states)[:, :STRIP_ROWS].swapaxes(0, 1)
         save_tiles(shown.reshape(-1, *model.config.image_shape), len(states), strip)
@@ -97,7 +122,7 @@ def draw_samples(run: Path, config: SampleConfig) -> tuple[list[Path], SampleSta
     return paths, stats
 
 
-def _start(model: DiT, config: SampleConfig, plans: dict[str, Any]) -> tuple[Array, Array]:
+def _start(model: DiT, config: SampleConfig, options: Options) -> tuple[Array, Array]:
     """Return the noise to start from and the labels to ask for."""
     if config.from_images is None:
         labels = np.resize(config.labels or range(model.config.num_classes), config.count)
@@ -112,6 +137,6 @@ def _start(model: DiT, config: SampleConfig, plans: dict[str, Any]) -> tuple[Arr
         raise InputError(
             f"{config.from_images} holds no images and labels to start from: {problem}"
         ) from None
-    noise = invert(model, images, own.astype(jnp.int32), **plans)
+    noise = invert(model, images, own.astype(jnp.int32), **options)
     labels = np.resize(config.labels, len(own)) if config.labels else own
     return noise, jnp.asarray(labels, jnp.int32)

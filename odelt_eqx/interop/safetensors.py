@@ -1,6 +1,5 @@
 """Weights in the safetensors format: arrays by name, and the config beside them."""
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,13 @@ import safetensors.numpy
 from odelt_eqx.errors import InputError
 from odelt_eqx.files import replacing
 from odelt_eqx.nn.dit import DiT, DiTConfig
+from odelt_eqx.serial import converter
 
 
 def save_safetensors(model: DiT, path: str | Path) -> None:
     """Write a network: arrays by their path in the tree, the config as metadata."""
     arrays = {name: jax.device_get(leaf) for name, leaf in _named(model)}
-    metadata = {"config": json.dumps(dataclasses.asdict(model.config))}
+    metadata = {"config": json.dumps(converter().unstructure(model.config))}
     with replacing(Path(path)) as beside:
         safetensors.numpy.save_file(arrays, beside, metadata)
 
@@ -35,7 +35,7 @@ def load_safetensors(path: str | Path) -> DiT:
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             text = json.loads((file.metadata() or {}).get("config", "null"))
-            config = cattrs.Converter(forbid_extra_keys=True).structure(text, DiTConfig)
+            config = converter().structure(text, DiTConfig)
             template = eqx.filter_eval_shape(DiT, config, key=jax.random.key(0))
             arrays = [file.get_tensor(name) for name, _ in _named(template)]
     except (

@@ -14,8 +14,9 @@ from odelt_eqx.errors import InputError
 from odelt_eqx.nn.block import DiTBlock, FinalLayer
 from odelt_eqx.nn.embeddings import ScalarEmbedding, image_of, patches, position_table
 from odelt_eqx.nn.layers import affine, embedding, linear
-from odelt_eqx.ode.length import ODEBlock, integrate_length
-from odelt_eqx.ode.plan import FixedSteps, Plan
+from odelt_eqx.ode.cost import Cost
+from odelt_eqx.ode.length import LengthCost, ODEBlock, integrate_length
+from odelt_eqx.ode.plan import Adaptive, FixedSteps, Plan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +39,8 @@ class DiTConfig:
             `log2(denoise_timesteps)` asks for the flow field itself.
         ignore_step: the network never sees its step index, as in training without time shortcuts.
         dtype: what the blocks compute in; parameters and solver states are float32.
+        length: how each group's unit of length is solved unless a call says otherwise. It is part
+            of what the network is: the same weights under another solver are another function.
 
     Raises:
         InputError: the numbers do not fit together.
@@ -57,6 +60,7 @@ class DiTConfig:
     denoise_timesteps: int = 128
     ignore_step: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
+    length: FixedSteps | Adaptive = FixedSteps()
 
     def __post_init__(self) -> None:
         """Check that the numbers fit together."""
@@ -174,8 +178,9 @@ class DiT(eqx.Module):
         labels: Int[Array, " batch"],
         *,
         depth: int | Int[np.ndarray, " batch"] | Int[Array, " batch"] | None,
-        length: Plan = FixedSteps(),
+        length: Plan | None = None,
         key: Key[Array, ""] | None = None,
+        exit_tolerance: float | Float[Array, ""] | None = None,
     ) -> Float[Array, "batch height width channels"]:
         """Return the velocity dx/dt.
 
@@ -190,12 +195,46 @@ class DiT(eqx.Module):
                 per example and known while tracing: each example leaves at its own depth. A JAX
                 array, one per example: every group runs, masked. None: the plain DiT, every block
                 in turn and no length embedding.
-            length: how each group's unit of length is solved.
+            length: how each group's unit of length is solved; None as the config says.
             key: dropout key, or None for no dropout.
+            exit_tolerance: an example stops at the first edge where the last group changed `u` by
+                less than this share of it; None runs to `depth`.
 
         Raises:
             InputError: the images' shape or the depth is not one of this network's.
             RuntimeError: a traced depth is not, or an adaptive `length` ran out of steps.
+        """
+        plan = self.config.length if length is None else length
+        velocity, cost = self.with_cost(
+            t,
+            x,
+            step_index,
+            labels,
+            depth=depth,
+            length=plan,
+            key=key,
+            exit_tolerance=exit_tolerance,
+        )
+        if isinstance(plan, Adaptive):
+            return eqx.error_if(velocity, cost.failures > 0, plan.failure("length"))
+        return velocity
+
+    def with_cost(
+        self,
+        t: float | Float[Array, "*#batch"],
+        x: Float[Array, "batch height width channels"],
+        step_index: int | float | Real[Array, "*#batch"],
+        labels: Int[Array, " batch"],
+        *,
+        depth: int | Int[np.ndarray, " batch"] | Int[Array, " batch"] | None,
+        length: Plan | None = None,
+        key: Key[Array, ""] | None = None,
+        exit_tolerance: float | Float[Array, ""] | None = None,
+    ) -> tuple[Float[Array, "batch height width channels"], Cost]:
+        """Return what a call returns, and what it took.
+
+        A length solve that runs out of steps is counted among the failures, not raised: its example
+        goes on from where it got to, and no other is touched.
         """
         config = self.config
         if x.shape[1:] != config.image_shape:
@@ -210,14 +249,20 @@ class DiT(eqx.Module):
         tokens = tokens + position_table(config.image_size // config.patch_size, config.hidden_size)
         if depth is None:
             tokens = self._plain(tokens, condition, key)
+            spent = jnp.full(batch, float(config.depth))
+            taken = LengthCost(spent, spent, jnp.zeros(batch))
         else:
             depth = self._checked(depth)
             rows = self.length_embedding.weight[jnp.asarray(depth)]
             full = self.groups[: config.depth // config.depth_group]
             count = depth // config.depth_group
-            tokens = integrate_length(full, tokens, condition + rows, count, length, key)
+            plan = config.length if length is None else length
+            tokens, taken = integrate_length(
+                full, tokens, condition + rows, count, plan, key, exit_tolerance
+            )
         velocity = jax.vmap(self.final)(tokens, condition)
-        return jax.vmap(image_of, in_axes=(0, None))(velocity, config.patch_size)
+        images = jax.vmap(image_of, in_axes=(0, None))(velocity, config.patch_size)
+        return images, Cost(jnp.ones(batch), taken.depth, taken.blocks, taken.failures)
 
     def _condition(
         self, t: float | Array, step_index: int | float | Array, labels: Array, batch: int

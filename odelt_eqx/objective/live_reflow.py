@@ -19,8 +19,9 @@ from odelt_eqx.objective.base import (
 )
 from odelt_eqx.objective.flow_matching import FlowDraws, FlowMatching
 from odelt_eqx.objective.path import FLOOR, interpolate, on_grid
+from odelt_eqx.ode.cost import Cost, no_cost
 from odelt_eqx.ode.plan import FixedSteps
-from odelt_eqx.ode.time import integrate_time
+from odelt_eqx.ode.time import guided_velocity, integrate_time
 
 
 class ReflowDraws(eqx.Module):
@@ -135,17 +136,12 @@ class LiveReflow(Objective):
         """Return where the flow field takes the noise."""
         config = networks.config
 
-        def flow_field(t: Array, x: Array, step_index: Array, labels: Array) -> Array:
-            flow_index = jnp.full_like(step_index, config.flow_index)
-            return networks.teacher(t, x, flow_index, labels)
+        def flow_field(t: Array, x: Array, step_index: Array) -> tuple[Array, Cost]:
+            index = jnp.full_like(step_index, config.flow_index)
+            velocity = guided_velocity(
+                networks.teacher, t, x, index, labels, config.null_label, self.guidance
+            )
+            return velocity, no_cost(labels.shape)  # nobody asks what targets cost
 
-        solution = integrate_time(
-            flow_field,
-            noise,
-            labels,
-            FixedSteps(steps=self.steps),
-            flow_index=config.flow_index,
-            null_label=config.null_label,
-            guidance=self.guidance,
-        )
-        return solution.ys[-1]  # pyright: ignore[reportOptionalSubscript]
+        plan = FixedSteps(steps=self.steps)
+        return integrate_time(flow_field, noise, plan, flow_index=config.flow_index).states[-1]

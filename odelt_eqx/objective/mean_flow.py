@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from odelt_eqx.errors import InputError
 from odelt_eqx.nn.dit import DiTConfig
 from odelt_eqx.objective.base import Networks, Objective, Targets, TaughtBy, TrainingTime, share
 from odelt_eqx.objective.flow_matching import FlowDraws, FlowMatching
 from odelt_eqx.objective.path import TimeName, per_image, times_from
+from odelt_eqx.ode.plan import FixedSteps
 
 
 class MeanFlowDraws(eqx.Module):
@@ -70,6 +72,12 @@ class MeanFlow(Objective):
         self, key: Key[Array, ""], batch_size: int, config: DiTConfig, when: TrainingTime
     ) -> MeanFlowDraws:
         """Draw flow matching for all, and for the steps a second time: the later one ends them."""
+        plan = config.length
+        if not (isinstance(plan, FixedSteps) and (plan.solver, plan.adjoint) == ("euler", "keep")):
+            raise InputError(
+                "mean flow takes a forward derivative, which goes through fixed Euler steps of "
+                f"length with the adjoint keep alone; got {plan}"
+            )
         steps = share(batch_size, self.every)
         end_key, flow_key = jax.random.split(key)
         flow = self._flow.draw(flow_key, batch_size, config, when)

@@ -51,7 +51,7 @@ class GridSteps(diffrax.AbstractStepSizeController[Int[Array, ""], None]):
         """Return the same grid for a solve in `direction`."""
         return GridSteps(self.steps, self.grid, self.times, direction)
 
-    def _point(self, index: Int[Array, ""]) -> Float[Array, ""]:
+    def point(self, index: Int[Array, ""]) -> Float[Array, ""]:
         """Return where step `index` starts, in diffrax's time, which always runs forwards."""
         index = jnp.where(self.direction > 0, index, self.steps - index)
         if self.times:
@@ -63,11 +63,11 @@ class GridSteps(diffrax.AbstractStepSizeController[Int[Array, ""], None]):
         self, terms: Any, t0: Any, t1: Any, y0: Any, dt0: None, args: Any, func: Any, order: Any
     ) -> tuple[Float[Array, ""], Int[Array, ""]]:
         """Return the end of the first step and the number of the step after it."""
-        return self._point(jnp.array(1)), jnp.array(2)
+        return self.point(jnp.array(1)), jnp.array(2)
 
     def adapt_step_size(
         self, t0: Any, t1: Any, y0: Any, y1: Any, args: Any, error: Any, order: Any, state: Any
     ) -> tuple[Any, ...]:
         """Accept every step and go on to the next point."""
-        next_point = self._point(jnp.minimum(state, self.steps))
+        next_point = self.point(jnp.minimum(state, self.steps))
         return True, t1, next_point, False, state + 1, diffrax.RESULTS.successful

@@ -1,6 +1,7 @@
 """The inner ODE: a stack of blocks integrated over the network's own length."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Generic, TypeVar
 
 import diffrax
@@ -8,9 +9,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
-from odelt_eqx.ode.plan import Adaptive, Plan
+from odelt_eqx.ode.plan import Plan
 
 Block = Callable[..., Float[Array, "tokens width"]]
 """`block(tokens, condition, key=None) -> tokens`, for one example."""
@@ -19,6 +20,20 @@ AnyBlock = TypeVar("AnyBlock", bound=Block)
 
 State = tuple[Float[Array, "*batch tokens width"], Float[Array, "*batch tokens width"]]
 """`(h, u)`: the hidden tokens, and what they have accumulated so far."""
+
+
+class LengthCost(eqx.Module):
+    """What the length ODE took, one number per example.
+
+    Args:
+        depth: blocks in the groups that were run: where the integration stopped.
+        blocks: block evaluations.
+        failures: groups whose solve ran out of steps.
+    """
+
+    depth: Float[Array, "*batch"]
+    blocks: Float[Array, "*batch"]
+    failures: Float[Array, "*batch"]
 
 
 class ODEBlock(eqx.Module, Generic[AnyBlock]):
@@ -54,7 +69,7 @@ class ODEBlock(eqx.Module, Generic[AnyBlock]):
         condition: Float[Array, " width"],
         plan: Plan,
         key: Key[Array, ""] | None = None,
-    ) -> State:
+    ) -> tuple[State, LengthCost]:
         """Integrate `(h, u)` of one example over this group's unit of length.
 
         Args:
@@ -64,10 +79,8 @@ class ODEBlock(eqx.Module, Generic[AnyBlock]):
             key: dropout key, or None for no dropout.
 
         Returns:
-            The state at the end of the unit.
-
-        Raises:
-            RuntimeError: an adaptive plan ran out of steps.
+            The state at the end of the unit, or where an adaptive plan ran out of steps, and what
+            it took.
         """
         term = diffrax.ODETerm(self.field)  # pyright: ignore[reportArgumentType]
         solution = diffrax.diffeqsolve(
@@ -79,11 +92,11 @@ class ODEBlock(eqx.Module, Generic[AnyBlock]):
             throw=False,
             **plan.arguments(),
         )
-        end = jax.tree.map(lambda y: y[-1], solution.ys)
-        if isinstance(plan, Adaptive):
-            failed = solution.result != diffrax.RESULTS.successful
-            end = eqx.error_if(end, failed, plan.failure("length"))
-        return end
+        size, steps = len(self.blocks), solution.stats["num_steps"]
+        failed = solution.result != diffrax.RESULTS.successful
+        counts = (size, size * plan.evaluations(steps), failed)
+        cost = LengthCost(*(jnp.asarray(count, jnp.float32) for count in counts))
+        return jax.tree.map(lambda y: y[-1], solution.ys), cost
 
 
 def integrate_length(
@@ -93,8 +106,9 @@ def integrate_length(
     count: int | Int[np.ndarray, " batch"] | Int[Array, " batch"],
     plan: Plan,
     key: Key[Array, ""] | None = None,
-) -> Float[Array, "batch tokens width"]:
-    """Solve the length ODE over the first `count` groups and return what `u` has accumulated.
+    exit_tolerance: float | Float[Array, ""] | None = None,
+) -> tuple[Float[Array, "batch tokens width"], LengthCost]:
+    r"""Solve the length ODE over the first `count` groups and return what `u` has accumulated.
 
     Args:
         groups: the stack, each integrated over its own unit of length.
@@ -106,60 +120,91 @@ def integrate_length(
             examples that are done keep their state.
         plan: the solver and its steps, the same in every group.
         key: dropout key, or None for no dropout.
+        exit_tolerance: an example stops at the first edge where
+            $\|\Delta u\| < \epsilon \|u\|$, with $\Delta u$ what the last group added; once all
+            have stopped, no group runs any more. None: no example stops early.
 
     Returns:
-        `u` at each example's last edge.
+        `u` at each example's last edge, and what it took.
     """
     keys = None if key is None else jax.random.split(key, h.shape[0])
-    state = (h, jnp.zeros_like(h))
-    if isinstance(count, int):
+    zero = jnp.zeros(h.shape[0])
+    state, cost = (h, jnp.zeros_like(h)), LengthCost(zero, zero, zero)
+    if exit_tolerance is None and isinstance(count, np.ndarray):
+        return _integrate_leaving(groups, state, cost, condition, count, plan, keys)
+    if exit_tolerance is None and isinstance(count, int):
         for k, group in enumerate(groups[:count]):
-            state = _advance(group, k, state, condition, keys, plan)
-        return state[1]
-    if isinstance(count, np.ndarray):
-        return _integrate_leaving(groups, state, condition, count, plan, keys)
+            state, cost = _advance(group, k, state, cost, condition, keys, plan)
+        return state[1], cost
+    groups = groups[:count] if isinstance(count, int) else groups
+    active = jnp.ones(h.shape[0], bool)
     for k, group in enumerate(groups):
-        ahead = _advance(group, k, state, condition, keys, plan)
-        active = (k < count)[:, None, None]
-        state = jax.tree.map(lambda new, old, on=active: jnp.where(on, new, old), ahead, state)
-    return state[1]
+        active = active & (k < jnp.asarray(count))
+        here = (state, cost)
+
+        def ahead(
+            here: tuple[State, LengthCost], k: int = k, group: ODEBlock = group
+        ) -> tuple[State, LengthCost]:
+            return _advance(group, k, *here, condition, keys, plan)
+
+        if exit_tolerance is None:
+            there = ahead(here)
+        else:
+            there = jax.lax.cond(jnp.any(active), ahead, lambda here: here, here)
+        state, cost = jax.tree.map(partial(_where, active), there, here)
+        if exit_tolerance is not None:
+            added = jnp.linalg.norm(state[1] - here[0][1], axis=(1, 2))
+            active = active & (added >= exit_tolerance * jnp.linalg.norm(state[1], axis=(1, 2)))
+    return state[1], cost
+
+
+def _where(active: Bool[Array, " batch"], new: Array, old: Array) -> Array:
+    """Return the rows of `new` that are active and the others of `old`."""
+    return jnp.where(active.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
 
 
 def _integrate_leaving(
     groups: Sequence[ODEBlock],
     state: State,
+    cost: LengthCost,
     condition: Float[Array, "batch width"],
     count: Int[np.ndarray, " batch"],
     plan: Plan,
     keys: Key[Array, " batch"] | None,
-) -> Float[Array, "batch tokens width"]:
+) -> tuple[Float[Array, "batch tokens width"], LengthCost]:
     """Sort the batch, deepest first, and cut off the examples that are done at each edge."""
     order = np.argsort(-count, kind="stable")
-    state, condition, keys = jax.tree.map(lambda x: x[order], (state, condition, keys))
+    running = jax.tree.map(lambda x: x[order], (state, cost, condition, keys))
     finished = []
     for k, group in enumerate(groups):
         staying = int(np.sum(count > k))
-        finished.append(state[1][staying:])
-        state, condition, keys = jax.tree.map(lambda x, n=staying: x[:n], (state, condition, keys))
+        (_, u), cost, *_ = running
+        finished.append(jax.tree.map(lambda x, n=staying: x[n:], (u, cost)))
+        running = jax.tree.map(lambda x, n=staying: x[:n], running)
         if staying == 0:
             break
-        state = _advance(group, k, state, condition, keys, plan)
-    finished.append(state[1])
-    return jnp.concatenate(finished[::-1])[np.argsort(order)]
+        state, cost, condition, keys = running
+        running = (*_advance(group, k, state, cost, condition, keys, plan), condition, keys)
+    (_, u), cost, *_ = running
+    finished.append((u, cost))
+    back = np.argsort(order)
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts)[back], *finished[::-1])
 
 
 def _advance(
     group: ODEBlock,
     index: int,
     state: State,
+    cost: LengthCost,
     condition: Float[Array, "batch width"],
     keys: Key[Array, " batch"] | None,
     plan: Plan,
-) -> State:
-    """Integrate one group for every example of the batch."""
+) -> tuple[State, LengthCost]:
+    """Integrate one group for every example of the batch, and add what it took to the cost."""
 
-    def one(state: State, condition: Array, key: Key[Array, ""] | None) -> State:
+    def one(state: State, condition: Array, key: Key[Array, ""] | None) -> tuple[State, LengthCost]:
         key = None if key is None else jax.random.fold_in(key, index)
         return group(state, condition, plan, key)
 
-    return jax.vmap(one)(state, condition, keys)
+    state, taken = jax.vmap(one)(state, condition, keys)
+    return state, jax.tree.map(jnp.add, cost, taken)

@@ -9,7 +9,7 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from odelt_eqx.errors import InputError
 from odelt_eqx.ode.grid import GRIDS, GridName, GridSteps
@@ -78,7 +78,7 @@ class Plan(eqx.Module):
             flow_index: the index of the flow field itself, `log2(denoise_timesteps)`.
         """
 
-    def evaluations(self, steps: int) -> int:
+    def evaluations(self, steps: int | Int[Array, "*batch"]) -> int | Int[Array, "*batch"]:
         """Return how often `steps` steps (rejected ones included) evaluate the field."""
         tableau = getattr(SOLVERS[self.solver], "tableau", None)
         if tableau is None:
@@ -129,6 +129,14 @@ class FixedSteps(Plan):
         """The number of steps."""
         return len(self.times) - 1 if self.times else self.steps
 
+    def point(self, index: Int[Array, ""]) -> Float[Array, ""]:
+        """Return where step `index` starts; the last one ends at point `count`."""
+        return self._grid.point(index)
+
+    @property
+    def _grid(self) -> GridSteps:
+        return GridSteps(self.count, self.grid, self.times)
+
     def arguments(self, backwards: bool = False) -> dict[str, Any]:  # noqa: D102
         del backwards  # the grid follows the direction of the solve
         max_steps = self.count if isinstance(self.count, int) else None
@@ -140,7 +148,7 @@ class FixedSteps(Plan):
             adjoint = diffrax.RecursiveCheckpointAdjoint(checkpoints=max_steps)
         return {
             "solver": SOLVERS[self.solver](),
-            "stepsize_controller": GridSteps(self.count, self.grid, self.times),
+            "stepsize_controller": self._grid,
             "dt0": None,
             "max_steps": max_steps,
             "adjoint": adjoint,
@@ -162,6 +170,8 @@ class Adaptive(Plan):
         atol: absolute tolerance per step, in the units of the state.
         solver: any of the eight but "euler", which has no error estimate.
         max_steps: the solve gives up, with an error, after this many accepted and rejected steps.
+        per_example: on the time axis, choose steps for each example on its own instead of one step
+            for the batch; the length axis always does.
         pcoeff: proportional coefficient of the controller.
         icoeff: integral coefficient of the controller.
         dcoeff: derivative coefficient of the controller.
@@ -174,6 +184,7 @@ class Adaptive(Plan):
     atol: float = 1e-3
     solver: EmbeddedSolver = eqx.field(static=True, default="dopri5")
     max_steps: int = eqx.field(static=True, default=4096)
+    per_example: bool = eqx.field(static=True, default=False)
     pcoeff: float = 0.0
     icoeff: float = 1.0
     dcoeff: float = 0.0
@@ -209,11 +220,11 @@ class Adaptive(Plan):
         """
         return flow_index
 
-    def failure(self, axis: str) -> str:
+    def failure(self, axis: str, whose: str = "") -> str:
         """Return the message for a solve on `axis` that ran out of steps."""
         return (
             f"the {axis} axis needed more than {self.max_steps} steps of {self.solver} at these "
-            f"tolerances: raise {axis}.max_steps or loosen {axis}.rtol and {axis}.atol"
+            f"tolerances{whose}: raise {axis}.max_steps or loosen {axis}.rtol and {axis}.atol"
         )
 
 

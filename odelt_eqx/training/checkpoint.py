@@ -1,6 +1,5 @@
 """Checkpoints of a run: what training needs to go on, written whole or not at all."""
 
-import dataclasses
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -13,6 +12,7 @@ import orbax.checkpoint as ocp
 from odelt_eqx.config import TrainConfig, load_config, to_dict
 from odelt_eqx.errors import InputError
 from odelt_eqx.nn.dit import DiT, DiTConfig
+from odelt_eqx.serial import converter
 from odelt_eqx.training.step import TrainState
 
 Tree = TypeVar("Tree")
@@ -61,7 +61,9 @@ class Checkpoints(AbstractContextManager):
         }
         if state.teacher is not None:
             items["teacher"] = ocp.args.StandardSave(_by_path(state.teacher))
-            items["teacher_config"] = ocp.args.JsonSave(dataclasses.asdict(state.teacher.config))
+            items["teacher_config"] = ocp.args.JsonSave(
+                converter().unstructure(state.teacher.config)
+            )
         self._manager.save(int(state.step), args=ocp.args.Composite(**items))
 
     def save_weights(self, model: DiT, ema: DiT, config: TrainConfig) -> None:
@@ -114,7 +116,8 @@ class Checkpoints(AbstractContextManager):
             return None
         args = ocp.args.Composite(teacher_config=ocp.args.JsonRestore())
         shape = self._manager.restore(self.latest, args=args)["teacher_config"]
-        return self.restore_weights("teacher", _template(DiTConfig(**shape)))
+        template = _template(converter().structure(shape, DiTConfig))
+        return self.restore_weights("teacher", template)
 
     def restore_weights(self, item: Weights | Literal["teacher"], template: DiT) -> DiT:
         """Return one set of weights of the newest checkpoint."""

@@ -47,23 +47,31 @@ def test_tiles_lie_in_rows():
 
 
 def test_the_map_has_a_cell_for_each_depth_and_step_count(model, judge):
-    config = GridConfig(steps=(1, 3), count=20, batch_size=10)
+    config = GridConfig(
+        steps=(1, 3), solvers=("bosh3",), tolerances=(1e-1,), count=20, batch_size=10
+    )
     cells = list(measure(model, judge, config))
-    assert [(c.depth, c.steps, c.evaluations) for c in cells] == [
-        (depth, steps, steps) for depth in (2, 4) for steps in (1, 3)
+    fixed = [
+        (c.depth, c.time.steps, c.evaluations, c.blocks) for c in cells if c.time.solver == "euler"
     ]
+    assert fixed == [(d, steps, steps, d * steps) for d in (2, 4) for steps in (1, 3)]
+    adaptive = [c for c in cells if c.time.solver == "bosh3"]
+    assert [c.depth for c in adaptive] == [2, 4]
+    assert all(c.blocks == c.depth * c.evaluations for c in adaptive)
     assert all(cell.milliseconds > 0 for cell in cells)
     assert cells[0].milliseconds * 10 < 300  # a batch of 10; compiling alone takes a second
 
 
-def test_evaluation_writes_a_table_its_data_and_two_pictures(tiny_run):
-    config = GridConfig(steps=(1, 2), count=100, batch_size=50)
-    grid, markdown, data, curves = evaluate(tiny_run, config)
+def test_evaluation_writes_a_table_its_data_and_two_pictures(tiny_run, tmp_path):
+    config = GridConfig(steps=(1, 2), count=100, batch_size=50, likelihood=1)
+    grid, markdown, data, curves = evaluate(tiny_run, config, tmp_path / "results")
     rows = [line for line in markdown.read_text().splitlines() if line.startswith("|")]
-    assert len(rows) == 2 + 2 * 2 + 2
+    assert len(rows) == 2 + 2 * 2 + 2 + 2 + 2
     document = json.loads(data.read_text())
     assert len(document["cells"]) == 4
     assert document["features"] == "pixels"
+    assert [row["depth"] for row in document["likelihood"]] == [2, 4]
+    assert all(row["bits"] > 0 and row["error"] > 0 for row in document["likelihood"])
     for picture in (grid, curves):
         assert min(Image.open(picture).size) > 300
 
@@ -91,7 +99,9 @@ def test_samples_are_a_sheet_and_arrays_and_repeat_by_seed(tiny_run, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"steps": (0,)}, r"steps must be one or more positive numbers; got \(0,\)"),
+        ({"steps": (0,)}, r"steps must be positive numbers; got \(0,\)"),
+        ({"steps": ()}, "there is nothing to measure: give steps, or solvers and tolerances"),
+        ({"likelihood": -1}, "likelihood must be a number of probes; got -1"),
         ({"count": 100, "batch_size": 30}, "count must be a multiple of batch_size 30; got 100"),
     ],
 )

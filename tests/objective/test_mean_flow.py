@@ -6,7 +6,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+import odelt_eqx as odelt
 from odelt_eqx.objective import FlowMatching, MeanFlow, Networks, TrainingTime
 from odelt_eqx.objective.mean_flow import by_the_identity, index_of
 from tests.conftest import TINY
@@ -96,3 +98,14 @@ def test_a_step_of_no_size_has_the_velocity_of_the_flow(model):
     targets = objective.targets(draws, IMAGES, LABELS, Networks.all(model))
     np.testing.assert_array_equal(targets.velocity, IMAGES - draws.flow.noise)
     assert (targets.step_index == TINY.flow_index).all()
+
+
+@pytest.mark.parametrize(
+    "length",
+    [odelt.FixedSteps(solver="heun"), odelt.FixedSteps(adjoint="recompute"), odelt.Adaptive()],
+    ids=str,
+)
+def test_a_length_without_a_forward_derivative_is_refused(length):
+    config = dataclasses.replace(TINY, length=length)
+    with pytest.raises(odelt.InputError, match="fixed Euler steps of length with the adjoint keep"):
+        MeanFlow().draw(jax.random.key(0), N, config, START)

@@ -10,11 +10,13 @@ import pytest
 
 import odelt_eqx as odelt
 from odelt_eqx.objective import (
+    TRAIN_TYPES,
     FlowDraws,
     FlowMatching,
     LengthConsistency,
     LengthDraws,
     Networks,
+    Progressive,
     Shortcut,
     ShortcutDraws,
     TrainingTime,
@@ -102,11 +104,10 @@ def test_length_consistency_replaces_the_last_targets_by_another_depth(model):
 
 
 OBJECTIVES = [
-    FlowMatching(),
-    Shortcut(),
+    *TRAIN_TYPES.values(),
     Shortcut(guidance=1.5),
-    LengthConsistency(FlowMatching()),
-    LengthConsistency(Shortcut()),
+    Progressive(guidance=1.5),
+    *(LengthConsistency(TRAIN_TYPES[name]) for name in ("rfm", "shortcut", "mean-flow")),
 ]
 
 

@@ -75,7 +75,7 @@ def euler(field: np.ndarray) -> np.ndarray:
 
 def solve(groups, tokens, count, plan):
     condition = jnp.zeros((BATCH, WIDTH))
-    return np.asarray(integrate_length(groups, jnp.asarray(tokens), condition, count, plan))
+    return np.asarray(integrate_length(groups, jnp.asarray(tokens), condition, count, plan)[0])
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -115,8 +115,8 @@ def test_each_example_may_have_its_own_depth(groups, tokens, plan):
 def test_an_edge_is_never_inside_a_solve(groups, tokens):
     """Two groups in a row are the second's solve from where the first ended."""
     plan = odelt.FixedSteps(2, "heun")
-    first = jax.vmap(lambda h: groups[0]((h, jnp.zeros_like(h)), jnp.zeros(WIDTH), plan))
-    second = jax.vmap(lambda state: groups[1](state, jnp.zeros(WIDTH), plan))
+    first = jax.vmap(lambda h: groups[0]((h, jnp.zeros_like(h)), jnp.zeros(WIDTH), plan)[0])
+    second = jax.vmap(lambda state: groups[1](state, jnp.zeros(WIDTH), plan)[0])
     expected = second(first(jnp.asarray(tokens)))[1]
     np.testing.assert_allclose(solve(groups, tokens, 2, plan), expected, 1e-12)
 
@@ -125,7 +125,7 @@ def test_an_edge_is_never_inside_a_solve(groups, tokens):
 def test_keeping_and_recomputing_have_the_same_gradient(groups, tokens, steps):
     def loss(groups, adjoint):
         plan = odelt.FixedSteps(steps, adjoint=adjoint)
-        u = integrate_length(groups, jnp.asarray(tokens), jnp.zeros((BATCH, WIDTH)), 3, plan)
+        u, _ = integrate_length(groups, jnp.asarray(tokens), jnp.zeros((BATCH, WIDTH)), 3, plan)
         return jnp.sum(u**2)
 
     keep, recompute = (jax.grad(loss)(groups, a) for a in ("keep", "recompute"))
@@ -135,14 +135,83 @@ def test_keeping_and_recomputing_have_the_same_gradient(groups, tokens, steps):
 
 def test_forward_mode_goes_through_the_default_plan(groups, tokens):
     def u(h):
-        return integrate_length(groups, h, jnp.zeros((BATCH, WIDTH)), 3, odelt.FixedSteps())
+        return integrate_length(groups, h, jnp.zeros((BATCH, WIDTH)), 3, odelt.FixedSteps())[0]
 
     h = jnp.asarray(tokens)
     _, tangent = jax.jvp(u, (h,), (h,))
     np.testing.assert_allclose(tangent, u(h), 1e-12)
 
 
-def test_running_out_of_steps_names_the_axis(groups, tokens):
-    plan = odelt.Adaptive(1e-9, 1e-9, "heun", max_steps=3)
-    with pytest.raises(eqx.EquinoxRuntimeError, match=r"the length axis needed more than 3 steps"):
-        solve(groups, tokens, 3, plan)
+def cost(groups, tokens, count, plan, **kwargs):
+    condition = jnp.zeros((BATCH, WIDTH))
+    return integrate_length(groups, jnp.asarray(tokens), condition, count, plan, **kwargs)[1]
+
+
+@pytest.mark.parametrize(
+    ("plan", "stages"), [(odelt.FixedSteps(), 1), (odelt.FixedSteps(3, "heun"), 6)]
+)
+def test_blocks_are_counted_where_each_example_stops(groups, tokens, plan, stages):
+    count = np.array([3, 1, 2, 1])
+    for spent in (cost(groups, tokens, c, plan) for c in (count, jnp.asarray(count))):
+        np.testing.assert_array_equal(spent.depth, 2 * count)
+        np.testing.assert_array_equal(spent.blocks, 2 * count * stages)
+
+
+def test_an_adaptive_length_solve_is_counted_and_its_failure_stays_with_its_example(groups, tokens):
+    """A zero state is solved in the fewest steps there are; the others take more than allowed."""
+    quiet = tokens.copy()
+    quiet[1] = 0
+    plan = odelt.Adaptive(1e-9, 1e-9, "heun", max_steps=8)
+    spent = cost(groups, quiet, 3, plan)
+    np.testing.assert_array_equal(spent.failures > 0, [True, False, True, True])
+    assert spent.blocks[1] < spent.blocks[0] == 3 * 2 * plan.evaluations(8)
+    alone = solve(groups, quiet, 3, odelt.Adaptive(1e-9, 1e-9, "heun"))[1]
+    np.testing.assert_array_equal(solve(groups, quiet, 3, plan)[1], alone)
+
+
+def test_early_exit_stops_each_example_where_the_last_group_adds_little(groups, tokens):
+    """The share that group k adds decides; a tolerance between two shares stops between them."""
+    after = [solve(groups, tokens, n, odelt.FixedSteps()) for n in (1, 2, 3)]
+    norm = lambda x: np.linalg.norm(x, axis=(1, 2))
+    share = norm(after[1] - after[0]) / norm(after[1])
+    tolerance = float(np.sort(share)[1:3].mean())
+    stops = np.where(share < tolerance, 2, 3)
+    assert set(stops.tolist()) == {2, 3}
+    exits = {"exit_tolerance": tolerance}
+    condition = jnp.zeros((BATCH, WIDTH))
+    for count in (3, np.full(BATCH, 3), jnp.full(BATCH, 3)):
+        u, spent = integrate_length(
+            groups, jnp.asarray(tokens), condition, count, odelt.FixedSteps(), **exits
+        )
+        np.testing.assert_array_equal(spent.depth, 2 * stops)
+        expected = [after[n - 1][i] for i, n in enumerate(stops)]
+        np.testing.assert_allclose(u, expected, 1e-12)
+
+
+def test_early_exit_runs_no_group_once_all_examples_have_stopped(tokens):
+    calls = []
+
+    class Spy(eqx.Module):
+        def __call__(self, tokens, condition, *, key=None):
+            jax.debug.callback(lambda: calls.append(1))
+            return tokens
+
+    groups = [ODEBlock((Spy(),)) for _ in range(4)]
+    for tolerance, ran in ((2.0, 1), (1e-9, 4)):
+        calls.clear()
+        spent = cost(groups, tokens, 4, odelt.FixedSteps(), exit_tolerance=tolerance)
+        jax.block_until_ready(spent)
+        jax.effects_barrier()
+        assert len(calls) == ran
+        np.testing.assert_array_equal(spent.depth, ran)
+
+
+def test_tolerances_are_met_in_proportion(groups, matrices, tokens):
+    exact = propagate(matrices, tokens, scipy.linalg.expm)[-1]
+    for solver in ("bosh3", "tsit5", "dopri5"):
+        errors = [
+            np.abs(solve(groups, tokens, 3, odelt.Adaptive(tol, tol, solver)) - exact).max()
+            for tol in (1e-4, 1e-6, 1e-8)
+        ]
+        assert errors[0] > 5 * errors[1] > 25 * errors[2], solver
+        assert all(e < 30 * tol for e, tol in zip(errors, (1e-4, 1e-6, 1e-8), strict=True)), solver

@@ -34,7 +34,7 @@ def test_sample_with_an_adaptive_plan_on_each_axis(command, tiny_run, tmp_path):
         *("length:fixed-steps", "--length.solver", "heun"),
     )
     assert status == 0
-    assert "network evaluations per picture" in out
+    assert "network evaluations per picture: " in out
     assert (tmp_path / "drawn.png").exists()
     assert (tmp_path / "drawn.npz").exists()
 
@@ -45,7 +45,7 @@ def test_evaluate_rebuilds_the_table(command, tiny_run):
     status, out, _ = command("evaluate.py", tiny_run, *words)
     assert status == 0
     assert out.splitlines()[1] == str(tiny_run / "table.md")
-    assert (tiny_run / "table.md").read_text().count("\n| 2 | 1 |") == 1
+    assert (tiny_run / "table.md").read_text().count("\n| 2 | 1 step |") == 1
 
 
 def test_convert_makes_a_run_that_samples_and_evaluates(command, tmp_path):
@@ -66,7 +66,11 @@ def test_sample_along_given_times(command, tiny_run, tmp_path):
     words = ("--count", 2, "--out", tmp_path / "s", "time:fixed-steps", "--time.times", 0, 0.5, 1)
     status, out, _ = command("sample.py", tiny_run, *words)
     assert status == 0
-    assert out.startswith("2 time steps, 2 network evaluations")
+    assert out.splitlines()[:3] == [
+        "time steps per picture: 2",
+        "rejected steps per picture: 0",
+        "network evaluations per picture: 2",
+    ]
 
 
 LENGTH = ("objective:length-consistency",)

@@ -11,7 +11,7 @@ import pytest
 import odelt_eqx as odelt
 from odelt_eqx.config import load_config, preset, save_config
 from odelt_eqx.data import digits
-from odelt_eqx.objective import FlowMatching, LengthConsistency, Shortcut
+from odelt_eqx.objective import TRAIN_TYPES, FlowMatching, LengthConsistency, Shortcut
 from odelt_eqx.training import loop
 from odelt_eqx.training.loop import train
 from odelt_eqx.training.progress import Progress
@@ -111,10 +111,11 @@ def test_a_run_is_resumed_with_its_own_config_only(tiny_run):
         train(other, tiny_run, resume=True)
 
 
+CHANGED = [FlowMatching(0.2), Shortcut(8, 1.5), LengthConsistency(teacher_depth="deeper")]
+
+
 @pytest.mark.parametrize(
-    "objective",
-    [FlowMatching(0.2), Shortcut(8, 1.5), LengthConsistency(FlowMatching(times="grid"), 4)],
-    ids=str,
+    "objective", [*CHANGED, *TRAIN_TYPES.values(), *map(LengthConsistency, TRAIN_TYPES.values())]
 )
 def test_a_config_survives_its_file(tmp_path, objective):
     config = dataclasses.replace(preset("digits"), objective=objective)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import odelt_eqx as odelt
-from odelt_eqx import sampling
+from odelt_eqx.sampling import flow
 
 NOISE = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
 LABELS = jnp.array([3, 7])
@@ -17,9 +17,9 @@ LABELS = jnp.array([3, 7])
 
 def test_steps_and_tolerances_and_guidance_compile_nothing_new(model):
     def compiled(**changes):
-        before = sampling._solve._cached._cache_size()
+        before = flow._solve._cached._cache_size()
         odelt.sample(model, NOISE, LABELS, depth=2, **changes)
-        return sampling._solve._cached._cache_size() - before
+        return flow._solve._cached._cache_size() - before
 
     compiled(time=odelt.FixedSteps(2), guidance=1.5)
     assert compiled(time=odelt.FixedSteps(5), guidance=2.5) == 0
@@ -37,15 +37,73 @@ def test_steps_and_tolerances_and_guidance_compile_nothing_new(model):
 )
 def test_evaluations_are_counted(model, time, guidance, evaluations):
     _, stats = odelt.sample_with_stats(model, NOISE, LABELS, time=time, depth=2, guidance=guidance)
-    assert stats == odelt.SampleStats(3, evaluations)
+    np.testing.assert_array_equal(stats.accepted, 3)
+    np.testing.assert_array_equal(stats.rejected, 0)
+    np.testing.assert_array_equal(stats.evaluations, evaluations)
+    np.testing.assert_array_equal(stats.blocks, 2 * evaluations)
 
 
-def test_both_axes_may_be_adaptive(model):
-    adaptive = odelt.Adaptive(1e-4, 1e-4)
-    nested = odelt.sample(model, NOISE, LABELS, time=adaptive, length=adaptive)
-    fine = odelt.FixedSteps(4, "dopri5")
-    fixed = odelt.sample(model, NOISE, LABELS, time=odelt.FixedSteps(128), length=fine)
-    np.testing.assert_allclose(nested, fixed, atol=0.02 * float(jnp.abs(fixed).max()))
+def test_both_axes_may_be_adaptive_and_meet_their_tolerances_in_proportion(model):
+    def nested(tolerance):
+        plan = odelt.Adaptive(tolerance, tolerance)
+        return odelt.sample_with_stats(model, NOISE, LABELS, time=plan, length=plan)
+
+    time, length = odelt.FixedSteps(64, "dopri5"), odelt.FixedSteps(8, "dopri5")
+    exact = odelt.sample(model, NOISE, LABELS, time=time, length=length)
+    errors, blocks = [], []
+    for tolerance in (1e-2, 1e-3, 1e-4):
+        images, stats = nested(tolerance)
+        errors.append(float(jnp.abs(images - exact).max()))
+        blocks.append(stats.blocks.sum())
+    assert errors[0] > errors[1] > errors[2]
+    assert errors[2] < 1e-3 * float(jnp.abs(exact).max())
+    assert blocks[0] < blocks[1] < blocks[2]
+
+
+def test_pictures_do_not_depend_on_their_neighbours(model):
+    """With steps of their own not even to the rounding of a shared one."""
+    for time in (odelt.FixedSteps(4), odelt.Adaptive(1e-3, 1e-3, per_example=True)):
+        batch, stats = odelt.sample_with_stats(model, NOISE, LABELS, time=time, exit_tolerance=0.7)
+        alone, own = odelt.sample_with_stats(
+            model, NOISE[1:], LABELS[1:], time=time, exit_tolerance=0.7
+        )
+        np.testing.assert_allclose(batch[1:], alone, rtol=1e-4, atol=1e-4)
+        assert stats.blocks[1] == own.blocks[0]
+
+
+def test_each_picture_may_have_its_own_depth_under_any_plan(model):
+    for time in (odelt.FixedSteps(2), odelt.Adaptive(1e-3, 1e-3, per_example=True)):
+        for depth in (np.array([2, 4]), jnp.array([2, 4])):
+            images, stats = odelt.sample_with_stats(model, NOISE, LABELS, time=time, depth=depth)
+            np.testing.assert_array_equal(stats.depth, [2, 4])
+            for i in (0, 1):
+                one = odelt.sample(
+                    model, NOISE[i : i + 1], LABELS[i : i + 1], time=time, depth=int(depth[i])
+                )
+                np.testing.assert_allclose(images[i], one[0], rtol=1e-4, atol=1e-4)
+
+
+def test_early_exit_saves_blocks_and_its_tolerance_compiles_nothing(model):
+    def run(tolerance):
+        before = flow._solve._cached._cache_size()
+        _, stats = odelt.sample_with_stats(model, NOISE, LABELS, exit_tolerance=tolerance)
+        return stats, flow._solve._cached._cache_size() - before
+
+    assert run(1e-6)[0].blocks.tolist() == [4, 4]
+    stats, compiled = run(10.0)
+    assert stats.blocks.tolist() == stats.depth.tolist() == [2, 2]
+    assert compiled == 0
+
+
+def test_the_length_plan_of_the_config_is_the_default(model):
+    config = dataclasses.replace(model.config, length=odelt.FixedSteps(2, "heun"))
+    other = odelt.DiT(config, key=jax.random.key(0))
+    other = jax.tree.unflatten(jax.tree.structure(other), jax.tree.leaves(model))
+    expected = odelt.sample(model, NOISE, LABELS, length=odelt.FixedSteps(2, "heun"))
+    np.testing.assert_array_equal(odelt.sample(other, NOISE, LABELS), expected)
+    euler = odelt.sample(other, NOISE, LABELS, length=odelt.FixedSteps())
+    np.testing.assert_array_equal(euler, odelt.sample(model, NOISE, LABELS))
+    assert jnp.abs(euler - expected).max() > 0.01
 
 
 def test_the_default_is_one_euler_step_at_full_depth(model):
@@ -65,6 +123,7 @@ def test_sampling_may_be_part_of_a_larger_program(model):
         ({"depth": 3}, r"depth must be one of 2, 4 \(in blocks\); got 3"),
         ({"labels": jnp.array([3, 11])}, "labels must lie between 0 and 9, or be 10 for none"),
         ({"labels": jnp.array([3, -1])}, "labels must lie between 0 and 9, or be 10 for none"),
+        ({"exit_tolerance": 0.0}, "exit_tolerance must be positive; got 0"),
         ({"noise": NOISE[:, :4]}, r"noise and images must have shape \(batch, 8, 8, 1\)"),
     ],
 )
@@ -79,6 +138,24 @@ def test_a_solve_that_runs_out_of_steps_says_on_which_axis(model, axis):
     plan = {axis: odelt.Adaptive(1e-8, 1e-8, "heun", max_steps=4)}
     with pytest.raises(odelt.SolveError, match=f"^the {axis} axis needed more than 4 steps"):
         odelt.sample(model, NOISE, LABELS, **plan)
+    images, stats = odelt.sample_with_stats(model, NOISE, LABELS, **plan)
+    assert (stats.time_failed if axis == "time" else stats.length_failed).all()
+    assert np.isfinite(images).all()
+
+
+def test_a_failure_names_the_pictures_and_keeps_the_others(model):
+    """One state lies so far out that it needs more steps than the other."""
+    noise = NOISE.at[1].mul(1e4)
+    time = odelt.Adaptive(1e-6, 1e-6, max_steps=1000, per_example=True)
+    needed = odelt.sample_with_stats(model, noise, LABELS, time=time)[1]
+    steps = np.sort(needed.accepted + needed.rejected)
+    assert steps[0] < steps[1]
+    slow = int(np.argmax(needed.accepted + needed.rejected))
+    few = dataclasses.replace(time, max_steps=int(steps[0]))
+    with pytest.raises(odelt.SolveError, match=rf"for 1 of 2 examples \(index {slow}\)"):
+        odelt.sample(model, noise, LABELS, time=few)
+    kept = odelt.sample_with_stats(model, noise, LABELS, time=few)[0][1 - slow]
+    np.testing.assert_array_equal(kept, odelt.sample(model, noise, LABELS, time=time)[1 - slow])
 
 
 def test_an_adaptive_solve_is_guided_as_a_fixed_one(model):

@@ -1,0 +1,89 @@
+"""Densities: of a Gaussian by its formula, of a network by the volume that its flow keeps."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+import odelt_eqx as odelt
+from odelt_eqx.ode import integrate_time
+from odelt_eqx.ode.cost import no_cost
+from odelt_eqx.sampling.likelihood import standard_normal, with_divergence
+
+SIZE = 6
+PLAN = odelt.Adaptive(1e-4, 1e-4)
+RANDOM = np.random.default_rng(0)
+AXES = np.linalg.qr(RANDOM.standard_normal((SIZE, SIZE)))[0].astype(np.float32)
+SPREAD = np.linspace(0.2, 1.2, SIZE).astype(np.float32)
+MEAN = RANDOM.standard_normal(SIZE).astype(np.float32)
+
+
+def gaussian(t, x, step_index):
+    """The velocity that carries N(0, I) to a Gaussian whose axes are not those of the values."""
+    t = t[:, None]
+    inside = (x - t * MEAN) @ AXES
+    rate = (t * SPREAD**2 - (1 - t)) / ((1 - t) ** 2 + (t * SPREAD) ** 2)
+    return MEAN + (rate * inside) @ AXES.T, no_cost(x.shape[:1])
+
+
+@pytest.mark.parametrize("probes", [None, 4096])
+@pytest.mark.parametrize(
+    "plan", [odelt.Adaptive(1e-4, 1e-4), odelt.FixedSteps(64, "heun")], ids=str
+)
+def test_bits_of_a_gaussian_are_its_formula(probes, plan):
+    target = scipy.stats.multivariate_normal(MEAN, AXES @ np.diag(SPREAD**2) @ AXES.T)
+    images = target.rvs(8, random_state=1).astype(np.float32)
+    signs = None
+    if probes:
+        signs = jax.random.rademacher(jax.random.key(0), (8, probes, SIZE), jnp.float32)
+    field = with_divergence(gaussian, signs)
+    start = (jnp.asarray(images), jnp.zeros(8))
+    noise, change = integrate_time(field, start, plan, flow_index=7, backwards=True).states
+    found = float(jnp.mean(standard_normal(noise[-1]) + change[-1]))
+    assert found == pytest.approx(np.mean(target.logpdf(images)), rel=0.01)
+
+
+IMAGES = jax.random.uniform(jax.random.key(0), (2, 8, 8, 1), minval=-1)
+LABELS = jnp.array([3, 10])
+
+
+def test_the_density_of_a_network_is_the_volume_that_its_flow_keeps(model):
+    """`log p_1 = log p_0 + log |det dx_0 / dx_1|`, the determinant taken of the solve itself."""
+    found = odelt.log_likelihood(model, IMAGES, LABELS, time=PLAN, depth=2, guidance=1.5)
+
+    def back(image, label):
+        noise = odelt.invert(model, image[None], label[None], time=PLAN, depth=2, guidance=1.5)
+        return noise[0].ravel()
+
+    for i in range(2):
+        jacobian = jax.jacrev(back)(IMAGES[i], LABELS[i]).reshape(64, 64)
+        noise = back(IMAGES[i], LABELS[i])
+        expected = standard_normal(noise[None])[0] + jnp.linalg.slogdet(jacobian)[1]
+        np.testing.assert_allclose(found.log_density[i], expected, rtol=2e-3)
+    bits = -found.log_density / (64 * np.log(2))
+    np.testing.assert_allclose(found.bits_per_dim, bits, rtol=1e-6)
+    assert (found.stats.evaluations > 10).all()
+
+
+def test_probes_estimate_the_trace_without_bias_at_any_depth_and_under_any_plan(model):
+    for options in (
+        {"depth": 4, "time": odelt.FixedSteps(8, "heun"), "length": odelt.FixedSteps(2, "heun")},
+        {"depth": None, "time": odelt.Adaptive(1e-3, 1e-3, per_example=True)},
+    ):
+        exact = odelt.log_likelihood(model, IMAGES, LABELS, **options)
+        key = jax.random.key(1)
+        guess = odelt.log_likelihood(model, IMAGES, LABELS, probes=64, key=key, **options)
+        np.testing.assert_allclose(guess.log_density, exact.log_density, rtol=0.05)
+        assert not np.array_equal(guess.log_density, exact.log_density)
+
+
+@pytest.mark.parametrize("change", [{"probes": 0, "key": jax.random.key(0)}, {"probes": 2}])
+def test_probes_need_a_number_and_a_key(model, change):
+    with pytest.raises(odelt.InputError, match="probes must be at least 1 and come with a key"):
+        odelt.log_likelihood(model, IMAGES, LABELS, **change)
+
+
+def test_a_likelihood_whose_solve_fails_is_an_error(model):
+    with pytest.raises(odelt.SolveError, match="the time axis needed more than 2 steps"):
+        odelt.log_likelihood(model, IMAGES, LABELS, time=odelt.Adaptive(max_steps=2), depth=2)
