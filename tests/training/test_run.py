@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import odelt_eqx as odelt
-from odelt_eqx.config import load_config, preset, save_config
+from odelt_eqx.config import load_config, of_type, preset, save_config
 from odelt_eqx.data import digits
 from odelt_eqx.objective import TRAIN_TYPES, FlowMatching, LengthConsistency, Shortcut
 from odelt_eqx.training import loop
@@ -132,6 +132,25 @@ def test_a_damaged_config_is_one_line(tmp_path, damage):
     path.write_text(damage(path.read_text()))
     with pytest.raises(odelt.InputError, match=r"config\.json is not a config of this version"):
         load_config(path)
+
+
+@pytest.mark.parametrize("name", TRAIN_TYPES)
+def test_a_preset_may_be_trained_by_any_type(name):
+    """At every depth, as the preset is, and with what it says of labels."""
+    config = of_type(preset("celeba-b"), name)
+    assert isinstance(config.objective, LengthConsistency)
+    assert type(config.objective.objective) is type(TRAIN_TYPES[name])
+    assert config.objective.objective.class_dropout == 1
+    assert config.model.ignore_step != config.objective.trains_steps
+    assert of_type(of_type(config, "rfm"), name).model == config.model
+    alone = dataclasses.replace(preset("digits"), objective=FlowMatching(0.3))
+    objective = of_type(alone, name).objective
+    assert objective == dataclasses.replace(TRAIN_TYPES[name], class_dropout=0.3)
+
+
+def test_an_unknown_training_type_suggests_the_nearest():
+    with pytest.raises(odelt.InputError, match="type is called 'meanflow'; did you mean mean-flow"):
+        of_type(preset("digits"), "meanflow")
 
 
 def test_an_unknown_preset_suggests_the_nearest():
