@@ -16,7 +16,7 @@ import pytest
 
 import odelt_eqx as odelt
 from odelt_eqx.config import OptimizerConfig
-from odelt_eqx.objective import TRAIN_TYPES, LengthConsistency, LiveReflow, MeanFlow, Shortcut
+from odelt_eqx.objective import TRAIN_TYPES, LengthConsistency, LiveReflow, MeanFlow
 from odelt_eqx.training.optimizer import make_optimizer
 from odelt_eqx.training.step import init_state, make_train_step
 
@@ -126,9 +126,9 @@ def test_a_flow_is_distilled_into_one_step(name, flow):
     assert distance(model, 1, 1) < 0.25
 
 
-@pytest.mark.parametrize("objective", [Shortcut(), MeanFlow(2, "uniform")], ids=str)
-def test_with_length_consistency_every_depth_learns_it(objective):
-    model, losses = trained(LengthConsistency(objective), TWO_DEPTHS)
+def test_with_length_consistency_every_depth_learns_it():
+    """Evened out too, the errors of depths that agree on nothing yet do not hold them there."""
+    model, losses = trained(LengthConsistency(MeanFlow(2, "uniform", power=1.0)), TWO_DEPTHS)
     assert falls(losses)
     for depth in (1, 2):
         assert distance(model, 1, depth) < 0.3
