@@ -4,7 +4,7 @@ import sys
 import warnings
 from collections.abc import Callable
 
-from odelt_eqx.config import TrainConfig, preset
+from odelt_eqx.config import TrainConfig, of_type, preset
 from odelt_eqx.errors import InputError, SolveError
 
 
@@ -15,9 +15,25 @@ def preset_of_command_line() -> tuple[str, TrainConfig, list[str]]:
         InputError: there is no such preset; the nearest is suggested.
     """
     words = sys.argv[1:]
-    named = bool(words) and not words[0].startswith("-") and ":" not in words[0]
-    name = words.pop(0) if named else "digits"
+    name = words.pop(0) if _begins_with_name(words) else "digits"
     return name, preset(name), words
+
+
+def run_of_command_line() -> tuple[str, TrainConfig, list[str]]:
+    """Return as `preset_of_command_line` does; a second word may name another training type.
+
+    Raises:
+        InputError: there is no such preset or training type; the nearest is suggested.
+    """
+    name, config, words = preset_of_command_line()
+    if not _begins_with_name(words):
+        return name, config, words
+    return f"{name}-{words[0]}", of_type(config, words[0]), words[1:]
+
+
+def _begins_with_name(words: list[str]) -> bool:
+    """Whether the first word is neither an option nor tyro's choice of a type."""
+    return bool(words) and not words[0].startswith("-") and ":" not in words[0]
 
 
 def main(run: Callable[[], None]) -> None:

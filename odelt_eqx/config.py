@@ -3,18 +3,20 @@
 import dataclasses
 import difflib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cattrs
 
 from odelt_eqx.data import DataName
 from odelt_eqx.errors import InputError
 from odelt_eqx.nn.dit import DiTConfig
-from odelt_eqx.objective import FlowMatching, LengthConsistency, Shortcut
+from odelt_eqx.objective import TRAIN_TYPES, LengthConsistency, Shortcut, TimeObjective
 from odelt_eqx.ode.plan import Adaptive, FixedSteps
 from odelt_eqx.serial import converter
+
+Value = TypeVar("Value")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +63,8 @@ class TrainConfig:
             latent sets of the published runs, which cannot be read yet.
         init_from: a run folder or a `.safetensors` file whose weights are the first ones, with
             their average where it has one.
+        teacher: a run folder or a `.safetensors` file whose averaged weights teach the time axis,
+            in place of this run's own.
         time: how its pictures are sampled unless a command says otherwise.
         steps: training steps.
         batch_size: examples per step.
@@ -71,10 +75,11 @@ class TrainConfig:
     """
 
     model: DiTConfig
-    objective: LengthConsistency | Shortcut | FlowMatching = LengthConsistency()
+    objective: LengthConsistency | TimeObjective = LengthConsistency()
     optimizer: OptimizerConfig = OptimizerConfig()
     data: DataName = "digits"
     init_from: str | None = None
+    teacher: str | None = None
     time: FixedSteps | Adaptive = FixedSteps(steps=16)
     steps: int = 100_000
     batch_size: int = 256
@@ -198,15 +203,38 @@ PRESETS: dict[str, Callable[[], TrainConfig]] = {
 
 def preset(name: str) -> TrainConfig:
     """Return the run called `name`; an InputError suggests the nearest name if there is none."""
-    if name in PRESETS:
-        return PRESETS[name]()
-    close = difflib.get_close_matches(name, PRESETS, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"there is {', '.join(PRESETS)}"
-    raise InputError(f"no preset is called {name!r}; {hint}")
+    return _named("preset", name, PRESETS)()
+
+
+def of_type(config: TrainConfig, name: str) -> TrainConfig:
+    """Return `config` with the training type called `name`, see `TRAIN_TYPES`.
+
+    It is trained at every depth if the other was, and takes over what that says of labels.
+
+    Raises:
+        InputError: there is none; the nearest name is suggested.
+    """
+    old, new = config.objective, _named("training type", name, TRAIN_TYPES)
+    inner = old.objective if isinstance(old, LengthConsistency) else old
+    labels = {f: getattr(inner, f) for f in ("class_dropout", "guidance") if hasattr(inner, f)}
+    fields = {f.name for f in dataclasses.fields(new)}
+    new = dataclasses.replace(new, **{f: v for f, v in labels.items() if f in fields})
+    if isinstance(old, LengthConsistency):
+        new = dataclasses.replace(old, objective=new)
+    model = dataclasses.replace(config.model, ignore_step=False)  # follows from the objective
+    return dataclasses.replace(config, model=model, objective=new)
+
+
+def _named(kind: str, name: str, known: Mapping[str, Value]) -> Value:
+    if name in known:
+        return known[name]
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"there is {', '.join(known)}"
+    raise InputError(f"no {kind} is called {name!r}; {hint}")
 
 
 def _converter() -> cattrs.Converter:
-    return converter(FlowMatching | Shortcut, LengthConsistency | Shortcut | FlowMatching)
+    return converter(TimeObjective, LengthConsistency | TimeObjective)
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from odelt_eqx import cli
 from odelt_eqx.config import PRESETS, TrainConfig
 from odelt_eqx.evaluation.grid import GridConfig
 from odelt_eqx.evaluation.report import evaluate
+from odelt_eqx.objective import TRAIN_TYPES
 from odelt_eqx.training.loop import train
 
 
@@ -19,7 +20,7 @@ class Train:
 
     Args:
         config: the training run.
-        run: run folder; runs/PRESET by default.
+        run: run folder; runs/PRESET or runs/PRESET-TYPE by default.
         resume: go on from the newest checkpoint in the run folder.
         overwrite: delete the run in the run folder first.
     """
@@ -32,9 +33,12 @@ class Train:
 
 def run() -> None:
     """Read the command line, train, evaluate, print where the results are."""
-    name, config, words = cli.preset_of_command_line()
+    name, config, words = cli.run_of_command_line()
     default = Train(config=config, run=Path("runs") / name)
-    description = f"Train a preset ({', '.join(PRESETS)}), changed by the options, and evaluate it."
+    description = (
+        f"Train a preset ({', '.join(PRESETS)}), by another training type if a second word names "
+        f"one ({', '.join(TRAIN_TYPES)}), changed by the options, and evaluate it."
+    )
     args = tyro.cli(Train, default=default, args=words, description=description)
     train(args.config, args.run, resume=args.resume, overwrite=args.overwrite)
     for path in evaluate(args.run, GridConfig()):

@@ -43,6 +43,12 @@ def golden_weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
     return z / np.float32(np.sqrt(np.prod(shape) / shape[-1]))
 
 
+def assert_matches(ours, reference):
+    """Equal to 1e-5 of the largest value."""
+    reference = np.asarray(reference)
+    np.testing.assert_allclose(ours, reference, rtol=0, atol=1e-5 * np.abs(reference).max())
+
+
 class Golden:
     """What the reference computed with one network, and the network itself."""
 

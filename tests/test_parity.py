@@ -11,23 +11,10 @@ import pytest
 
 import odelt_eqx as odelt
 from odelt_eqx.config import OptimizerConfig
-from odelt_eqx.objective import (
-    FlowDraws,
-    FlowMatching,
-    Objective,
-    Shortcut,
-    ShortcutDraws,
-    Targets,
-    Teacher,
-)
+from odelt_eqx.objective import Objective, Targets, Teacher
 from odelt_eqx.training.optimizer import learning_rate, make_optimizer
 from odelt_eqx.training.step import TrainState, make_train_step, squared_error
-
-
-def assert_matches(ours, reference):
-    """Equal to 1e-5 of the largest value."""
-    reference = np.asarray(reference)
-    np.testing.assert_allclose(ours, reference, rtol=0, atol=1e-5 * np.abs(reference).max())
+from tests.conftest import assert_matches
 
 
 @eqx.filter_jit
@@ -96,41 +83,6 @@ def test_dead_blocks_are_not_run(golden):
     assert jnp.isnan(velocity(broken, inputs(recorded), None)).all()
 
 
-def flow_draws(recorded, first):
-    drop, time, noise = (
-        next(jnp.asarray(recorded[name]) for name in recorded.files if name.startswith(start))
-        for start in (f"{first[0]}/draw_{first[1] + i}_" for i in range(3))
-    )
-    return FlowDraws(drop=drop, time=time, noise=noise)
-
-
-@pytest.mark.parametrize(
-    ("name", "objective"),
-    [
-        ("rfm", FlowMatching()),
-        ("shortcut", Shortcut(every=4, as_published=True)),
-        ("shortcut_cfg", Shortcut(every=4, guidance=1.5, as_published=True)),
-    ],
-)
-def test_targets_from_the_recorded_draws(golden, name, objective):
-    recorded = golden.recorded("targets")
-    if name == "rfm":
-        draws = flow_draws(recorded, (name, 0))
-    else:
-        draws = ShortcutDraws(
-            step_index=jnp.asarray(recorded[f"{name}/draw_0_randint"]),
-            time=jnp.asarray(recorded[f"{name}/draw_1_uniform"]),
-            noise=jnp.asarray(recorded[f"{name}/draw_2_normal"]),
-            flow=flow_draws(recorded, (name, 3)),
-        )
-    images, labels = jnp.asarray(recorded["images"]), jnp.asarray(recorded["labels"])
-    targets = eqx.filter_jit(objective.targets)(draws, images, labels, Teacher(golden.ema))
-    for ours, theirs in (("x_t", "x_t"), ("velocity", "target"), ("t", "t")):
-        assert_matches(getattr(targets, ours), recorded[f"{name}/{theirs}"])
-    for exact in ("step_index", "labels"):
-        np.testing.assert_array_equal(getattr(targets, exact), recorded[f"{name}/{exact}"])
-
-
 @dataclasses.dataclass(frozen=True)
 class Recorded(Objective):
     """An objective whose batch is the recorded one."""
@@ -138,11 +90,12 @@ class Recorded(Objective):
     batch: Targets = dataclasses.field(compare=False)
 
     trains_steps = True
+    taught_by = "average"
 
-    def draw(self, key, batch_size, config):
+    def draw(self, key, batch_size, config, when):
         return None
 
-    def targets(self, draws, images, labels, teacher):
+    def targets(self, draws, images, labels, networks):
         return self.batch
 
 
@@ -185,7 +138,7 @@ def test_length_consistency_and_three_steps_of_training(golden):
         opt_state=optimizer.init(golden.model),
         step=jnp.zeros((), jnp.int32),
     )
-    train_step = make_train_step(Recorded(batch), optimizer, config.ema)
+    train_step = make_train_step(Recorded(batch), optimizer, config.ema, steps=100)
     for _ in range(3):
         state, _ = train_step(state, x_t, labels, jax.random.key(0))
     width = golden.config.hidden_size

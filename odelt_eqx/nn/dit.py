@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, Real
 
 from odelt_eqx.errors import InputError
 from odelt_eqx.nn.block import DiTBlock, FinalLayer
@@ -174,7 +174,7 @@ class DiT(eqx.Module):
         self,
         t: float | Float[Array, "*#batch"],
         x: Float[Array, "batch height width channels"],
-        step_index: int | Int[Array, "*#batch"],
+        step_index: int | float | Real[Array, "*#batch"],
         labels: Int[Array, " batch"],
         *,
         depth: int | Int[np.ndarray, " batch"] | Int[Array, " batch"] | None,
@@ -188,7 +188,8 @@ class DiT(eqx.Module):
             t: time, 0 noise and 1 data, one for all or one per example.
             x: states, (batch, height, width, channels).
             step_index: the velocity is for a step of `2 ** -step_index`; the config's `flow_index`
-                asks for the flow field. One for all or one per example.
+                asks for the flow field, a fraction for a step between. One for all or one per
+                example.
             labels: classes, one per example; the config's `null_label` for none.
             depth: blocks to run, one of the config's `depths`. An int: for all. A NumPy array, one
                 per example and known while tracing: each example leaves at its own depth. A JAX
@@ -222,7 +223,7 @@ class DiT(eqx.Module):
         self,
         t: float | Float[Array, "*#batch"],
         x: Float[Array, "batch height width channels"],
-        step_index: int | Int[Array, "*#batch"],
+        step_index: int | float | Real[Array, "*#batch"],
         labels: Int[Array, " batch"],
         *,
         depth: int | Int[np.ndarray, " batch"] | Int[Array, " batch"] | None,
@@ -264,7 +265,7 @@ class DiT(eqx.Module):
         return images, Cost(jnp.ones(batch), taken.depth, taken.blocks, taken.failures)
 
     def _condition(
-        self, t: float | Array, step_index: int | Array, labels: Array, batch: int
+        self, t: float | Array, step_index: int | float | Array, labels: Array, batch: int
     ) -> Float[Array, "batch width"]:
         """Sum the embeddings of time, step and label, one vector per example."""
         scalar = lambda value: jnp.broadcast_to(jnp.asarray(value, jnp.float32), (batch,))

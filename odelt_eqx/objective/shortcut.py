@@ -1,16 +1,25 @@
 """Shortcut models: one network for every step size."""
 
 import dataclasses
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from odelt_eqx.errors import InputError
 from odelt_eqx.nn.dit import DiTConfig
-from odelt_eqx.objective.base import Objective, Targets, Teacher
-from odelt_eqx.objective.flow_matching import FlowDraws, FlowMatching, interpolate
+from odelt_eqx.objective.base import (
+    Networks,
+    Objective,
+    Targets,
+    TaughtBy,
+    TrainingTime,
+    joined,
+    share,
+)
+from odelt_eqx.objective.flow_matching import FlowDraws, FlowMatching
+from odelt_eqx.objective.path import interpolate, on_grid, per_image
 from odelt_eqx.ode.time import guided_velocity
 
 
@@ -62,14 +71,21 @@ class Shortcut(Objective):
         return True
 
     @property
+    def taught_by(self) -> TaughtBy:
+        """Its average."""
+        return "average"
+
+    @property
     def _flow(self) -> FlowMatching:
         return FlowMatching(class_dropout=self.class_dropout, times="grid")
 
-    def draw(self, key: Key[Array, ""], batch_size: int, config: DiTConfig) -> ShortcutDraws:
+    def draw(
+        self, key: Key[Array, ""], batch_size: int, config: DiTConfig, when: TrainingTime
+    ) -> ShortcutDraws:
         """Draw for the shortcuts and for the rest, each draw from a key of its own."""
         shortcuts = share(batch_size, self.every)
         step, time, noise, flow = jax.random.split(key, 4)
-        rest = self._flow.draw(flow, batch_size - shortcuts, config)
+        rest = self._flow.draw(flow, batch_size - shortcuts, config, when)
         if self.as_published:
             same_key = jax.random.normal(noise, rest.noise.shape)
             rest = dataclasses.replace(rest, noise=same_key)
@@ -86,48 +102,41 @@ class Shortcut(Objective):
         draws: ShortcutDraws,
         images: Float[Array, "batch height width channels"],
         labels: Int[Array, " batch"],
-        teacher: Teacher,
+        networks: Networks,
     ) -> Targets:
         """Return shortcut targets for the first examples and flow targets for the others."""
         if self.guidance == 0:
-            labels = jnp.full_like(labels, teacher.config.null_label)
+            labels = jnp.full_like(labels, networks.config.null_label)
         n, rest = len(draws.step_index), len(draws.flow.time)
         make = self._shortcuts
         if self.as_published and self.guidance not in (0, 1):
             make = self._published_guided_shortcuts
-        shortcut = make(draws, images[:n], labels[:n], teacher)
+        shortcut = make(draws, images[:n], labels[:n], networks)
         others = slice(None, rest) if self.as_published else slice(n, None)
-        flow = self._flow.targets(draws.flow, images[others], labels[others], teacher)
-        joined = jax.tree.map(
-            lambda a, b: jnp.concatenate([a, b]),
-            eqx.filter(shortcut, eqx.is_array),
-            eqx.filter(flow, eqx.is_array),
-        )
-        return eqx.combine(joined, flow)
+        flow = self._flow.targets(draws.flow, images[others], labels[others], networks)
+        return joined(shortcut, flow)
 
     def _shortcuts(
         self,
         draws: ShortcutDraws,
         images: Float[Array, "shortcuts height width channels"],
         labels: Int[Array, " shortcuts"],
-        teacher: Teacher,
+        networks: Networks,
     ) -> Targets:
         t, half, x_t = self._start(draws, images)
 
         def velocity(t: Array, x: Array) -> Array:
-            null = teacher.config.null_label
+            null = networks.config.null_label
             index = draws.step_index + 1
-            return guided_velocity(teacher, t, x, index, labels, null, self.guidance)
+            return guided_velocity(networks.teacher, t, x, index, labels, null, self.guidance)
 
-        first = velocity(t, x_t)
-        second = velocity(t + half, x_t + half[:, None, None, None] * first)
         return Targets(
             x_t=x_t,
             t=t,
             step_index=draws.step_index,
             labels=labels,
-            velocity=(first + second) / 2,
-            depth=teacher.config.depth,
+            velocity=two_half_steps(velocity, t, half, x_t),
+            depth=networks.config.depth,
         )
 
     def _published_guided_shortcuts(
@@ -135,27 +144,25 @@ class Shortcut(Objective):
         draws: ShortcutDraws,
         images: Float[Array, "shortcuts height width channels"],
         labels: Int[Array, " shortcuts"],
-        teacher: Teacher,
+        networks: Networks,
     ) -> Targets:
         """Return each input twice under one label: with its labelled and with its guided target."""
         twice = lambda a: jnp.concatenate([a, a])
         t, half, x_t = map(twice, self._start(draws, images))
         index = twice(draws.step_index)
-        asked = jnp.concatenate([labels, jnp.full_like(labels, teacher.config.null_label)])
+        asked = jnp.concatenate([labels, jnp.full_like(labels, networks.config.null_label)])
 
         def velocity(t: Array, x: Array) -> Array:
-            labelled, null = jnp.split(teacher(t, x, index + 1, asked), 2)
+            labelled, null = jnp.split(networks.teacher(t, x, index + 1, asked), 2)
             return jnp.concatenate([labelled, null + self.guidance * (labelled - null)])
 
-        first = velocity(t, x_t)
-        second = velocity(t + half, x_t + half[:, None, None, None] * first)
         return Targets(
             x_t=x_t,
             t=t,
             step_index=index,
             labels=twice(labels),
-            velocity=(first + second) / 2,
-            depth=teacher.config.depth,
+            velocity=two_half_steps(velocity, t, half, x_t),
+            depth=networks.config.depth,
         )
 
     def _start(
@@ -163,12 +170,27 @@ class Shortcut(Objective):
     ) -> tuple[Array, Array, Array]:
         """Return times on the grid of each example's step, half of that step, and the states."""
         steps = 2.0**draws.step_index
-        t = jnp.floor(steps * draws.time) / steps
+        t = on_grid(draws.time, steps)
         return t, 0.5 / steps, interpolate(t, draws.noise, images)
 
 
-def share(batch_size: int, every: int) -> int:
-    """Return how many of a batch are one in `every`; an InputError if that is none."""
-    if not 1 <= every <= batch_size:
-        raise InputError(f"every must lie between 1 and the batch size {batch_size}; got {every}")
-    return batch_size // every
+def two_half_steps(
+    velocity: Callable[[Array, Array], Array],
+    t: Float[Array, " batch"],
+    half: Float[Array, " batch"],
+    x_t: Float[Array, "batch height width channels"],
+    clip: float | None = None,
+) -> Float[Array, "batch height width channels"]:
+    """Return the mean of the velocities of two Euler steps of size `half`.
+
+    Args:
+        velocity: `velocity(t, x)`.
+        t: times.
+        half: the size of each step.
+        x_t: states.
+        clip: the largest absolute value of the state between the steps, None for any.
+    """
+    first = velocity(t, x_t)
+    middle = x_t + per_image(half) * first
+    middle = middle if clip is None else jnp.clip(middle, -clip, clip)
+    return (first + velocity(t + half, middle)) / 2

@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Real
 
 from odelt_eqx.ode.cost import Cost, CountedSolver, CountedSteps, accumulated, no_cost
 from odelt_eqx.ode.plan import Plan, traced
@@ -22,7 +22,7 @@ class Velocity(Protocol):
         self,
         t: Float[Array, " batch"],
         x: Float[Array, "batch *shape"],
-        step_index: Int[Array, " batch"],
+        step_index: Real[Array, " batch"],
         labels: Int[Array, " batch"],
     ) -> Float[Array, "batch *shape"]:
         """Return dx/dt at `x` and `t` under `labels`, for steps of size `2 ** -step_index`."""
@@ -99,7 +99,7 @@ def guided_velocity(
     velocity: Velocity,
     t: Float[Array, " batch"],
     x: Float[Array, "batch *shape"],
-    step_index: Int[Array, " batch"],
+    step_index: Real[Array, " batch"],
     labels: Int[Array, " batch"],
     null_label: int,
     guidance: float | Float[Array, ""],
@@ -124,7 +124,7 @@ def guided_with_cost(
     velocity: Callable,
     t: Float[Array, " batch"],
     x: Float[Array, "batch *shape"],
-    step_index: Int[Array, " batch"],
+    step_index: Real[Array, " batch"],
     labels: Int[Array, " batch"],
     null_label: int,
     guidance: float | Float[Array, ""],

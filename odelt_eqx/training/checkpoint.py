@@ -11,7 +11,8 @@ import orbax.checkpoint as ocp
 
 from odelt_eqx.config import TrainConfig, load_config, to_dict
 from odelt_eqx.errors import InputError
-from odelt_eqx.nn.dit import DiT
+from odelt_eqx.nn.dit import DiT, DiTConfig
+from odelt_eqx.serial import converter
 from odelt_eqx.training.step import TrainState
 
 Tree = TypeVar("Tree")
@@ -25,8 +26,8 @@ class Checkpoints(AbstractContextManager):
     """The checkpoints in a run folder, newest last; a context manager.
 
     Each holds the trained weights, their average, the optimiser's moments, the step, the place in
-    the data and the config. Arrays are stored by their path in the tree, so no class of ours is
-    needed to read them.
+    the data, the config, and the teacher and its shape where there is one. Arrays are stored by
+    their path in the tree, so no class of ours is needed to read them.
     """
 
     def __init__(self, run: Path, *, start: bool = True, keep: int = 2):
@@ -51,16 +52,19 @@ class Checkpoints(AbstractContextManager):
 
     def save(self, state: TrainState, stream: grain.DatasetIterator, config: TrainConfig) -> None:
         """Write a checkpoint of the step that `state` has reached."""
-        self._manager.save(
-            int(state.step),
-            args=ocp.args.Composite(
-                model=ocp.args.StandardSave(_by_path(state.model)),
-                ema=ocp.args.StandardSave(_by_path(state.ema)),
-                optimizer=ocp.args.StandardSave(_by_path((state.opt_state, state.step))),
-                data=grain.checkpoint.CheckpointSave(stream),
-                config=ocp.args.JsonSave(to_dict(config)),
-            ),
-        )
+        items = {
+            "model": ocp.args.StandardSave(_by_path(state.model)),
+            "ema": ocp.args.StandardSave(_by_path(state.ema)),
+            "optimizer": ocp.args.StandardSave(_by_path((state.opt_state, state.step))),
+            "data": grain.checkpoint.CheckpointSave(stream),
+            "config": ocp.args.JsonSave(to_dict(config)),
+        }
+        if state.teacher is not None:
+            items["teacher"] = ocp.args.StandardSave(_by_path(state.teacher))
+            items["teacher_config"] = ocp.args.JsonSave(
+                converter().unstructure(state.teacher.config)
+            )
+        self._manager.save(int(state.step), args=ocp.args.Composite(**items))
 
     def save_weights(self, model: DiT, ema: DiT, config: TrainConfig) -> None:
         """Write weights alone, as step 0 of a run that can be sampled and built upon."""
@@ -76,11 +80,17 @@ class Checkpoints(AbstractContextManager):
     @property
     def can_resume(self) -> bool:
         """Whether the newest checkpoint has all that training needs to go on."""
-        folder = self._manager.directory / str(self.latest)
-        return all((folder / item).exists() for item in ("optimizer", "data"))
+        return all(map(self._holds, ("optimizer", "data")))
+
+    def _holds(self, item: str) -> bool:
+        """Whether the newest checkpoint has this item."""
+        return (self._manager.directory / str(self.latest) / item).exists()
 
     def restore(self, state: TrainState, stream: grain.DatasetIterator) -> TrainState:
-        """Return the newest checkpoint in the form of `state`, and move `stream` to its place."""
+        """Return the newest checkpoint in the form of `state`, and move `stream` to its place.
+
+        A teacher is read if the checkpoint has one, whatever its shape.
+        """
         optimizer = (state.opt_state, state.step)
         found = self._manager.restore(
             self.latest,
@@ -97,10 +107,20 @@ class Checkpoints(AbstractContextManager):
             ema=_from_paths(state.ema, found["ema"]),
             opt_state=opt_state,
             step=step,
+            teacher=self._teacher(),
         )
 
-    def restore_weights(self, item: Weights, template: DiT) -> DiT:
-        """Return the trained or the averaged weights of the newest checkpoint."""
+    def _teacher(self) -> DiT | None:
+        """Return the teacher in the newest checkpoint, if any."""
+        if not self._holds("teacher"):
+            return None
+        args = ocp.args.Composite(teacher_config=ocp.args.JsonRestore())
+        shape = self._manager.restore(self.latest, args=args)["teacher_config"]
+        template = _template(converter().structure(shape, DiTConfig))
+        return self.restore_weights("teacher", template)
+
+    def restore_weights(self, item: Weights | Literal["teacher"], template: DiT) -> DiT:
+        """Return one set of weights of the newest checkpoint."""
         args = ocp.args.Composite(**{item: _restore_args(template)})
         return _from_paths(template, self._manager.restore(self.latest, args=args)[item])
 
@@ -115,8 +135,7 @@ def load(run: str | Path, weights: Weights = "ema") -> DiT:
     Raises:
         InputError: the folder is no run, or has no checkpoint yet.
     """
-    config = run_config(run)
-    template = eqx.filter_eval_shape(DiT, config.model, key=jax.random.key(0))
+    template = _template(run_config(run).model)
     missing = InputError(f"{run} has no checkpoint yet")
     if not (Path(run) / CHECKPOINTS).is_dir():
         raise missing
@@ -132,6 +151,11 @@ def run_config(run: str | Path) -> TrainConfig:
     if not path.is_file():
         raise InputError(f"{run} is not a run folder: it has no {CONFIG}")
     return load_config(path)
+
+
+def _template(config: DiTConfig) -> DiT:
+    """Return the network with shapes for arrays."""
+    return eqx.filter_eval_shape(DiT, config, key=jax.random.key(0))
 
 
 def _by_path(tree: Any) -> dict[str, Any]:

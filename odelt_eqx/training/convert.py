@@ -77,15 +77,28 @@ def init_from(state: TrainState, source: Path) -> TrainState:
     Raises:
         InputError: `source` cannot be read or has other shapes.
     """
-    model, ema = read_weights(source)
+    model, ema = (fitted(weights, state.model, source) for weights in read_weights(source))
+    return dataclasses.replace(state, model=model, ema=ema)
+
+
+def fitted(weights: DiT, template: DiT, source: str | Path) -> DiT:
+    """Return a copy of `weights` in the form of `template`: its groups, its config.
+
+    Args:
+        weights: a network.
+        template: a network whose parameters have the same shapes.
+        source: where the weights are from, for the message.
+
+    Raises:
+        InputError: the parameters have other shapes.
+    """
     for (path, ours), theirs in zip(
-        jax.tree_util.tree_leaves_with_path(state.model), jax.tree.leaves(model), strict=False
+        jax.tree_util.tree_leaves_with_path(template), jax.tree.leaves(weights), strict=False
     ):
         if ours.shape != theirs.shape:
             name = jax.tree_util.keystr(path, simple=True, separator=".")
             raise InputError(f"{source} has {name} of shape {theirs.shape}, not {ours.shape}")
-    structure = jax.tree.structure(state.model)
-    if len(jax.tree.leaves(model)) != structure.num_leaves:
-        raise InputError(f"{source} has depth {model.config.depth}, another than this network's")
-    fill = lambda weights: jax.tree.unflatten(structure, map(jnp.copy, jax.tree.leaves(weights)))
-    return dataclasses.replace(state, model=fill(model), ema=fill(ema))
+    structure = jax.tree.structure(template)
+    if len(jax.tree.leaves(weights)) != structure.num_leaves:
+        raise InputError(f"{source} has depth {weights.config.depth}, another than this network's")
+    return jax.tree.unflatten(structure, map(jnp.copy, jax.tree.leaves(weights)))

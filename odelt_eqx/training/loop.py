@@ -27,6 +27,7 @@ from odelt_eqx.training.step import (
     init_state,
     make_train_step,
 )
+from odelt_eqx.training.teacher import with_teacher
 
 
 def train(
@@ -56,9 +57,10 @@ def train(
     optimizer = make_optimizer(config.optimizer, config.steps)
     rate = learning_rate(config.optimizer, config.steps)
     state = init_state(config.model, optimizer, init_key)
-    if config.init_from and not resume:
-        state = init_from(state, Path(config.init_from))
-    train_step = make_train_step(config.objective, optimizer, config.optimizer.ema)
+    if not resume:
+        state = init_from(state, Path(config.init_from)) if config.init_from else state
+        state = with_teacher(state, config)
+    train_step = make_train_step(config.objective, optimizer, config.optimizer.ema, config.steps)
     batches = stream(data, config.batch_size, config.seed)
     held_out = _held_out_batch(unseen, config.seed)
     if not resume:
@@ -84,7 +86,7 @@ def train(
                 log.write(step, **figures)
                 progress.show(loss=figures["loss"])
             if step % config.eval_every == 0 or last:
-                loss = held_out_loss(state, config.objective, *held_out, held_out_key)
+                loss = held_out_loss(state, config.objective, *held_out, held_out_key, config.steps)
                 log.write(step, held_out_loss=float(loss))
             if step % config.save_every == 0 or last:
                 checkpoints.save(state, batches, config)

@@ -1,5 +1,6 @@
 """One training step: a pure function from state and batch to state and metrics."""
 
+import dataclasses
 from collections.abc import Callable
 
 import equinox as eqx
@@ -8,8 +9,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
+from odelt_eqx.errors import InputError
 from odelt_eqx.nn.dit import DiT, DiTConfig
-from odelt_eqx.objective.base import Objective, Targets, Teacher
+from odelt_eqx.objective.base import Networks, Objective, Targets, Teacher, TrainingTime
 
 Metrics = dict[str, Float[Array, ""]]
 Images = Float[Array, "batch height width channels"]
@@ -24,12 +26,14 @@ class TrainState(eqx.Module):
         ema: their moving average: the teacher, and what is sampled from.
         opt_state: the optimiser's moments.
         step: steps taken.
+        teacher: a network that teaches in the average's place, or None.
     """
 
     model: DiT
     ema: DiT
     opt_state: optax.OptState
     step: Int[Array, ""]
+    teacher: DiT | None = None
 
 
 def init_state(
@@ -67,16 +71,20 @@ def squared_error(
 
 
 def make_train_step(
-    objective: Objective, optimizer: optax.GradientTransformation, ema: float
+    objective: Objective, optimizer: optax.GradientTransformation, ema: float, steps: int
 ) -> Callable[[TrainState, Images, Labels, Key[Array, ""]], tuple[TrainState, Metrics]]:
     """Return the compiled training step, `(state, images, labels, key) -> (state, metrics)`.
 
     The state passed to it is donated: its buffers become the new state's.
 
     Args:
-        objective: makes the targets, with the EMA as teacher.
+        objective: makes the targets.
         optimizer: turns gradients into updates.
         ema: decay of the moving average.
+        steps: steps of the whole run, which schedules refer to.
+
+    Raises:
+        InputError: the objective needs a teacher and the state has none.
     """
 
     @eqx.filter_jit(donate="all-except-first")
@@ -84,35 +92,83 @@ def make_train_step(
         batch: tuple[Images, Labels, Key[Array, ""]], state: TrainState
     ) -> tuple[TrainState, Metrics]:
         images, labels, key = batch
-        config = state.model.config
         draw_key, dropout_key = jax.random.split(key)
-        draws = objective.draw(draw_key, len(labels), config)
-        targets = objective.targets(draws, images, labels, Teacher(state.ema))
+        state = _with_current_teacher(state, objective, steps)
+        targets = _targets(state, objective, images, labels, draw_key, steps)
 
-        @eqx.filter_value_and_grad
-        def loss(model: DiT) -> Float[Array, ""]:
-            key = dropout_key if config.dropout > 0 else None
-            return jnp.mean(squared_error(model, targets, key))
+        @eqx.filter_value_and_grad(has_aux=True)
+        def loss(model: DiT) -> tuple[Float[Array, ""], Float[Array, ""]]:
+            key = dropout_key if model.config.dropout > 0 else None
+            errors = squared_error(model, targets, key)
+            return jnp.mean(evened_out(errors, targets.power)), jnp.mean(errors)
 
-        value, gradient = loss(state.model)
+        (_, value), gradient = loss(state.model)
         weights = eqx.filter(state.model, eqx.is_array)
         updates, opt_state = optimizer.update(gradient, state.opt_state, weights)
         model = eqx.apply_updates(state.model, updates)
         average = jax.tree.map(lambda old, new: ema * old + (1 - ema) * new, state.ema, model)
         metrics = {"loss": value, "grad_norm": optax.tree.norm(gradient)}
-        return TrainState(model, average, opt_state, state.step + 1), metrics
+        return TrainState(model, average, opt_state, state.step + 1, state.teacher), metrics
 
     return lambda state, images, labels, key: compiled((images, labels, key), state)
 
 
 @eqx.filter_jit
 def held_out_loss(
-    state: TrainState, objective: Objective, images: Images, labels: Labels, key: Key[Array, ""]
+    state: TrainState,
+    objective: Objective,
+    images: Images,
+    labels: Labels,
+    key: Key[Array, ""],
+    steps: int,
 ) -> Float[Array, ""]:
     """Return the objective's loss of the trained weights on data they have not seen.
 
-    The same key gives the same draws, so that values of one run can be compared.
+    The same key gives the same draws, so that values of one run can be compared; `steps` are those
+    of the whole run.
     """
-    draws = objective.draw(key, len(labels), state.model.config)
-    targets = objective.targets(draws, images, labels, Teacher(state.ema))
+    state = _with_current_teacher(state, objective, steps)
+    targets = _targets(state, objective, images, labels, key, steps)
     return jnp.mean(squared_error(state.model, targets))
+
+
+def evened_out(
+    errors: Float[Array, " batch"], power: Float[Array, " batch"] | None
+) -> Float[Array, " batch"]:
+    """Return `e / (e + 0.001) ** power`, the denominator a constant (arXiv 2505.13447, eq. 22).
+
+    The gradient is that of the squared error times a weight that is small where the error is large:
+    a power of 0 leaves it alone, 1 is close to that of the logarithm.
+    """
+    return errors if power is None else errors / jax.lax.stop_gradient(errors + 1e-3) ** power
+
+
+def _targets(
+    state: TrainState,
+    objective: Objective,
+    images: Images,
+    labels: Labels,
+    key: Key[Array, ""],
+    steps: int,
+) -> Targets:
+    """Return what the objective makes of a batch at this step of the run."""
+    chosen = state.teacher
+    if chosen is None:
+        chosen = state.model if objective.taught_by == "student" else state.ema
+    networks = Networks(Teacher(state.model), Teacher(state.ema), Teacher(chosen))
+    when = TrainingTime(state.step, steps)
+    draws = objective.draw(key, len(labels), state.model.config, when)
+    return objective.targets(draws, images, labels, networks)
+
+
+def _with_current_teacher(state: TrainState, objective: Objective, steps: int) -> TrainState:
+    """Return the state with a copy of the average as teacher if a stage begins here."""
+    if objective.taught_by not in ("frozen", "stages"):
+        return state
+    if state.teacher is None:
+        raise InputError(f"{objective} distils a trained network: give the state a teacher")
+    if objective.taught_by == "frozen":
+        return state
+    begins = TrainingTime(state.step, steps).starts_stage(state.model.config.flow_index)
+    teacher = jax.lax.cond(begins, lambda: state.ema, lambda: state.teacher)
+    return dataclasses.replace(state, teacher=teacher)

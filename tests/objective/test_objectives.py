@@ -10,19 +10,23 @@ import pytest
 
 import odelt_eqx as odelt
 from odelt_eqx.objective import (
+    TRAIN_TYPES,
     FlowDraws,
     FlowMatching,
     LengthConsistency,
     LengthDraws,
+    Networks,
+    Progressive,
     Shortcut,
     ShortcutDraws,
-    Teacher,
+    TrainingTime,
 )
 from tests.conftest import TINY
 
 IMAGES = jax.random.normal(jax.random.key(3), (8, 8, 8, 1))
 LABELS = jnp.array([1, 2, 3, 4, 5, 6, 7, 8])
 NOISE = jax.random.normal(jax.random.key(4), IMAGES.shape)
+START = TrainingTime(step=0, steps=100)
 FULL, NULL, FLOW = TINY.depth, TINY.null_label, TINY.flow_index
 
 
@@ -42,7 +46,7 @@ def shortcut_draws() -> ShortcutDraws:
 @pytest.mark.parametrize("times", ["uniform", "grid"])
 def test_flow_matching_is_the_straight_line(model, times):
     draws = flow_draws(8)
-    targets = FlowMatching(times=times).targets(draws, IMAGES, LABELS, Teacher(model))
+    targets = FlowMatching(times=times).targets(draws, IMAGES, LABELS, Networks.all(model))
     t = np.asarray(draws.time)
     t = np.floor(128 * t) / 128 if times == "grid" else t
     np.testing.assert_allclose(targets.t, t)
@@ -58,7 +62,7 @@ def test_flow_matching_is_the_straight_line(model, times):
 def test_a_shortcut_is_two_half_steps_of_the_teacher(model, guidance):
     draws = shortcut_draws()
     objective = Shortcut(every=4, guidance=guidance)
-    targets = objective.targets(draws, IMAGES, LABELS, Teacher(model))
+    targets = objective.targets(draws, IMAGES, LABELS, Networks.all(model))
 
     def velocity(t, x, index, label):
         each = [model(t, x[None], index, jnp.array([y]), depth=FULL)[0] for y in (label, NULL)]
@@ -75,8 +79,10 @@ def test_a_shortcut_is_two_half_steps_of_the_teacher(model, guidance):
 
 
 def test_the_rest_of_a_shortcut_batch_is_flow_matching_on_the_other_images(model):
-    targets = Shortcut(every=4).targets(shortcut_draws(), IMAGES, LABELS, Teacher(model))
-    flow = FlowMatching(times="grid").targets(flow_draws(6), IMAGES[2:], LABELS[2:], Teacher(model))
+    targets = Shortcut(every=4).targets(shortcut_draws(), IMAGES, LABELS, Networks.all(model))
+    flow = FlowMatching(times="grid").targets(
+        flow_draws(6), IMAGES[2:], LABELS[2:], Networks.all(model)
+    )
     rest = jax.tree.map(lambda x: x[2:], eqx.filter(targets, eqx.is_array))
     for ours, theirs in zip(jax.tree.leaves(rest), jax.tree.leaves(flow), strict=False):
         np.testing.assert_array_equal(ours, theirs)
@@ -86,8 +92,8 @@ def test_length_consistency_replaces_the_last_targets_by_another_depth(model):
     student, teacher = np.array([4, 2, 4, 2, 2, 4, 2, 4]), np.array([2, 4])
     draws = LengthDraws(objective=flow_draws(8), student=student, teacher=teacher)
     objective = LengthConsistency(FlowMatching(), every=4)
-    targets = objective.targets(draws, IMAGES, LABELS, Teacher(model))
-    base = FlowMatching().targets(flow_draws(8), IMAGES, LABELS, Teacher(model))
+    targets = objective.targets(draws, IMAGES, LABELS, Networks.all(model))
+    base = FlowMatching().targets(flow_draws(8), IMAGES, LABELS, Networks.all(model))
     np.testing.assert_array_equal(targets.depth, student)
     np.testing.assert_array_equal(targets.x_t, base.x_t)
     np.testing.assert_array_equal(targets.velocity[:6], base.velocity[:6])
@@ -98,11 +104,10 @@ def test_length_consistency_replaces_the_last_targets_by_another_depth(model):
 
 
 OBJECTIVES = [
-    FlowMatching(),
-    Shortcut(),
+    *TRAIN_TYPES.values(),
     Shortcut(guidance=1.5),
-    LengthConsistency(FlowMatching()),
-    LengthConsistency(Shortcut()),
+    Progressive(guidance=1.5),
+    *(LengthConsistency(TRAIN_TYPES[name]) for name in ("rfm", "shortcut", "mean-flow")),
 ]
 
 
@@ -110,35 +115,35 @@ OBJECTIVES = [
 def test_every_objective_makes_a_finite_batch_without_a_gradient_through_its_teacher(
     model, objective
 ):
-    draws = objective.draw(jax.random.key(0), 8, TINY)
-    targets = objective.targets(draws, IMAGES, LABELS, Teacher(model))
+    draws = objective.draw(jax.random.key(0), 8, TINY, START)
+    targets = objective.targets(draws, IMAGES, LABELS, Networks.all(model))
     assert targets.x_t.shape == targets.velocity.shape == IMAGES.shape
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(targets))
     assert ((targets.t >= 0) & (targets.t < 1)).all()
 
     def loss(weights):
-        return jnp.sum(objective.targets(draws, IMAGES, LABELS, Teacher(weights)).velocity)
+        return jnp.sum(objective.targets(draws, IMAGES, LABELS, Networks.all(weights)).velocity)
 
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(jax.grad(loss)(model)))
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
 def test_no_two_draws_of_an_objective_are_the_same(objective):
-    draws = objective.draw(jax.random.key(0), 32, TINY)
+    draws = objective.draw(jax.random.key(0), 32, TINY, START)
     floats = [
         leaf.ravel()[:4].tolist()
         for leaf in jax.tree.leaves(draws)
         if jnp.issubdtype(leaf.dtype, jnp.floating)
     ]
     assert len({tuple(values) for values in floats}) == len(floats)
-    again = objective.draw(jax.random.key(0), 32, TINY)
+    again = objective.draw(jax.random.key(0), 32, TINY, START)
     for a, b in zip(jax.tree.leaves(draws), jax.tree.leaves(again), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
 def test_depths_are_dealt_out_evenly_and_in_all_pairs():
     config = dataclasses.replace(TINY)
-    draws = LengthConsistency(FlowMatching(), every=8).draw(jax.random.key(0), 144, config)
+    draws = LengthConsistency(FlowMatching(), every=8).draw(jax.random.key(0), 144, config, START)
     assert np.unique(draws.student, return_counts=True)[1].tolist() == [72, 72]
     pairs = list(zip(draws.student[-18:].tolist(), draws.teacher.tolist(), strict=True))
     assert all(pairs.count((a, b)) in (4, 5) for a in TINY.depths for b in TINY.depths)
@@ -147,21 +152,21 @@ def test_depths_are_dealt_out_evenly_and_in_all_pairs():
 @pytest.mark.parametrize("objective", [Shortcut(every=9), LengthConsistency(every=0)], ids=str)
 def test_a_share_that_is_no_example_is_refused(objective):
     with pytest.raises(odelt.InputError, match="every must lie between 1 and the batch size 8"):
-        objective.draw(jax.random.key(0), 8, TINY)
+        objective.draw(jax.random.key(0), 8, TINY, START)
 
 
 def test_one_noise_key_serves_both_parts_only_as_published():
     for as_published in (False, True):
         objective = Shortcut(every=2, as_published=as_published)
-        draws = objective.draw(jax.random.key(0), 8, TINY)
+        draws = objective.draw(jax.random.key(0), 8, TINY, START)
         assert np.array_equal(draws.noise, draws.flow.noise) == as_published
 
 
 def test_a_guided_shortcut_has_two_targets_only_as_published(model):
     for as_published, distinct in ((False, 4), (True, 2)):
         objective = Shortcut(every=2, guidance=1.5, as_published=as_published)
-        draws = objective.draw(jax.random.key(0), 8, TINY)
-        targets = objective.targets(draws, IMAGES, LABELS, Teacher(model))
+        draws = objective.draw(jax.random.key(0), 8, TINY, START)
+        targets = objective.targets(draws, IMAGES, LABELS, Networks.all(model))
         assert len(np.unique(np.asarray(targets.x_t[:4]).reshape(4, -1), axis=0)) == distinct
         assert len(np.unique(np.asarray(targets.velocity[:4]).reshape(4, -1), axis=0)) == 4
 
@@ -169,27 +174,27 @@ def test_a_guided_shortcut_has_two_targets_only_as_published(model):
 def test_the_last_images_are_unused_only_as_published(model):
     for as_published in (False, True):
         objective = Shortcut(every=4, as_published=as_published)
-        draws = objective.draw(jax.random.key(0), 8, TINY)
+        draws = objective.draw(jax.random.key(0), 8, TINY, START)
         last = IMAGES.at[-2:].set(9.0)
-        a, b = (objective.targets(draws, i, LABELS, Teacher(model)) for i in (IMAGES, last))
+        a, b = (objective.targets(draws, i, LABELS, Networks.all(model)) for i in (IMAGES, last))
         assert np.array_equal(a.x_t, b.x_t) == as_published
 
 
 def test_depths_are_drawn_independently_only_as_published(model):
-    dealt = LengthConsistency(FlowMatching(), every=2).draw(jax.random.key(0), 8, TINY)
+    dealt = LengthConsistency(FlowMatching(), every=2).draw(jax.random.key(0), 8, TINY, START)
     assert isinstance(dealt.student, np.ndarray)
     objective = LengthConsistency(FlowMatching(), every=2, as_published=True)
-    drawn = [objective.draw(jax.random.key(seed), 8, TINY) for seed in range(8)]
+    drawn = [objective.draw(jax.random.key(seed), 8, TINY, START) for seed in range(8)]
     assert len({tuple(np.asarray(d.student).tolist()) for d in drawn}) > 4
     assert {int(x) for d in drawn for x in (*d.student, *d.teacher)} == set(TINY.depths)
-    targets = objective.targets(drawn[0], IMAGES, LABELS, Teacher(model))
+    targets = objective.targets(drawn[0], IMAGES, LABELS, Networks.all(model))
     np.testing.assert_array_equal(targets.depth, drawn[0].student)
 
 
 def test_without_guidance_and_labels_every_label_is_the_null_label(model):
     objective = Shortcut(every=2, guidance=0.0, class_dropout=1.0)
-    draws = objective.draw(jax.random.key(0), 8, TINY)
-    targets = objective.targets(draws, IMAGES, LABELS, Teacher(model))
+    draws = objective.draw(jax.random.key(0), 8, TINY, START)
+    targets = objective.targets(draws, IMAGES, LABELS, Networks.all(model))
     assert (targets.labels == NULL).all()
-    other = objective.targets(draws, IMAGES, LABELS[::-1], Teacher(model))
+    other = objective.targets(draws, IMAGES, LABELS[::-1], Networks.all(model))
     np.testing.assert_array_equal(targets.velocity, other.velocity)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from odelt_eqx.objective import TRAIN_TYPES
 from tests.conftest import GOLDEN
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -82,7 +83,22 @@ README_FLAGS = [
     (*SHORTCUT, "--objective.objective.every", "4", "--objective.objective.class-dropout", "0.2"),
     (*SHORTCUT, "--objective.objective.guidance", "0"),
     ("objective:flow-matching", "--objective.times", "grid"),
+    (*LENGTH, "objective.objective:flow-matching", "--objective.objective.sigma", "0.1"),
+    (*LENGTH, "--objective.teacher-depth", "deeper"),
+    (*LENGTH, "objective.objective:consistency-distillation"),
+    ("objective:live-reflow", "--objective.steps", "4"),
+    ("objective:progressive", "--objective.guidance", "2"),
+    ("objective:mean-flow", "--objective.power", "0"),
+    ("objective:consistency", "--objective.class-dropout", "0"),
+    ("--teacher", "runs/x"),
 ]
+
+
+@pytest.mark.parametrize("name", TRAIN_TYPES)
+def test_a_word_chooses_the_training_type(command, name):
+    status, _, errors = command("train.py", "imagenet-b", name, "--run", "nowhere")
+    assert status == 2
+    assert "error: the data 'imagenet-latents' cannot be read yet" in errors
 
 
 @pytest.mark.parametrize("words", README_FLAGS, ids=" ".join)
@@ -99,6 +115,15 @@ MISTAKES = [
     (("convert.py", "digits", "RUN", "RUN"), "exists; choose another path"),
     (("train.py", "digit"), "no preset is called 'digit'; did you mean digits?"),
     (("train.py", "digits", "--run", "RUN"), "exists; use --resume to go on with it"),
+    (("train.py", "digits", "meanflow"), "called 'meanflow'; did you mean mean-flow?"),
+    (
+        ("train.py", "digits", "progressive", "--run", "nowhere"),
+        "distils a trained network; give teacher or init_from",
+    ),
+    (
+        ("train.py", "digits", "rfm", "--teacher", "RUN", "--run", "nowhere"),
+        "learns from data alone; leave out teacher",
+    ),
     (("train.py", "--steps", "0"), "steps must be at least 1; got 0"),
     (("train.py", "--model.depth-min", "1"), "depth_min must lie between"),
     (("train.py", "--model.image-size", "16"), "the network takes images of shape (16, 16, 1)"),

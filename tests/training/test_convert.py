@@ -2,18 +2,22 @@
 
 import dataclasses
 import json
+import pickle
 
+import equinox as eqx
 import jax
 import numpy as np
 import pytest
 
 import odelt_eqx as odelt
 from odelt_eqx.config import OptimizerConfig, TrainConfig
+from odelt_eqx.interop.unpickle import unpickle
+from odelt_eqx.objective import TRAIN_TYPES
 from odelt_eqx.training.convert import convert, init_from
 from odelt_eqx.training.loop import train
 from odelt_eqx.training.optimizer import make_optimizer
 from odelt_eqx.training.step import init_state
-from tests.conftest import GOLDEN, TINY_RUN
+from tests.conftest import GOLDEN, TINY_RUN, assert_matches
 
 CHECKPOINT = GOLDEN / "small.reference.pkl"
 SMALL = TrainConfig(
@@ -61,6 +65,46 @@ def test_the_average_is_not_overwritten_by_the_trained_weights(run):
     begun = init_from(state, run)
     assert_same(begun.model, odelt.load(run, "model"))
     assert_same(begun.ema, odelt.load(run, "ema"))
+
+
+@pytest.fixture(scope="module")
+def plain_dit(tmp_path_factory):
+    """The recorded checkpoint as a DiT without a length has it: no length table, no average."""
+    params = {k: v for k, v in unpickle(CHECKPOINT)["params"].items() if k != "BlockEmbedder_0"}
+    path = tmp_path_factory.mktemp("plain") / "dit.pkl"
+    path.write_bytes(pickle.dumps({"params": params}))
+    run = path.with_name("run")
+    with pytest.warns(UserWarning, match="has no length table: a fresh one is drawn"):
+        convert(path, run, SMALL)
+    return run
+
+
+def test_a_plain_dit_is_fine_tuned_from_where_the_published_code_would(plain_dit):
+    """All of it is taken over; only the length table is new, drawn as the published one is."""
+    state = init_state(SMALL.model, make_optimizer(SMALL.optimizer, 10), jax.random.key(3))
+    source = odelt.load_reference(CHECKPOINT, SMALL.model, "params")
+    begun = init_from(state, plain_dit)
+    table = lambda model: model.length_embedding.weight
+    for weights in (begun.model, begun.ema):
+        assert_same(eqx.tree_at(table, weights, table(source)), source)
+        assert 0.01 < float(np.std(table(weights))) < 0.03
+    recorded = np.load(GOLDEN / "small.forward.npz")
+    given = (jax.numpy.asarray(recorded[k]) for k in ("t", "x", "step_index", "labels"))
+    length = eqx.tree_at(table, begun.model, table(source))(*given, depth=3)
+    assert_matches(length, recorded["velocity/depth_3"])
+    assert int(begun.step) == 0
+    assert_same(begun.opt_state, state.opt_state)
+
+
+@pytest.mark.parametrize("name", ["rfm", "shortcut"])
+def test_a_flow_and_a_shortcut_model_exchange_their_weights(run, name):
+    """Whether a network sees its step index is the new run's to say."""
+    objective = TRAIN_TYPES[name]
+    config = dataclasses.replace(SMALL, objective=objective)
+    state = init_state(config.model, make_optimizer(SMALL.optimizer, 10), jax.random.key(3))
+    begun = init_from(state, run)
+    assert begun.model.config.ignore_step != objective.trains_steps
+    assert_same(jax.tree.leaves(begun.ema), jax.tree.leaves(odelt.load(run)))
 
 
 def test_a_run_begins_from_safetensors_and_from_other_groups(run, tmp_path):

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import odelt_eqx as odelt
-from odelt_eqx.config import load_config, preset, save_config
+from odelt_eqx.config import load_config, of_type, preset, save_config
 from odelt_eqx.data import digits
-from odelt_eqx.objective import FlowMatching, LengthConsistency, Shortcut
+from odelt_eqx.objective import TRAIN_TYPES, FlowMatching, LengthConsistency, Shortcut
 from odelt_eqx.training import loop
 from odelt_eqx.training.loop import train
 from odelt_eqx.training.progress import Progress
@@ -65,7 +65,7 @@ def test_a_run_is_read_back_with_its_config(tiny_run):
 def test_the_held_out_loss_is_of_data_that_training_never_sees(tmp_path, monkeypatch):
     seen = []
 
-    def watching(state, objective, images, labels, key):
+    def watching(state, objective, images, labels, key, steps):
         seen.append(np.asarray(images))
         return jax.numpy.zeros(())
 
@@ -111,10 +111,11 @@ def test_a_run_is_resumed_with_its_own_config_only(tiny_run):
         train(other, tiny_run, resume=True)
 
 
+CHANGED = [FlowMatching(0.2), Shortcut(8, 1.5), LengthConsistency(teacher_depth="deeper")]
+
+
 @pytest.mark.parametrize(
-    "objective",
-    [FlowMatching(0.2), Shortcut(8, 1.5), LengthConsistency(FlowMatching(times="grid"), 4)],
-    ids=str,
+    "objective", [*CHANGED, *TRAIN_TYPES.values(), *map(LengthConsistency, TRAIN_TYPES.values())]
 )
 def test_a_config_survives_its_file(tmp_path, objective):
     config = dataclasses.replace(preset("digits"), objective=objective)
@@ -131,6 +132,25 @@ def test_a_damaged_config_is_one_line(tmp_path, damage):
     path.write_text(damage(path.read_text()))
     with pytest.raises(odelt.InputError, match=r"config\.json is not a config of this version"):
         load_config(path)
+
+
+@pytest.mark.parametrize("name", TRAIN_TYPES)
+def test_a_preset_may_be_trained_by_any_type(name):
+    """At every depth, as the preset is, and with what it says of labels."""
+    config = of_type(preset("celeba-b"), name)
+    assert isinstance(config.objective, LengthConsistency)
+    assert type(config.objective.objective) is type(TRAIN_TYPES[name])
+    assert config.objective.objective.class_dropout == 1
+    assert config.model.ignore_step != config.objective.trains_steps
+    assert of_type(of_type(config, "rfm"), name).model == config.model
+    alone = dataclasses.replace(preset("digits"), objective=FlowMatching(0.3))
+    objective = of_type(alone, name).objective
+    assert objective == dataclasses.replace(TRAIN_TYPES[name], class_dropout=0.3)
+
+
+def test_an_unknown_training_type_suggests_the_nearest():
+    with pytest.raises(odelt.InputError, match="type is called 'meanflow'; did you mean mean-flow"):
+        of_type(preset("digits"), "meanflow")
 
 
 def test_an_unknown_preset_suggests_the_nearest():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from odelt_eqx.config import OptimizerConfig
-from odelt_eqx.objective import FlowMatching, LengthConsistency, Shortcut, Teacher
+from odelt_eqx.objective import FlowMatching, LengthConsistency, Networks, Shortcut, TrainingTime
 from odelt_eqx.training.optimizer import learning_rate, make_optimizer
 from odelt_eqx.training.step import held_out_loss, init_state, make_train_step, squared_error
 from tests.conftest import TINY
@@ -25,18 +25,25 @@ def test_the_rate_rises_stays_and_falls():
         assert float(rate(step)) == pytest.approx(value, abs=1e-9)
 
 
+def test_without_warm_up_the_rate_is_there_at_once():
+    rate = learning_rate(OptimizerConfig(learning_rate=1e-3, warmup=0), steps=100)
+    assert [float(rate(step)) for step in (0, 50)] == pytest.approx([1e-3, 1e-3])
+
+
 def test_a_step_is_adamw_on_the_mean_squared_error_and_moves_the_average():
     objective = LengthConsistency(Shortcut(), every=8)
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2, warmup=0), 100)
     key = jax.random.key(1)
     state = init_state(TINY, optimizer, jax.random.key(0))
     before = jax.tree.map(jnp.copy, state.model)
-    draws = objective.draw(jax.random.split(key)[0], 16, TINY)
-    targets = objective.targets(draws, IMAGES, LABELS, Teacher(before))
+    draws = objective.draw(jax.random.split(key)[0], 16, TINY, TrainingTime(0, 100))
+    targets = objective.targets(draws, IMAGES, LABELS, Networks.all(before))
     loss, gradient = jax.value_and_grad(lambda m: jnp.mean(squared_error(m, targets)))(before)
     updates, _ = optimizer.update(gradient, optimizer.init(before), before)
 
-    after, metrics = make_train_step(objective, optimizer, ema=0.9)(state, IMAGES, LABELS, key)
+    after, metrics = make_train_step(objective, optimizer, ema=0.9, steps=100)(
+        state, IMAGES, LABELS, key
+    )
     assert float(metrics["loss"]) == pytest.approx(float(loss), rel=1e-5)
     assert int(after.step) == 1
     for old, update, new, mean in zip(
@@ -51,8 +58,10 @@ def test_training_learns_and_the_held_out_loss_sees_it(objective):
     optimizer = make_optimizer(OptimizerConfig(learning_rate=3e-3, warmup=5), 200)
     config = dataclasses.replace(TINY, dropout=0.1)
     state = init_state(config, optimizer, jax.random.key(0))
-    train_step = make_train_step(objective, optimizer, ema=0.95)
-    held_out = lambda: float(held_out_loss(state, objective, IMAGES, LABELS, jax.random.key(9)))
+    train_step = make_train_step(objective, optimizer, ema=0.95, steps=200)
+    held_out = lambda: float(
+        held_out_loss(state, objective, IMAGES, LABELS, jax.random.key(9), 200)
+    )
     before = held_out()
     for step in range(60):
         key = jax.random.fold_in(jax.random.key(1), step)
@@ -62,7 +71,7 @@ def test_training_learns_and_the_held_out_loss_sees_it(objective):
 
 def test_the_same_key_gives_the_same_step():
     optimizer = make_optimizer(OptimizerConfig(), 100)
-    train_step = make_train_step(Shortcut(), optimizer, ema=0.9)
+    train_step = make_train_step(Shortcut(), optimizer, ema=0.9, steps=100)
 
     def loss(key):
         state = init_state(TINY, optimizer, jax.random.key(0))

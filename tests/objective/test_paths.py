@@ -1,0 +1,119 @@
+"""Paths, times and couplings against their formulas."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.optimize import linear_sum_assignment
+from scipy.stats import norm
+
+import odelt_eqx as odelt
+from odelt_eqx.objective import FlowDraws, FlowMatching, Networks, TrainingTime
+from odelt_eqx.objective.coupling import coupled
+from odelt_eqx.objective.path import PathName, check_name, times_from
+from tests.conftest import TINY
+
+N = 24
+IMAGES = jax.random.normal(jax.random.key(3), (N, 8, 8, 1))
+NOISE = jax.random.normal(jax.random.key(4), IMAGES.shape)
+SPREAD = jax.random.normal(jax.random.key(5), IMAGES.shape)
+LABELS = jnp.arange(N) % 3
+TIMES = jnp.linspace(0, 0.99, N)
+t = np.asarray(TIMES, np.float64)[:, None, None, None]
+
+
+def targets(model, **fields):
+    spread = SPREAD if "sigma" in fields else None
+    draws = FlowDraws(jnp.zeros(N, bool), TIMES, NOISE, spread)
+    return FlowMatching(**fields).targets(draws, IMAGES, LABELS, Networks.all(model))
+
+
+def test_a_trigonometric_path_turns_noise_into_data(model):
+    found, angle = targets(model, path="trigonometric"), np.pi / 2 * t
+    x_t = np.cos(angle) * NOISE + np.sin(angle) * IMAGES
+    speed = np.pi / 2 * (np.cos(angle) * IMAGES - np.sin(angle) * NOISE)
+    np.testing.assert_allclose(found.x_t, x_t, atol=1e-5)
+    np.testing.assert_allclose(found.velocity, speed, atol=1e-5)
+
+
+def test_a_straight_path_may_keep_noise_at_its_end(model):
+    found = targets(model, sigma_min=0.1)
+    np.testing.assert_allclose(found.x_t, (1 - 0.9 * t) * NOISE + t * IMAGES, atol=1e-5)
+    np.testing.assert_allclose(found.velocity, IMAGES - 0.9 * NOISE, atol=1e-5)
+
+
+def test_a_wide_path_adds_noise_of_its_own_and_keeps_the_velocity(model):
+    narrow, wide = targets(model), targets(model, sigma=0.3)
+    np.testing.assert_allclose(wide.x_t, narrow.x_t + 0.3 * SPREAD, atol=1e-6)
+    np.testing.assert_array_equal(wide.velocity, narrow.velocity)
+
+
+def test_times_are_quantiles_of_their_distribution():
+    share = jnp.array([0.0, 0.02, 0.3, 0.5, 0.99])
+    logistic = 1 / (1 + np.exp(-norm.ppf(np.asarray(share))))
+    np.testing.assert_allclose(times_from(share, "logit-normal", 8), logistic, atol=1e-5)
+    np.testing.assert_allclose(times_from(share, "grid", 8), [0, 0, 2 / 8, 4 / 8, 7 / 8])
+    np.testing.assert_array_equal(times_from(share, "uniform", 8), share)
+
+
+def cost(noise, images=IMAGES):
+    return float(jnp.sum((noise - images) ** 2))
+
+
+@pytest.mark.parametrize("labels", [LABELS, jnp.zeros(N, int)], ids=["labels", "one label"])
+def test_optimal_transport_is_optimal_within_each_label(labels):
+    found = jax.jit(coupled)(NOISE, IMAGES, labels)
+    best = 0.0
+    for label in set(labels.tolist()):
+        own = np.asarray(labels) == label
+        distances = np.sum(
+            (np.asarray(IMAGES)[own, None] - np.asarray(NOISE)[own][None]) ** 2, (2, 3, 4)
+        )
+        best += distances[linear_sum_assignment(distances)].sum()
+        given, kept = (np.unique(np.asarray(x)[own], axis=0) for x in (NOISE, found))
+        np.testing.assert_array_equal(given, kept)
+    assert cost(found) == pytest.approx(best, rel=1e-5)
+    assert cost(found) < 0.97 * cost(NOISE)
+
+
+def test_optimal_transport_stays_within_labels_whatever_the_scale():
+    """Labels bind more strongly than any distance: here crossing them would save most."""
+    far = jnp.where((LABELS == 0)[:, None, None, None], 1e4, -1e4) + IMAGES
+    near = jnp.roll(far, 1, axis=0) + NOISE
+    found = coupled(near, far, LABELS)
+    for label in range(3):
+        own = np.asarray(label == LABELS)
+        np.testing.assert_array_equal(*(np.unique(x[own], axis=0) for x in (near, found)))
+    same = coupled(NOISE, jnp.zeros_like(IMAGES), LABELS)  # every order costs the same
+    assert jnp.isfinite(same).all()
+
+
+def test_coupling_only_reorders_the_noise_of_flow_matching(model):
+    plain, optimal = targets(model), targets(model, coupling="optimal")
+    start = lambda found: np.asarray(found.x_t - t * found.velocity)
+    np.testing.assert_allclose(start(optimal), coupled(NOISE, IMAGES, LABELS), atol=1e-5)
+    assert np.mean(optimal.velocity**2) < np.mean(plain.velocity**2)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"sigma": -1.0}, "sigma must not be negative; got -1.0"),
+        ({"sigma_min": 2.0}, r"sigma_min must lie in \[0, 1\]; got 2.0"),
+        ({"sigma_min": 0.1, "path": "trigonometric"}, "sigma_min belongs to the straight path"),
+    ],
+)
+def test_what_does_not_fit_is_refused(fields, message):
+    with pytest.raises(odelt.InputError, match=message):
+        FlowMatching(**fields)
+
+
+def test_an_unknown_name_is_refused():
+    with pytest.raises(odelt.InputError, match="path must be one of straight, trigonometric; got"):
+        check_name("path", "curved", PathName)
+
+
+def test_the_width_of_a_path_has_draws_of_its_own():
+    draws = FlowMatching(sigma=0.1).draw(jax.random.key(0), 8, TINY, TrainingTime(0, 1))
+    assert abs(np.corrcoef(np.ravel(draws.noise), np.ravel(draws.spread))[0, 1]) < 0.2
+    assert FlowMatching().draw(jax.random.key(0), 8, TINY, TrainingTime(0, 1)).spread is None

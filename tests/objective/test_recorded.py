@@ -1,0 +1,115 @@
+"""Every training type of the reference, from the draws that it was recorded with."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from odelt_eqx.objective import (
+    ConsistencyDistillation,
+    FlowDraws,
+    FlowMatching,
+    LiveReflow,
+    Networks,
+    Progressive,
+    ReflowDraws,
+    Shortcut,
+    ShortcutDraws,
+    StageDraws,
+    TrainingTime,
+)
+from odelt_eqx.objective.path import FLOOR
+from tests.conftest import assert_matches
+
+RECORDED_AT = TrainingTime(step=300, steps=1000)
+"""The place in its schedules at which the reference was recorded."""
+
+
+class Draws:
+    """The draws of one training type, in order."""
+
+    def __init__(self, recorded, name):
+        names = sorted(n for n in recorded.files if n.startswith(f"{name}/draw_"))
+        self.arrays = [jnp.asarray(recorded[n]) for n in names]
+
+    def __getitem__(self, index):
+        return self.arrays[index]
+
+    def on_grid(self, index, points):
+        """Uniform draws that lie in the recorded cells of a grid."""
+        return (self[index] + 0.5) / points
+
+    def flow(self, first, **changes):
+        fields = ("drop", "time", "noise")
+        return FlowDraws(**{f: self[first + i] for i, f in enumerate(fields)} | changes)
+
+
+def stages(objective):
+    """Return how to make draws of a scheduled objective, with no label dropped."""
+
+    def make(draws, config):
+        none = jnp.zeros(16, bool)
+        index = objective.draw(jax.random.key(0), 16, config, RECORDED_AT).step_index
+        flow = FlowDraws(drop=none, time=draws.on_grid(0, 2**index), noise=draws[1])
+        return StageDraws(step_index=index, flow=flow)
+
+    return make
+
+
+def shortcuts(draws, config):
+    return ShortcutDraws(step_index=draws[0], time=draws[1], noise=draws[2], flow=draws.flow(3))
+
+
+def pairs(draws, config):
+    flow = draws.flow(0, time=draws.on_grid(1, 128))
+    flow = FlowDraws(drop=flow.drop[:12], time=flow.time[:12], noise=flow.noise[:12])
+    index = jnp.zeros(4, jnp.int32)
+    return ReflowDraws(index, draws.on_grid(4, 128), draws[3][:4], flow)
+
+
+def frozen(draws, config):
+    return FlowDraws(jnp.zeros(16, bool), draws.on_grid(0, 128), draws[1])
+
+
+def flows(draws, config):
+    return draws.flow(0)
+
+
+TABLE = {
+    "naive": (
+        FlowMatching(times="grid", sigma_min=FLOOR),
+        lambda draws, _: draws.flow(0, time=draws.on_grid(1, 128)),
+    ),
+    "fm": (FlowMatching(sigma_min=0.01), flows),
+    "icfm": (FlowMatching(sigma=0.01), lambda draws, _: draws.flow(0, spread=draws[3])),
+    "rfm": (FlowMatching(), flows),
+    "shortcut": (Shortcut(every=4, as_published=True), shortcuts),
+    "shortcut_cfg": (Shortcut(every=4, guidance=1.5, as_published=True), shortcuts),
+    "livereflow": (LiveReflow(every=4, guidance=1.5, as_published=True), pairs),
+    "progressive": (Progressive(), stages(Progressive())),
+    "progressive_cfg": (Progressive(guidance=1.5), stages(Progressive())),
+    "consistency_distillation": (ConsistencyDistillation(), frozen),
+}
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_targets_from_the_recorded_draws(golden, name):
+    recorded = golden.recorded("targets")
+    if f"{name}/x_t" not in recorded:
+        pytest.skip(f"{name} was not recorded with this network")
+    objective, draws_of = TABLE[name]
+    draws = draws_of(Draws(recorded, name), golden.config)
+    images, labels = jnp.asarray(recorded["images"]), jnp.asarray(recorded["labels"])
+    networks = Networks.all(golden.model if name == "livereflow" else golden.ema)
+    targets = eqx.filter_jit(objective.targets)(draws, images, labels, networks)
+    for ours, theirs in (("x_t", "x_t"), ("velocity", "target"), ("t", "t")):
+        assert_matches(getattr(targets, ours), recorded[f"{name}/{theirs}"])
+    for exact in ("step_index", "labels"):
+        np.testing.assert_array_equal(getattr(targets, exact), recorded[f"{name}/{exact}"])
+    assert targets.depth == golden.config.depth
+
+
+def test_every_recorded_type_is_in_the_table(golden):
+    recorded = {name.split("/")[0] for name in golden.recorded("targets").files if "/" in name}
+    assert recorded <= set(TABLE)
