@@ -15,7 +15,14 @@ from measure import interleaved, machine, peak_bytes
 
 from odelt_eqx.config import OptimizerConfig
 from odelt_eqx.nn import DiT, DiTConfig
-from odelt_eqx.objective import LengthConsistency, Objective, Targets, Teacher
+from odelt_eqx.objective import (
+    LengthConsistency,
+    Networks,
+    Objective,
+    Targets,
+    TaughtBy,
+    TrainingTime,
+)
 from odelt_eqx.ode import FixedSteps
 from odelt_eqx.training.optimizer import make_optimizer
 from odelt_eqx.training.step import TrainState, init_state, make_train_step, squared_error
@@ -36,14 +43,21 @@ class Masked(Objective):
         """As the objective does."""
         return self.objective.trains_steps
 
-    def draw(self, key: Key[Array, ""], batch_size: int, config: DiTConfig) -> Any:
+    @property
+    def taught_by(self) -> TaughtBy:
+        """As the objective is."""
+        return self.objective.taught_by
+
+    def draw(
+        self, key: Key[Array, ""], batch_size: int, config: DiTConfig, when: TrainingTime
+    ) -> Any:
         """Draw what the objective draws and hide the depths from the tracer."""
-        draws = self.objective.draw(key, batch_size, config)
+        draws = self.objective.draw(key, batch_size, config, when)
         return jax.tree.map(jnp.asarray, draws)
 
-    def targets(self, draws: Any, images: Array, labels: Array, teacher: Teacher) -> Targets:
+    def targets(self, draws: Any, images: Array, labels: Array, networks: Networks) -> Targets:
         """Return the objective's targets."""
-        return self.objective.targets(draws, images, labels, teacher)
+        return self.objective.targets(draws, images, labels, networks)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +111,7 @@ def compare(config: Config, depth: int, group: int, depth_min: int) -> list[str]
     for name, (goal, shape) in runs.items():
         state = init_state(shape, optimizer, jax.random.key(1))
         inputs = (state, images, labels, key)
-        step = compiled(make_train_step(goal, optimizer, 0.999), *inputs)
+        step = compiled(make_train_step(goal, optimizer, 0.999, STEPS), *inputs)
         gradient = compiled(student_gradient(goal), *inputs)
         memory[name] = peak_bytes(step), peak_bytes(gradient)
         step_calls[name] = partial(step, *inputs)
@@ -126,7 +140,7 @@ def student_gradient(objective: Objective) -> Callable:
 
     def gradient(state: TrainState, images: Array, labels: Array, key: Key[Array, ""]) -> DiT:
         model = state.model
-        draws = objective.draw(key, len(labels), model.config)
+        draws = objective.draw(key, len(labels), model.config, TrainingTime(0, STEPS))
         index = jnp.full_like(labels, model.config.flow_index)
         times = jnp.linspace(0.0, 0.9, len(labels))
         targets = Targets(images, times, index, labels, -images, depth=draws.student)
