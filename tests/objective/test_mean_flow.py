@@ -70,7 +70,7 @@ def test_targets_hold_the_derivative_of_the_network_along_the_flow(model):
 def test_the_others_are_flow_matching(model):
     objective = MeanFlow(every=4, times="grid", class_dropout=0.5)
     draws = objective.draw(jax.random.key(0), N, TINY, START)
-    targets = objective.targets(draws, IMAGES, LABELS, Networks.all(model))
+    targets = eqx.filter_jit(objective.targets)(draws, IMAGES, LABELS, Networks.all(model))
     flow = FlowMatching(times="grid").targets(draws.flow, IMAGES, LABELS, Networks.all(model))
     for name in ("x_t", "t", "velocity", "step_index", "labels"):
         np.testing.assert_array_equal(getattr(targets, name)[2:], getattr(flow, name)[2:])
@@ -95,7 +95,7 @@ def test_a_step_of_no_size_has_the_velocity_of_the_flow(model):
     objective = MeanFlow(every=1, times="grid")
     draws = objective.draw(jax.random.key(0), N, TINY, START)
     draws = dataclasses.replace(draws, end=draws.flow.time)
-    targets = objective.targets(draws, IMAGES, LABELS, Networks.all(model))
+    targets = eqx.filter_jit(objective.targets)(draws, IMAGES, LABELS, Networks.all(model))
     np.testing.assert_array_equal(targets.velocity, IMAGES - draws.flow.noise)
     assert (targets.step_index == TINY.flow_index).all()
 
