@@ -1,4 +1,4 @@
-"""Measure the steps x depth table of a run, and draw its samples and curves."""
+"""Measure the steps x depth table and the held-out losses of a run, and draw them."""
 
 import dataclasses
 from pathlib import Path
@@ -9,11 +9,12 @@ import tyro
 from odelt_eqx import cli
 from odelt_eqx.evaluation.grid import GridConfig
 from odelt_eqx.evaluation.report import evaluate
+from odelt_eqx.evaluation.validation import validate
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
-    """Measure a run and write grid.png, table.md, table.json and table.png.
+    """Measure a run: its pictures at every depth (grid, table), its losses (validation).
 
     Args:
         run: run folder.
@@ -31,7 +32,7 @@ class Evaluate:
 def run() -> None:
     """Read the command line, measure, print where the results are."""
     args = tyro.cli(Evaluate)
-    for path in evaluate(args.run, args.grid, args.out):
+    for path in (*evaluate(args.run, args.grid, args.out), *validate(args.run, args.out)):
         print(path)
 
 

@@ -10,6 +10,7 @@ from odelt_eqx import cli
 from odelt_eqx.config import PRESETS, TrainConfig
 from odelt_eqx.evaluation.grid import GridConfig
 from odelt_eqx.evaluation.report import evaluate
+from odelt_eqx.evaluation.validation import validate
 from odelt_eqx.objective import TRAIN_TYPES
 from odelt_eqx.training.loop import train
 
@@ -41,7 +42,7 @@ def run() -> None:
     )
     args = tyro.cli(Train, default=default, args=words, description=description)
     train(args.config, args.run, resume=args.resume, overwrite=args.overwrite)
-    for path in evaluate(args.run, GridConfig()):
+    for path in (*evaluate(args.run, GridConfig()), *validate(args.run)):
         print(path)
 
 

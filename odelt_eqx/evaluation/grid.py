@@ -76,6 +76,8 @@ class Cell:
     Args:
         depth: blocks run.
         time: how the time ODE was solved.
+        accepted: time steps that were taken, on average over the pictures.
+        rejected: time steps that were tried and thrown away, on average.
         evaluations: network evaluations per picture, on average.
         blocks: block evaluations per picture, on average.
         quality: of the pictures made.
@@ -84,10 +86,15 @@ class Cell:
 
     depth: int
     time: FixedSteps | Adaptive
+    accepted: float
+    rejected: float
     evaluations: float
     blocks: float
     quality: Quality
     milliseconds: float
+
+
+COUNTS = ("accepted", "rejected", "evaluations", "blocks")
 
 
 def measure(model: DiT, judge: Judge, config: GridConfig) -> Iterator[Cell]:
@@ -110,8 +117,7 @@ def measure(model: DiT, judge: Judge, config: GridConfig) -> Iterator[Cell]:
             yield Cell(
                 depth=depth,
                 time=time,
-                evaluations=float(np.mean(stats.evaluations)),
-                blocks=float(np.mean(stats.blocks)),
+                **{name: float(np.mean(getattr(stats, name))) for name in COUNTS},
                 quality=judge(images, labels),
                 milliseconds=1e3 * statistics.median(seconds) / config.batch_size,
             )

@@ -108,14 +108,15 @@ def _markdown(
     cells: Sequence[Cell], bounds: Bounds, bits: Sequence[Bits], config: GridConfig
 ) -> str:
     rows = [
-        f"| {cell.depth} | {_named(cell.time)} | {cell.evaluations:g} | {cell.blocks:g} "
+        f"| {cell.depth} | {_named(cell.time)} | {_steps(cell)} "
+        f"| {cell.evaluations:g} | {cell.blocks:g} "
         f"| {100 * cell.quality.accuracy:.1f} % | {cell.quality.frechet:.2f} "
         f"| {cell.quality.frechet / bounds.real.frechet:.2f} × | {cell.milliseconds:.3f} |"
         for cell in cells
     ]
     for name, quality in (("real digits", bounds.real), ("noise", bounds.noise)):
         rows.append(
-            f"| {name} | | | | {100 * quality.accuracy:.1f} % | {quality.frechet:.2f} "
+            f"| {name} | | | | | {100 * quality.accuracy:.1f} % | {quality.frechet:.2f} "
             f"| {quality.frechet / bounds.real.frechet:.2f} × | |"
         )
     note = (
@@ -125,8 +126,8 @@ def _markdown(
         "held-out split; × real: over that of as many training pictures."
     )
     head = (
-        "| depth | time | network evaluations | block evaluations | asked class | Fréchet | × real "
-        "| ms per picture |\n|---|---|---|---|---|---|---|---|\n"
+        "| depth | time solver | time steps | network evaluations | block evaluations "
+        "| asked class | Fréchet | × real | ms per picture |\n" + "|---" * 9 + "|\n"
     )
     table = head + "\n".join(rows) + f"\n\n{note}\n"
     if not bits:
@@ -141,9 +142,12 @@ def _markdown(
 
 
 def _named(plan: FixedSteps | Adaptive) -> str:
-    if isinstance(plan, Adaptive):
-        return f"{plan.solver}, {plan.rtol:g}"
-    return f"{plan.count} step{'s' if plan.count > 1 else ''}"
+    return f"{plan.solver}, {plan.rtol:g}" if isinstance(plan, Adaptive) else plan.solver
+
+
+def _steps(cell: Cell) -> str:
+    rejected = f" + {cell.rejected:g} rejected" if cell.rejected else ""
+    return f"{cell.accepted:g}{rejected}"
 
 
 def _json(cells: Sequence[Cell], bounds: Bounds, bits: Sequence[Bits], config: GridConfig) -> str:

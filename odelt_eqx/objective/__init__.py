@@ -4,6 +4,7 @@ from odelt_eqx.objective.base import (
     Networks as Networks,
     Objective as Objective,
     Targets as Targets,
+    TaughtBy as TaughtBy,
     Teacher as Teacher,
     TrainingTime as TrainingTime,
 )

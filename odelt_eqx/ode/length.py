@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from odelt_eqx.ode.plan import Plan
+from odelt_eqx.ode.plan import Adaptive, Plan
 
 Block = Callable[..., Float[Array, "tokens width"]]
 """`block(tokens, condition, key=None) -> tokens`, for one example."""
@@ -31,9 +31,9 @@ class LengthCost(eqx.Module):
         failures: groups whose solve ran out of steps.
     """
 
-    depth: Float[Array, "*batch"]
-    blocks: Float[Array, "*batch"]
-    failures: Float[Array, "*batch"]
+    depth: Float[Array, " batch"]
+    blocks: Float[Array, " batch"]
+    failures: Float[Array, " batch"]
 
 
 class ODEBlock(eqx.Module, Generic[AnyBlock]):
@@ -66,37 +66,50 @@ class ODEBlock(eqx.Module, Generic[AnyBlock]):
     def __call__(
         self,
         state: State,
-        condition: Float[Array, " width"],
+        condition: Float[Array, "batch width"],
         plan: Plan,
-        key: Key[Array, ""] | None = None,
+        keys: Key[Array, " batch"] | None = None,
     ) -> tuple[State, LengthCost]:
-        """Integrate `(h, u)` of one example over this group's unit of length.
+        """Integrate `(h, u)` of a batch over this group's unit of length.
+
+        Fixed steps are one solve of the batch, so that the gradient of a weight is summed over the
+        batch as it is computed. Under an adaptive plan each example has steps of its own.
 
         Args:
-            state: `(h, u)`, each (tokens, width), float32.
-            condition: what every block is modulated by, (width,).
+            state: `(h, u)`, each (batch, tokens, width), float32.
+            condition: what every block is modulated by, (batch, width).
             plan: the solver and its steps.
-            key: dropout key, or None for no dropout.
+            keys: dropout keys, one per example, or None for no dropout.
 
         Returns:
             The state at the end of the unit, or where an adaptive plan ran out of steps, and what
             it took.
         """
-        term = diffrax.ODETerm(self.field)  # pyright: ignore[reportArgumentType]
-        solution = diffrax.diffeqsolve(
-            term,
-            t0=0.0,
-            t1=1.0,
-            y0=state,
-            args=(condition, key),
-            throw=False,
-            **plan.arguments(),
-        )
-        size, steps = len(self.blocks), solution.stats["num_steps"]
-        failed = solution.result != diffrax.RESULTS.successful
+
+        def solve(field: Callable, state: State, args: tuple[Array, Array | None]) -> tuple:
+            solution = diffrax.diffeqsolve(
+                diffrax.ODETerm(field),  # pyright: ignore[reportArgumentType]
+                t0=0.0,
+                t1=1.0,
+                y0=state,
+                args=args,
+                throw=False,
+                **plan.arguments(),
+            )
+            failed = solution.result != diffrax.RESULTS.successful
+            end = jax.tree.map(lambda y: y[-1], solution.ys)
+            return end, solution.stats["num_steps"], failed
+
+        args = (condition, keys)
+        if isinstance(plan, Adaptive):
+            end, steps, failed = jax.vmap(partial(solve, self.field))(state, args)
+        else:
+            batched = lambda length, *rest: jax.vmap(partial(self.field, length))(*rest)
+            end, steps, failed = solve(batched, state, args)
+        size = len(self.blocks)
         counts = (size, size * plan.evaluations(steps), failed)
-        cost = LengthCost(*(jnp.asarray(count, jnp.float32) for count in counts))
-        return jax.tree.map(lambda y: y[-1], solution.ys), cost
+        as_floats = lambda x: jnp.broadcast_to(jnp.asarray(x, jnp.float32), condition.shape[:1])
+        return end, LengthCost(*map(as_floats, counts))
 
 
 def integrate_length(
@@ -201,10 +214,6 @@ def _advance(
     plan: Plan,
 ) -> tuple[State, LengthCost]:
     """Integrate one group for every example of the batch, and add what it took to the cost."""
-
-    def one(state: State, condition: Array, key: Key[Array, ""] | None) -> tuple[State, LengthCost]:
-        key = None if key is None else jax.random.fold_in(key, index)
-        return group(state, condition, plan, key)
-
-    state, taken = jax.vmap(one)(state, condition, keys)
+    keys = None if keys is None else jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
+    state, taken = group(state, condition, plan, keys)
     return state, jax.tree.map(jnp.add, cost, taken)

@@ -1,6 +1,7 @@
 """Checkpoints of a run: what training needs to go on, written whole or not at all."""
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -107,10 +108,10 @@ class Checkpoints(AbstractContextManager):
             ema=_from_paths(state.ema, found["ema"]),
             opt_state=opt_state,
             step=step,
-            teacher=self._teacher(),
+            teacher=self.teacher(),
         )
 
-    def _teacher(self) -> DiT | None:
+    def teacher(self) -> DiT | None:
         """Return the teacher in the newest checkpoint, if any."""
         if not self._holds("teacher"):
             return None
@@ -136,13 +137,14 @@ def load(run: str | Path, weights: Weights = "ema") -> DiT:
         InputError: the folder is no run, or has no checkpoint yet.
     """
     template = _template(run_config(run).model)
-    missing = InputError(f"{run} has no checkpoint yet")
-    if not (Path(run) / CHECKPOINTS).is_dir():
-        raise missing
-    with Checkpoints(Path(run), start=False) as checkpoints:
-        if checkpoints.latest is None:
-            raise missing
+    with _open(run) as checkpoints:
         return checkpoints.restore_weights(weights, template)
+
+
+def load_teacher(run: str | Path) -> DiT | None:
+    """Return the network that teaches a run in its average's place, or None; as `load` does."""
+    with _open(run) as checkpoints:
+        return checkpoints.teacher()
 
 
 def run_config(run: str | Path) -> TrainConfig:
@@ -151,6 +153,18 @@ def run_config(run: str | Path) -> TrainConfig:
     if not path.is_file():
         raise InputError(f"{run} is not a run folder: it has no {CONFIG}")
     return load_config(path)
+
+
+@contextmanager
+def _open(run: str | Path) -> Iterator[Checkpoints]:
+    """Open the checkpoints of a run that has some, for reading."""
+    missing = InputError(f"{run} has no checkpoint yet")
+    if not (Path(run) / CHECKPOINTS).is_dir():
+        raise missing
+    with Checkpoints(Path(run), start=False) as checkpoints:
+        if checkpoints.latest is None:
+            raise missing
+        yield checkpoints
 
 
 def _template(config: DiTConfig) -> DiT:

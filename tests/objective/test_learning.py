@@ -83,12 +83,6 @@ def distance(model, steps, depth):
     labels = jnp.arange(512) % 2
     plan = odelt.FixedSteps(steps=steps)
     samples = odelt.sample(model, noise, labels, time=plan, depth=depth)
-    print(
-        "DIST",
-        steps,
-        depth,
-        float(jnp.sqrt(jnp.mean((samples - mean(labels) - SPREAD * noise) ** 2))),
-    )
     return float(jnp.sqrt(jnp.mean((samples - mean(labels) - SPREAD * noise) ** 2)))
 
 

@@ -115,9 +115,9 @@ def test_each_example_may_have_its_own_depth(groups, tokens, plan):
 def test_an_edge_is_never_inside_a_solve(groups, tokens):
     """Two groups in a row are the second's solve from where the first ended."""
     plan = odelt.FixedSteps(2, "heun")
-    first = jax.vmap(lambda h: groups[0]((h, jnp.zeros_like(h)), jnp.zeros(WIDTH), plan)[0])
-    second = jax.vmap(lambda state: groups[1](state, jnp.zeros(WIDTH), plan)[0])
-    expected = second(first(jnp.asarray(tokens)))[1]
+    h, condition = jnp.asarray(tokens), jnp.zeros((BATCH, WIDTH))
+    middle, _ = groups[0]((h, jnp.zeros_like(h)), condition, plan)
+    expected = groups[1](middle, condition, plan)[0][1]
     np.testing.assert_allclose(solve(groups, tokens, 2, plan), expected, 1e-12)
 
 
@@ -215,3 +215,18 @@ def test_tolerances_are_met_in_proportion(groups, matrices, tokens):
         ]
         assert errors[0] > 5 * errors[1] > 25 * errors[2], solver
         assert all(e < 30 * tol for e, tol in zip(errors, (1e-4, 1e-6, 1e-8), strict=True)), solver
+
+
+@pytest.mark.parametrize(
+    "plan", [odelt.FixedSteps(2, "heun"), odelt.FixedSteps(adjoint="recompute")]
+)
+def test_the_gradient_of_a_weight_is_never_held_for_each_example(plan):
+    """A batch of 64 with 64 x 64 weights: one gradient an example would be 1 MiB a block."""
+    groups = [ODEBlock((LinearBlock(jnp.eye(64, dtype=jnp.float32)),)) for _ in range(2)]
+    h, condition = jnp.ones((64, 1, 64), jnp.float32), jnp.zeros((64, 64), jnp.float32)
+
+    def loss(groups):
+        return jnp.sum(integrate_length(groups, h, condition, 2, plan)[0] ** 2)
+
+    memory = jax.jit(jax.grad(loss)).lower(groups).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 2**20

@@ -46,7 +46,7 @@ def test_evaluate_rebuilds_the_table(command, tiny_run):
     status, out, _ = command("evaluate.py", tiny_run, *words)
     assert status == 0
     assert out.splitlines()[1] == str(tiny_run / "table.md")
-    assert (tiny_run / "table.md").read_text().count("\n| 2 | 1 step |") == 1
+    assert (tiny_run / "table.md").read_text().count("\n| 2 | euler | 1 |") == 1
 
 
 def test_convert_makes_a_run_that_samples_and_evaluates(command, tmp_path):

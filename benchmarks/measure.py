@@ -1,0 +1,79 @@
+"""How every benchmark measures: warm, synchronised, contestants in turn, medians and ranges."""
+
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from typing import Any, NamedTuple
+
+import jax
+
+
+class Timing(NamedTuple):
+    """Seconds of a contestant.
+
+    Attributes:
+        median: over the rounds.
+        low: the least.
+        high: the most.
+        ratio: median over the rounds of its time over the baseline's in the same round.
+    """
+
+    median: float
+    low: float
+    high: float
+    ratio: float
+
+
+def interleaved(
+    contestants: Mapping[str, Callable[[], Any]], baseline: str, rounds: int
+) -> dict[str, Timing]:
+    """Time each contestant once a round, in turn, after one call that does not count.
+
+    Args:
+        contestants: name and call; what a call returns is waited for.
+        baseline: the contestant that the others are compared with, round by round.
+        rounds: how often each is timed.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for index in range(rounds + 1):
+        for name, call in contestants.items():
+            began = time.perf_counter()
+            jax.block_until_ready(call())
+            if index:
+                seconds[name].append(time.perf_counter() - began)
+    base = seconds[baseline]
+    return {
+        name: Timing(
+            statistics.median(own),
+            min(own),
+            max(own),
+            statistics.median(a / b for a, b in zip(own, base, strict=True)),
+        )
+        for name, own in seconds.items()
+    }
+
+
+def peak_bytes(program: Any) -> int:
+    """Return what a program needs at once: arguments, results and everything in between.
+
+    Args:
+        program: what `eqx.filter_jit(function).lower(...).compile()` returns.
+    """
+    memory = program.compiled.memory_analysis()
+    aliased = memory.alias_size_in_bytes
+    return (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        + memory.temp_size_in_bytes
+        - aliased
+    )
+
+
+def machine() -> str:
+    """Return the device and the versions that a result belongs to."""
+    device = jax.devices()[0]
+    kind = platform.machine() if device.platform == "cpu" else device.device_kind
+    packages = ", ".join(f"{name} {version(name)}" for name in ("jax", "equinox", "diffrax"))
+    return f"{len(jax.devices())} x {device.platform} ({kind}), {packages}"
