@@ -121,8 +121,8 @@ def test_a_flow_is_distilled_into_one_step(name, flow):
 
 
 def test_with_length_consistency_every_depth_learns_it():
-    """Evened out too, the errors of depths that agree on nothing yet do not hold them there."""
-    model, losses = trained(LengthConsistency(MeanFlow(2, "uniform", power=1.0)), TWO_DEPTHS)
+    """Evened out too, the errors of depths that agree on nothing yet would hold them there."""
+    model, losses = trained(LengthConsistency(MeanFlow(), every=4), TWO_DEPTHS)
     assert falls(losses)
     for depth in (1, 2):
-        assert distance(model, 1, depth) < 0.3
+        assert distance(model, 4, depth) < 0.25
