@@ -32,7 +32,7 @@ def run_of_command_line() -> tuple[str, TrainConfig, list[str]]:
 
 
 def _begins_with_name(words: list[str]) -> bool:
-    """Whether the first word is neither an option nor tyro's choice of a type."""
+    """Whether the first word is neither an option nor the choice of a type."""
     return bool(words) and not words[0].startswith("-") and ":" not in words[0]
 
 
