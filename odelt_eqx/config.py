@@ -247,6 +247,21 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
     return _converter().unstructure(config)
 
 
+def flat(config: TrainConfig) -> dict[str, Any]:
+    """Return every value of `config` by its dotted name."""
+    return _flat(to_dict(config))
+
+
+def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            leaves |= _flat(value, f"{prefix}{name}.")
+        else:
+            leaves[prefix + name] = value
+    return leaves
+
+
 def save_config(config: TrainConfig, path: Path) -> None:
     """Write `config` as JSON."""
     path.write_text(json.dumps(to_dict(config), indent=2) + "\n")

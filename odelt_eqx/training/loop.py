@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from odelt_eqx.config import TrainConfig, save_config, to_dict
+from odelt_eqx.config import TrainConfig, flat, save_config, to_dict
 from odelt_eqx.data import ArraySource, open_source, stream
 from odelt_eqx.errors import InputError
 from odelt_eqx.files import replacing
@@ -154,7 +154,7 @@ def _begin_folder(config: TrainConfig, run: Path) -> None:
 
 def _check_same(config: TrainConfig, run: Path) -> None:
     """Raise an InputError that names the first fields in which `config` is not the run's."""
-    asked, saved = (_flat(to_dict(c)) for c in (config, run_config(run)))
+    asked, saved = map(flat, (config, run_config(run)))
     different = [
         f"{name} is {asked.get(name)}, was {saved.get(name)}"
         for name in sorted(asked.keys() | saved.keys())
@@ -162,13 +162,3 @@ def _check_same(config: TrainConfig, run: Path) -> None:
     ]
     if different:
         raise InputError(f"{run} was started with another config: {'; '.join(different[:5])}")
-
-
-def _flat(tree: dict, prefix: str = "") -> dict[str, object]:
-    leaves: dict[str, object] = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            leaves |= _flat(value, f"{prefix}{name}.")
-        else:
-            leaves[prefix + name] = value
-    return leaves
