@@ -153,12 +153,15 @@ def _begin_folder(config: TrainConfig, run: Path) -> None:
 
 
 def _check_same(config: TrainConfig, run: Path) -> None:
-    """Raise an InputError that names the first fields in which `config` is not the run's."""
+    """Raise an InputError that names the first fields in which `config` is not the run's.
+
+    What is watched may change: it is nothing of the run.
+    """
     asked, saved = map(flat, (config, run_config(run)))
     different = [
         f"{name} is {asked.get(name)}, was {saved.get(name)}"
         for name in sorted(asked.keys() | saved.keys())
-        if asked.get(name) != saved.get(name)
+        if asked.get(name) != saved.get(name) and not name.startswith("watch.")
     ]
     if different:
         raise InputError(f"{run} was started with another config: {'; '.join(different[:5])}")

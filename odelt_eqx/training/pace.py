@@ -73,4 +73,6 @@ def memory() -> dict[str, float]:
     if peaks:
         return {"device_peak_bytes": float(max(peaks))}
     unit = 1.0 if sys.platform == "darwin" else 1024.0
-    return {"process_peak_bytes": unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
+    return {
+        "process_peak_resident_bytes": unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    }

@@ -17,7 +17,7 @@ from odelt_eqx.training.loop import train
 from odelt_eqx.training.progress import Progress
 from tests.conftest import TINY_RUN
 
-MEASURED = {"step_seconds", "examples_per_second", "process_peak_bytes"}
+MEASURED = {"step_seconds", "examples_per_second", "process_peak_resident_bytes"}
 """Figures that no two runs share."""
 
 

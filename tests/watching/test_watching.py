@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import json
+import shutil
 import struct
 import sys
 from pathlib import Path
@@ -140,6 +141,15 @@ def test_watching_changes_nothing_of_the_run(watched_run, tiny_run):
         *(jax.tree.leaves(odelt.load(run)) for run in (watched_run, tiny_run)), strict=True
     ):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_run_may_be_resumed_and_watched_otherwise(tiny_run, tmp_path):
+    """A service that is out of order must not keep a run from going on."""
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    watched = dataclasses.replace(TINY_RUN, watch=WatchConfig(to=("tensorboard",)))
+    train(watched, run, resume=True)
+    assert (run / "tensorboard").is_dir()
+    assert (run / "metrics.jsonl").read_text() == (tiny_run / "metrics.jsonl").read_text()
 
 
 def test_what_is_watched_survives_its_file_and_is_checked(watched_run):
