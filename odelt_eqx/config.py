@@ -15,6 +15,7 @@ from odelt_eqx.nn.dit import DiTConfig
 from odelt_eqx.objective import TRAIN_TYPES, LengthConsistency, Shortcut, TimeObjective
 from odelt_eqx.ode.plan import Adaptive, FixedSteps
 from odelt_eqx.serial import converter
+from odelt_eqx.watching import WatchConfig
 
 Value = TypeVar("Value")
 
@@ -72,6 +73,7 @@ class TrainConfig:
         log_every: steps between lines of metrics.
         eval_every: steps between measurements of the held-out loss.
         save_every: steps between checkpoints; the last step is always saved.
+        watch: what of it is watched, and where.
     """
 
     model: DiTConfig
@@ -87,6 +89,7 @@ class TrainConfig:
     log_every: int = 100
     eval_every: int = 1000
     save_every: int = 10_000
+    watch: WatchConfig = WatchConfig()
 
     def __post_init__(self) -> None:
         """Check the counts and tell the model whether its step index means anything."""
@@ -96,6 +99,8 @@ class TrainConfig:
         ignore_step = not self.objective.trains_steps
         if self.model.ignore_step and not ignore_step:
             raise InputError("model.ignore_step would hide the steps that this objective trains")
+        for depth in self.watch.sample_depths:
+            self.model.check_depth(depth)
         object.__setattr__(self, "model", dataclasses.replace(self.model, ignore_step=ignore_step))
 
 
@@ -240,6 +245,21 @@ def _converter() -> cattrs.Converter:
 def to_dict(config: TrainConfig) -> dict[str, Any]:
     """Return `config` as what JSON can hold; each objective carries the name of its type."""
     return _converter().unstructure(config)
+
+
+def flat(config: TrainConfig) -> dict[str, Any]:
+    """Return every value of `config` by its dotted name."""
+    return _flat(to_dict(config))
+
+
+def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            leaves |= _flat(value, f"{prefix}{name}.")
+        else:
+            leaves[prefix + name] = value
+    return leaves
 
 
 def save_config(config: TrainConfig, path: Path) -> None:

@@ -14,6 +14,8 @@ ROOT = Path(odelt_eqx.__file__).parent
 LAYERS = {
     "errors": 0,
     "files": 0,
+    "images": 1,
+    "watching": 2,
     "ode": 1,
     "serial": 2,
     "nn": 2,

@@ -6,40 +6,17 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
-from matplotlib import colormaps, image as matplotlib_image
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
 from odelt_eqx.evaluation.grid import Cell
 from odelt_eqx.evaluation.quality import Quality
 from odelt_eqx.files import replacing
+from odelt_eqx.images import rgb, tile
 from odelt_eqx.nn.dit import DiT
 from odelt_eqx.ode.plan import FixedSteps, Plan
 from odelt_eqx.sampling import sample
-
-
-def tile(
-    images: Float[np.ndarray, "count height width channels"], columns: int
-) -> Float[np.ndarray, "height_all width_all channels"]:
-    """Lay images in [-1, 1] out row by row, a light line of one pixel between them, as [0, 1]."""
-    count, height, width, channels = images.shape
-    rows = -(-count // columns)
-    canvas = np.ones((rows * (height + 1) + 1, columns * (width + 1) + 1, channels), np.float32)
-    for index, image in enumerate(images):
-        top, left = (index // columns) * (height + 1) + 1, (index % columns) * (width + 1) + 1
-        canvas[top : top + height, left : left + width] = np.clip(image, -1, 1) / 2 + 0.5
-    return canvas
-
-
-def save_tiles(
-    images: Float[np.ndarray, "count height width channels"], columns: int, path: Path
-) -> None:
-    """Write a sheet of images in [-1, 1], each pixel enlarged so that small ones can be seen."""
-    sheet = tile(images, columns)
-    zoom = max(1, min(640 // sheet.shape[1], 1280 // sheet.shape[0]))
-    figure_pixels = np.kron(sheet, np.ones((zoom, zoom, 1)))
-    with replacing(path) as beside:
-        matplotlib_image.imsave(beside, _rgb(figure_pixels))
 
 
 def save_depth_grid(
@@ -84,7 +61,7 @@ def save_depth_grid(
             )
             for depth in depths
         ]
-        sheet = _rgb(tile(np.concatenate(rows), len(labels)))
+        sheet = rgb(tile(np.concatenate(rows), len(labels)))
         panel.imshow(sheet, interpolation="nearest", aspect="equal")
         cell_h, cell_w = (s + 1 for s in model.config.image_shape[:2])
         panel.set_yticks([(i + 0.5) * cell_h for i in range(len(depths))], map(str, depths))
@@ -140,8 +117,3 @@ def save_map(cells: Sequence[Cell], real: Quality, path: Path) -> None:
         panel.grid(alpha=0.3)
     with replacing(path) as beside:
         figure.savefig(beside, dpi=110)
-
-
-def _rgb(image: Float[np.ndarray, "height width channels"]) -> np.ndarray:
-    """Return three channels, from one or three."""
-    return np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image[..., :3]

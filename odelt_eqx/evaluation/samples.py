@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Array
 
 from odelt_eqx.errors import InputError, SolveError
-from odelt_eqx.evaluation.pictures import save_tiles
 from odelt_eqx.files import replacing
+from odelt_eqx.images import save_png, sheet
 from odelt_eqx.nn.dit import DiT
 from odelt_eqx.ode.plan import Adaptive, FixedSteps
 from odelt_eqx.ode.time import SolveStats
@@ -106,16 +106,16 @@ def draw_samples(run: Path, config: SampleConfig) -> tuple[list[Path], SolveStat
     arrays = {"images": images, "labels": labels, "noise": noise, **stats._asdict()}
     out = config.out or run / "samples"
     out.parent.mkdir(parents=True, exist_ok=True)
-    sheet, data, strip = (out.with_name(out.name + end) for end in (".png", ".npz", "-strip.png"))
+    picture, data, strip = (out.with_name(out.name + end) for end in (".png", ".npz", "-strip.png"))
     asked = len(config.labels) or model.config.num_classes
     columns = min(asked if 2 < asked <= 20 else 10, len(labels))
-    save_tiles(np.asarray(images), columns, sheet)
-    paths = [sheet, data]
+    save_png(sheet(np.asarray(images), columns), picture)
+    paths = [picture, data]
     if config.trajectory:
         states = trajectory(model, noise, labels, config.trajectory, **options)
         arrays |= {"times": np.asarray(config.trajectory), "states": states}
         shown = np.asarray(states)[:, :STRIP_ROWS].swapaxes(0, 1)
-        save_tiles(shown.reshape(-1, *model.config.image_shape), len(states), strip)
+        save_png(sheet(shown.reshape(-1, *model.config.image_shape), len(states)), strip)
         paths.append(strip)
     with replacing(data) as beside:
         np.savez(beside, **arrays)  # pyright: ignore[reportArgumentType]

@@ -2,7 +2,6 @@
 
 import shutil
 import sys
-import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -10,14 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from odelt_eqx.config import TrainConfig, save_config, to_dict
+from odelt_eqx.config import TrainConfig, flat, save_config, to_dict
 from odelt_eqx.data import ArraySource, open_source, stream
 from odelt_eqx.errors import InputError
 from odelt_eqx.files import replacing
 from odelt_eqx.training.checkpoint import CONFIG, Checkpoints, run_config
 from odelt_eqx.training.convert import init_from
-from odelt_eqx.training.metrics import MetricsLog
 from odelt_eqx.training.optimizer import learning_rate, make_optimizer
+from odelt_eqx.training.pace import Pace
+from odelt_eqx.training.previews import Previews
 from odelt_eqx.training.progress import Progress
 from odelt_eqx.training.step import (
     Images,
@@ -28,6 +28,7 @@ from odelt_eqx.training.step import (
     make_train_step,
 )
 from odelt_eqx.training.teacher import with_teacher
+from odelt_eqx.watching import check_installed, watching
 
 
 def train(
@@ -47,9 +48,10 @@ def train(
         The last state.
 
     Raises:
-        InputError: `run` exists and neither `resume` nor `overwrite` is given, or there is nothing
-            to resume, or the config differs from the one that is resumed.
+        InputError: `run` exists and neither `resume` nor `overwrite` is given, there is nothing to
+            resume, the config differs from the one that is resumed, or what is to watch is missing.
     """
+    check_installed(config.watch)
     _check_folder(config, run, resume, overwrite)
     data, unseen = open_source(config.data, "train"), open_source(config.data, "held-out")
     _check_fits(config, data)
@@ -57,53 +59,47 @@ def train(
     optimizer = make_optimizer(config.optimizer, config.steps)
     rate = learning_rate(config.optimizer, config.steps)
     state = init_state(config.model, optimizer, init_key)
-    if not resume:
-        state = init_from(state, Path(config.init_from)) if config.init_from else state
-        state = with_teacher(state, config)
     train_step = make_train_step(config.objective, optimizer, config.optimizer.ema, config.steps)
     batches = stream(data, config.batch_size, config.seed)
     held_out = _held_out_batch(unseen, config.seed)
-    if not resume:
-        _begin_folder(config, run)
+    state = state if resume else _begun(state, config, run)
 
     with ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(run))
         state = checkpoints.restore(state, batches) if resume else state
         done = int(state.step)
-        log = stack.enter_context(MetricsLog(run, done))
+        log = stack.enter_context(watching(config.watch, run, done, to_dict(config)))
         progress = stack.enter_context(Progress("train", config.steps, done))
-        clock = _Clock(done)
+        previews = Previews(config, log, pace := Pace(config))
         for step in range(done + 1, config.steps + 1):
             batch = next(batches)
             key = jax.random.fold_in(train_key, step)
             state, metrics = train_step(state, batch["image"], batch["label"], key)
+            pace.advance(metrics)
             progress.advance()
             last = step == config.steps
             if step % config.log_every == 0 or last:
                 figures = {name: float(value) for name, value in metrics.items()}
-                figures["learning_rate"] = float(np.asarray(rate(step - 1)))
-                figures["examples_per_second"] = config.batch_size * clock.rate(step)
+                figures |= {"learning_rate": float(np.asarray(rate(step - 1))), **pace.figures()}
                 log.write(step, **figures)
                 progress.show(loss=figures["loss"])
             if step % config.eval_every == 0 or last:
                 loss = held_out_loss(state, config.objective, *held_out, held_out_key, config.steps)
                 log.write(step, held_out_loss=float(loss))
+                pace.restart()
+            previews.after(step, state.ema)
             if step % config.save_every == 0 or last:
                 checkpoints.save(state, batches, config)
+                pace.restart()
     return state
 
 
-class _Clock:
-    """Tells how many steps were done a second since it was last asked."""
-
-    def __init__(self, step: int):
-        self._step, self._time = step, time.monotonic()
-
-    def rate(self, step: int) -> float:
-        now = time.monotonic()
-        rate = (step - self._step) / (now - self._time)
-        self._step, self._time = step, now
-        return rate
+def _begun(state: TrainState, config: TrainConfig, run: Path) -> TrainState:
+    """Begin the folder; return a fresh state with the weights and the teacher of the beginning."""
+    state = init_from(state, Path(config.init_from)) if config.init_from else state
+    state = with_teacher(state, config)
+    _begin_folder(config, run)
+    return state
 
 
 def _check_fits(config: TrainConfig, data: ArraySource) -> None:
@@ -157,22 +153,15 @@ def _begin_folder(config: TrainConfig, run: Path) -> None:
 
 
 def _check_same(config: TrainConfig, run: Path) -> None:
-    """Raise an InputError that names the first fields in which `config` is not the run's."""
-    asked, saved = (_flat(to_dict(c)) for c in (config, run_config(run)))
+    """Raise an InputError that names the first fields in which `config` is not the run's.
+
+    What is watched may change: it is nothing of the run.
+    """
+    asked, saved = map(flat, (config, run_config(run)))
     different = [
         f"{name} is {asked.get(name)}, was {saved.get(name)}"
         for name in sorted(asked.keys() | saved.keys())
-        if asked.get(name) != saved.get(name)
+        if asked.get(name) != saved.get(name) and not name.startswith("watch.")
     ]
     if different:
         raise InputError(f"{run} was started with another config: {'; '.join(different[:5])}")
-
-
-def _flat(tree: dict, prefix: str = "") -> dict[str, object]:
-    leaves: dict[str, object] = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            leaves |= _flat(value, f"{prefix}{name}.")
-        else:
-            leaves[prefix + name] = value
-    return leaves

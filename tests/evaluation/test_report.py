@@ -11,10 +11,10 @@ from PIL import Image
 import odelt_eqx as odelt
 from odelt_eqx.data import digits
 from odelt_eqx.evaluation.grid import GridConfig, measure
-from odelt_eqx.evaluation.pictures import tile
 from odelt_eqx.evaluation.quality import Judge
 from odelt_eqx.evaluation.report import evaluate
 from odelt_eqx.evaluation.samples import SampleConfig, draw_samples
+from odelt_eqx.images import tile
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,17 @@
 """The commands as a user types them: results on success, one line and a status on mistakes."""
 
+import json
 import runpy
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
+import odelt_eqx as odelt
+from odelt_eqx.nn.flops import velocity_flops
 from odelt_eqx.objective import TRAIN_TYPES
-from tests.conftest import GOLDEN
+from tests.conftest import GOLDEN, TINY
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
@@ -74,6 +78,24 @@ def test_sample_along_given_times(command, tiny_run, tmp_path):
     ]
 
 
+def test_info_tells_what_a_run_is_and_touches_nothing(command, tiny_run):
+    seen = lambda: {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in tiny_run.rglob("*")}
+    before = seen()
+    status, out, _ = command("info.py", tiny_run)
+    assert status == 0
+    assert seen() == before
+    rows = [line.split() for line in out.splitlines()]
+    network = odelt.load(tiny_run)
+    for depth in (2, 4):
+        count = sum(x.size for x in jax.tree.leaves(odelt.truncate(network, depth)))
+        assert [str(depth), f"{count:,}", f"{velocity_flops(TINY, depth):,}"] in rows
+    assert [row[0] for row in rows if row and row[0].isdigit()] == ["2", "4", "3", "6"]
+    figures = {row[0]: row[1:] for row in rows if len(row) == 3}
+    last = json.loads((tiny_run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert figures["held_out_loss"] == ["6", f"{last['held_out_loss']:g}"]
+    assert ["model.hidden_size", "16"] in rows
+
+
 LENGTH = ("objective:length-consistency",)
 SHORTCUT = (*LENGTH, "objective.objective:shortcut")
 README_FLAGS = [
@@ -91,6 +113,8 @@ README_FLAGS = [
     ("objective:mean-flow", "--objective.power", "0"),
     ("objective:consistency", "--objective.class-dropout", "0"),
     ("--teacher", "runs/x"),
+    ("--watch.sample-every", "500", "--watch.sample-steps", "1", "4", "--watch.peak-flops", "1e12"),
+    ("--watch.to", "tensorboard", "wandb", "--watch.sample-depths", "4", "12"),
 ]
 
 
@@ -129,6 +153,8 @@ MISTAKES = [
     (("train.py", "--model.image-size", "16"), "the network takes images of shape (16, 16, 1)"),
     (("train.py", "--model.num-classes", "5"), "model.num_classes is 5, digits has 10"),
     (("sample.py", "nowhere"), "nowhere is not a run folder"),
+    (("info.py", "nowhere"), "nowhere is not a run folder"),
+    (("train.py", "--watch.sample-depths", "3"), "depth must be one of 2, 4, 6"),
     (("evaluate.py", "nowhere"), "nowhere is not a run folder"),
     (("evaluate.py", "RUN", "--depths", "5"), "depth must be one of 2, 4 (in blocks); got 5"),
     (("sample.py", "RUN", "--depth", "3"), "depth must be one of 2, 4 (in blocks); got 3"),

@@ -1,16 +1,21 @@
-"""The figures of a run, one JSON object a line."""
+"""What of a run can be followed in its folder: figures as JSON lines, pictures as PNG."""
 
 import json
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import UInt8
+
 from odelt_eqx.files import replacing
+from odelt_eqx.images import save_png
 
 METRICS = "metrics.jsonl"
+PICTURES = "pictures"
 
 
-class MetricsLog(AbstractContextManager):
-    """Appends figures to a run's `metrics.jsonl`; a context manager."""
+class RunFolder(AbstractContextManager):
+    """Appends figures to a run's `metrics.jsonl` and adds to its `pictures`; a context manager."""
 
     def __init__(self, run: Path, done: int = 0):
         """Open the log of `run`, forgetting what lies after step `done`: it will come again."""
@@ -19,6 +24,7 @@ class MetricsLog(AbstractContextManager):
         with replacing(path) as beside:
             beside.write_text("".join(line for line in lines if _is_before(line, done)))
         self._file = path.open("a")
+        self._pictures = run / PICTURES
 
     def __exit__(self, *_: object) -> None:
         """Close the file."""
@@ -29,6 +35,12 @@ class MetricsLog(AbstractContextManager):
         rounded = {name: float(f"{value:.6g}") for name, value in figures.items()}
         self._file.write(json.dumps({"step": step, **rounded}) + "\n")
         self._file.flush()
+
+    def picture(self, step: int, name: str, image: UInt8[np.ndarray, "height width 3"]) -> None:
+        """Write `pictures/NAME/STEP.png`."""
+        folder = self._pictures / name
+        folder.mkdir(parents=True, exist_ok=True)
+        save_png(image, folder / f"{step:07}.png")
 
 
 def _is_before(line: str, done: int) -> bool:
