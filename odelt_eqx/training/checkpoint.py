@@ -18,8 +18,8 @@ from odelt_eqx.errors import InputError
 from odelt_eqx.nn.dit import DiT, DiTConfig
 from odelt_eqx.serial import converter
 from odelt_eqx.training.step import TrainState
+from odelt_eqx.training.storage import by_path, from_paths, quietly, reason, restore_args
 
-Tree = TypeVar("Tree")
 Value = TypeVar("Value")
 Weights = Literal["model", "ema"]
 
@@ -51,6 +51,8 @@ class Checkpoints(AbstractContextManager):
             keep_every: checkpoints at multiples of it are kept as well.
         """
         self._run, self._writes = run, start
+        self._quiet = quietly()
+        self._quiet.__enter__()
         policies: list[managers.PreservationPolicy] = [managers.LatestN(keep)]
         if keep_every is not None:
             policies.append(managers.EveryNSteps(keep_every))
@@ -72,6 +74,7 @@ class Checkpoints(AbstractContextManager):
                 raise
         finally:
             self._manager.close()
+            self._quiet.__exit__(None, None, None)
 
     @property
     def latest(self) -> int | None:
@@ -85,14 +88,14 @@ class Checkpoints(AbstractContextManager):
             InputError: this checkpoint or the one before cannot be written.
         """
         items = {
-            "model": ocp.args.StandardSave(_by_path(state.model)),
-            "ema": ocp.args.StandardSave(_by_path(state.ema)),
-            "optimizer": ocp.args.StandardSave(_by_path(_optimizer(state))),
+            "model": ocp.args.StandardSave(by_path(state.model)),
+            "ema": ocp.args.StandardSave(by_path(state.ema)),
+            "optimizer": ocp.args.StandardSave(by_path(_optimizer(state))),
             "data": grain.checkpoint.CheckpointSave(stream),
             "config": ocp.args.JsonSave(to_dict(config)),
         }
         if state.teacher is not None:
-            items["teacher"] = ocp.args.StandardSave(_by_path(state.teacher))
+            items["teacher"] = ocp.args.StandardSave(by_path(state.teacher))
             items["teacher_config"] = ocp.args.JsonSave(
                 converter().unstructure(state.teacher.config)
             )
@@ -105,8 +108,8 @@ class Checkpoints(AbstractContextManager):
             self._manager.save(
                 0,
                 args=ocp.args.Composite(
-                    model=ocp.args.StandardSave(_by_path(model)),
-                    ema=ocp.args.StandardSave(_by_path(ema)),
+                    model=ocp.args.StandardSave(by_path(model)),
+                    ema=ocp.args.StandardSave(by_path(ema)),
                     config=ocp.args.JsonSave(to_dict(config)),
                 ),
             )
@@ -129,7 +132,7 @@ class Checkpoints(AbstractContextManager):
         except Exception as error:
             self._manager.reload()
             raise InputError(
-                f"a checkpoint of {self._run} could not be written ({_first_line(error)}); "
+                f"a checkpoint of {self._run} could not be written ({reason(error)}); "
                 f"{self._saved()}"
             ) from error
 
@@ -157,16 +160,16 @@ class Checkpoints(AbstractContextManager):
             found = self._manager.restore(
                 step,
                 args=ocp.args.Composite(
-                    model=_restore_args(state.model),
-                    ema=_restore_args(state.ema),
-                    optimizer=_restore_args(optimizer),
+                    model=restore_args(state.model),
+                    ema=restore_args(state.ema),
+                    optimizer=restore_args(optimizer),
                     data=grain.checkpoint.CheckpointRestore(stream),
                 ),
             )
-            opt_state, done, guard = _from_paths(optimizer, found["optimizer"])
+            opt_state, done, guard = from_paths(optimizer, found["optimizer"])
             return TrainState(
-                model=_from_paths(state.model, found["model"]),
-                ema=_from_paths(state.ema, found["ema"]),
+                model=from_paths(state.model, found["model"]),
+                ema=from_paths(state.ema, found["ema"]),
                 opt_state=opt_state,
                 step=done,
                 teacher=self._teacher(step),
@@ -189,7 +192,7 @@ class Checkpoints(AbstractContextManager):
             return value
         step, error = next(iter(damaged.items()))
         raise InputError(
-            f"no checkpoint of {self._run} can be read; that of step {step}: {_first_line(error)}"
+            f"no checkpoint of {self._run} can be read; that of step {step}: {reason(error)}"
         ) from error
 
     def _pass_over(self, step: int, instead: int, error: Exception) -> None:
@@ -204,7 +207,7 @@ class Checkpoints(AbstractContextManager):
             aside = f"; it is now {target}"
         print(
             f"note: the checkpoint of step {step} in {self._run} is damaged, that of step "
-            f"{instead} is used ({_first_line(error)}){aside}",
+            f"{instead} is used ({reason(error)}){aside}",
             file=sys.stderr,
         )
 
@@ -226,8 +229,8 @@ class Checkpoints(AbstractContextManager):
         return self._newest(lambda step: self._weights(step, item, template))
 
     def _weights(self, step: int, item: Weights | Literal["teacher"], template: DiT) -> DiT:
-        args = ocp.args.Composite(**{item: _restore_args(template)})
-        return _from_paths(template, self._manager.restore(step, args=args)[item])
+        args = ocp.args.Composite(**{item: restore_args(template)})
+        return from_paths(template, self._manager.restore(step, args=args)[item])
 
 
 def load(run: str | Path, weights: Weights = "ema") -> DiT:
@@ -284,21 +287,3 @@ def _template(config: DiTConfig) -> DiT:
 def _optimizer(state: TrainState) -> tuple[Any, ...]:
     """Return what only going on needs, in the form of the checkpoint's item."""
     return state.opt_state, state.step, state.guard
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-
-
-def _by_path(tree: Any) -> dict[str, Any]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
-
-
-def _restore_args(tree: Any) -> ocp.args.StandardRestore:
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
-    return ocp.args.StandardRestore(_by_path(shapes))
-
-
-def _from_paths(template: Tree, leaves: dict[str, Any]) -> Tree:
-    return jax.tree.unflatten(jax.tree.structure(template), [leaves[p] for p in _by_path(template)])

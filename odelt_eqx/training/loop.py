@@ -49,9 +49,7 @@ def train(
         The last state.
 
     Raises:
-        InputError: `run` exists and neither `resume` nor `overwrite` is given, or there is nothing
-            to resume, or the config differs from the one that is resumed, or `run` cannot be
-            written.
+        InputError: `run` cannot be begun or resumed as asked, or not be written.
         DivergedError: too many steps in a row had a loss or a gradient that was not finite.
         Interrupted: SIGTERM or SIGINT came; the step was finished and saved.
     """
