@@ -1,4 +1,4 @@
-"""Bytes of training state on each device, by layout, from compiled shardings: nothing is allocated."""
+"""Bytes of training state on each device, by layout, from compiled shardings alone."""
 
 import dataclasses
 import os

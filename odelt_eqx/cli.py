@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable
 
 from odelt_eqx.config import TrainConfig, of_type, preset
-from odelt_eqx.errors import InputError, SolveError
+from odelt_eqx.errors import DivergedError, InputError, Interrupted, SolveError
 
 
 def preset_of_command_line() -> tuple[str, TrainConfig, list[str]]:
@@ -41,8 +41,11 @@ def main(run: Callable[[], None]) -> None:
     warnings.showwarning = lambda message, *_, **__: print(f"note: {message}", file=sys.stderr)
     try:
         run()
-    except (InputError, SolveError) as error:
+    except (InputError, SolveError, DivergedError) as error:
         sys.exit(_report(str(error)))
+    except Interrupted as order:
+        print(f"stopped: {order}", file=sys.stderr)
+        sys.exit(order.status)
     except KeyboardInterrupt:
         sys.exit(_report("interrupted", status=130))
 

@@ -31,6 +31,10 @@ class OptimizerConfig:
         beta2: decay of the second moment.
         weight_decay: decoupled weight decay, on every parameter.
         ema: decay per step of the averaged weights.
+        clip_norm: a gradient whose norm over all parameters is larger is scaled to this norm; None
+            for no limit.
+        max_skipped: a step whose loss or gradient is not finite is skipped; so many in a row stop
+            the run.
     """
 
     learning_rate: float = 1e-4
@@ -39,6 +43,8 @@ class OptimizerConfig:
     beta2: float = 0.999
     weight_decay: float = 0.1
     ema: float = 0.999
+    clip_norm: float | None = None
+    max_skipped: int = 10
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -50,6 +56,10 @@ class OptimizerConfig:
         for name in ("beta1", "beta2", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} must lie in [0, 1); got {getattr(self, name)}")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise InputError(f"clip_norm must be positive, or None; got {self.clip_norm}")
+        if self.max_skipped < 1:
+            raise InputError(f"max_skipped must be at least 1; got {self.max_skipped}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,11 +79,15 @@ class TrainConfig:
         time: how its pictures are sampled unless a command says otherwise.
         steps: training steps.
         batch_size: examples per step.
+        accumulate: parts that a batch is trained in, one after the other, for less memory; the step
+            is the same to rounding, except that dropout draws other units.
         seed: decides weights, draws and the order of the data.
         log_every: steps between lines of metrics.
         eval_every: steps between measurements of the held-out loss.
         save_every: steps between checkpoints; the last step is always saved.
         watch: what of it is watched, and where.
+        keep: newest checkpoints that are kept.
+        keep_every: checkpoints at multiples of so many steps are kept as well.
     """
 
     model: DiTConfig
@@ -85,17 +99,32 @@ class TrainConfig:
     time: FixedSteps | Adaptive = FixedSteps(steps=16)
     steps: int = 100_000
     batch_size: int = 256
+    accumulate: int = 1
     seed: int = 0
     log_every: int = 100
     eval_every: int = 1000
     save_every: int = 10_000
     watch: WatchConfig = WatchConfig()
+    keep: int = 2
+    keep_every: int | None = None
 
     def __post_init__(self) -> None:
         """Check the counts and tell the model whether its step index means anything."""
-        for name in ("steps", "batch_size", "log_every", "eval_every", "save_every"):
+        intervals = ("log_every", "eval_every", "save_every")
+        for name in ("steps", "batch_size", "accumulate", *intervals, "keep"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1; got {getattr(self, name)}")
+        if self.batch_size % self.accumulate:
+            raise InputError(
+                f"accumulate must divide batch_size {self.batch_size}; got {self.accumulate}"
+            )
+        if self.keep_every is not None and (
+            self.keep_every < 1 or self.keep_every % self.save_every
+        ):
+            raise InputError(
+                f"keep_every must be a multiple of save_every {self.save_every}, or None; "
+                f"got {self.keep_every}"
+            )
         ignore_step = not self.objective.trains_steps
         if self.model.ignore_step and not ignore_step:
             raise InputError("model.ignore_step would hide the steps that this objective trains")

@@ -6,12 +6,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def beside(path: Path) -> Path:
+    """Return where `replacing` writes what is to become `path`."""
+    return path.with_name(f".{path.stem}.partial{path.suffix}")
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a path beside `path` to write to, and rename it to `path` if nothing went wrong."""
-    beside = path.with_name(f".{path.stem}.partial{path.suffix}")
+    partial = beside(path)
     try:
-        yield beside
-        os.replace(beside, path)
+        yield partial
+        os.replace(partial, path)
     finally:
-        beside.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)

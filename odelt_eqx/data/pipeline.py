@@ -7,10 +7,11 @@ from odelt_eqx.errors import InputError
 
 
 def stream(source: Source, batch_size: int, seed: int) -> grain.DatasetIterator:
-    """Return batches `{"image": (batch, h, w, c), "label": (batch,)}` without end.
+    """Return batches without end: "image" (batch, h, w, c), "label" and "index" (batch,).
 
-    Every example comes once per epoch, in an order that `seed` and the epoch decide. The
-    iterator's `get_state` and `set_state` save and restore its place exactly.
+    An index is the example's place in `source`, by which a batch can be found again. Every example
+    comes once per epoch, in an order that `seed` and the epoch decide. The iterator's `get_state`
+    and `set_state` save and restore its place exactly.
 
     Args:
         source: where examples come from.
@@ -25,5 +26,6 @@ def stream(source: Source, batch_size: int, seed: int) -> grain.DatasetIterator:
             f"batch_size must lie between 1 and the {len(source)} examples of the data; "
             f"got {batch_size}"
         )
-    dataset = grain.MapDataset.source(source).shuffle(seed).repeat().batch(batch_size)
+    order = grain.MapDataset.range(len(source)).shuffle(seed).repeat()
+    dataset = order.map(lambda index: {**source[index], "index": index}).batch(batch_size)
     return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=64)))

@@ -1,24 +1,26 @@
 """A training run from its config to its last checkpoint."""
 
-import shutil
-import sys
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
-from odelt_eqx.config import TrainConfig, flat, save_config, to_dict
+from odelt_eqx.config import TrainConfig, to_dict
 from odelt_eqx.data import ArraySource, open_source, stream
 from odelt_eqx.errors import InputError
-from odelt_eqx.files import replacing
-from odelt_eqx.training.checkpoint import CONFIG, Checkpoints, run_config
+from odelt_eqx.training.checkpoint import Checkpoints
 from odelt_eqx.training.convert import init_from
+from odelt_eqx.training.folder import begin_folder, check_folder, locked, writing
+from odelt_eqx.training.guard import RecentBatches
 from odelt_eqx.training.optimizer import learning_rate, make_optimizer
 from odelt_eqx.training.pace import Pace
 from odelt_eqx.training.previews import Previews
 from odelt_eqx.training.progress import Progress
+from odelt_eqx.training.signals import StopSignals
 from odelt_eqx.training.step import (
     Images,
     Labels,
@@ -48,58 +50,103 @@ def train(
         The last state.
 
     Raises:
-        InputError: `run` exists and neither `resume` nor `overwrite` is given, there is nothing to
-            resume, the config differs from the one that is resumed, or what is to watch is missing.
+        InputError: `run` cannot be begun or resumed as asked, or not be written; a package that
+            watching needs is missing.
+        DivergedError: too many steps in a row had a loss or a gradient that was not finite.
+        Interrupted: SIGTERM or SIGINT came; the step was finished and saved.
     """
     check_installed(config.watch)
-    _check_folder(config, run, resume, overwrite)
-    data, unseen = open_source(config.data, "train"), open_source(config.data, "held-out")
-    _check_fits(config, data)
-    init_key, train_key, held_out_key = jax.random.split(jax.random.key(config.seed), 3)
-    optimizer = make_optimizer(config.optimizer, config.steps)
-    rate = learning_rate(config.optimizer, config.steps)
-    state = init_state(config.model, optimizer, init_key)
-    train_step = make_train_step(config.objective, optimizer, config.optimizer.ema, config.steps)
-    batches = stream(data, config.batch_size, config.seed)
-    held_out = _held_out_batch(unseen, config.seed)
-    state = state if resume else _begun(state, config, run)
-
+    check_folder(config, run, resume, overwrite)
+    job = _Job(config, first=not resume)
     with ExitStack() as stack:
-        checkpoints = stack.enter_context(Checkpoints(run))
-        state = checkpoints.restore(state, batches) if resume else state
+        stack.enter_context(writing(run))
+        stack.enter_context(locked(run))
+        if not resume:
+            begin_folder(config, run)
+        checkpoints = stack.enter_context(
+            Checkpoints(run, keep=config.keep, keep_every=config.keep_every)
+        )
+        state = checkpoints.restore(job.state, job.batches) if resume else job.state
         done = int(state.step)
         log = stack.enter_context(watching(config.watch, run, done, to_dict(config)))
         progress = stack.enter_context(Progress("train", config.steps, done))
+        stop = stack.enter_context(StopSignals())
+        recent = RecentBatches(config.log_every)
         previews = Previews(config, log, pace := Pace(config))
         for step in range(done + 1, config.steps + 1):
-            batch = next(batches)
-            key = jax.random.fold_in(train_key, step)
-            state, metrics = train_step(state, batch["image"], batch["label"], key)
+            batch = next(job.batches)
+            recent.add(step, batch["index"])
+            state, metrics = job.step(state, batch, step)
             pace.advance(metrics)
             progress.advance()
-            last = step == config.steps
-            if step % config.log_every == 0 or last:
-                figures = {name: float(value) for name, value in metrics.items()}
-                figures |= {"learning_rate": float(np.asarray(rate(step - 1))), **pace.figures()}
-                log.write(step, **figures)
+            due = lambda every, step=step: step % every == 0 or step == config.steps
+            stopping = stop.received is not None
+            saving = stopping or due(config.save_every)
+            if saving or due(config.log_every):
+                checkpoints.check()
+                recent.check(state.guard, config.optimizer.max_skipped, step, checkpoints.last_good)
+            if due(config.log_every):
+                figures = job.figures(metrics, step)
+                log.write(step, **figures, **pace.figures())
                 progress.show(loss=figures["loss"])
-            if step % config.eval_every == 0 or last:
-                loss = held_out_loss(state, config.objective, *held_out, held_out_key, config.steps)
-                log.write(step, held_out_loss=float(loss))
+            if due(config.eval_every):
+                log.write(step, held_out_loss=job.held_out_loss(state))
                 pace.restart()
             previews.after(step, state.ema)
-            if step % config.save_every == 0 or last:
-                checkpoints.save(state, batches, config)
+            if saving:
+                checkpoints.save(state, job.batches, config)
                 pace.restart()
+            if stopping:
+                break
+        checkpoints.wait()
+        stop.leave(f"step {int(state.step)} of {config.steps} is saved in {run}; --resume goes on")
     return state
 
 
-def _begun(state: TrainState, config: TrainConfig, run: Path) -> TrainState:
-    """Begin the folder; return a fresh state with the weights and the teacher of the beginning."""
-    state = init_from(state, Path(config.init_from)) if config.init_from else state
-    state = with_teacher(state, config)
-    _begin_folder(config, run)
-    return state
+class _Job:
+    """What a config makes: the data, the first state and the compiled step."""
+
+    def __init__(self, config: TrainConfig, *, first: bool):
+        """Make them; the state is only one to read a checkpoint into unless it is the `first`."""
+        self._config = config
+        data, unseen = open_source(config.data, "train"), open_source(config.data, "held-out")
+        _check_fits(config, data)
+        keys = jax.random.split(jax.random.key(config.seed), 3)
+        init_key, self._train_key, self._held_out_key = keys
+        optimizer = make_optimizer(config.optimizer, config.steps)
+        self._rate = learning_rate(config.optimizer, config.steps)
+        self.state = init_state(config.model, optimizer, init_key)
+        if first and config.init_from:
+            self.state = init_from(self.state, Path(config.init_from))
+        if first:
+            self.state = with_teacher(self.state, config)
+        self._train_step = make_train_step(
+            config.objective,
+            optimizer,
+            config.optimizer.ema,
+            config.steps,
+            parts=config.accumulate,
+            max_skipped=config.optimizer.max_skipped,
+        )
+        self.batches = stream(data, config.batch_size, config.seed)
+        self._held_out = _held_out_batch(unseen, config.seed)
+
+    def step(self, state: TrainState, batch: dict[str, Any], step: int) -> tuple[TrainState, dict]:
+        """Return the state and the metrics of `step`; `state` is donated."""
+        key = jax.random.fold_in(self._train_key, step)
+        return self._train_step(state, batch["image"], batch["label"], key)
+
+    def figures(self, metrics: dict[str, Array], step: int) -> dict[str, float]:
+        """Return the metrics of `step` as numbers, and its learning rate."""
+        figures = {name: float(value) for name, value in metrics.items()}
+        # The schedule counts the steps that were taken; a skipped one did not move it.
+        taken = max(step - 1 - int(figures["skipped"]), 0)
+        return figures | {"learning_rate": float(np.asarray(self._rate(taken)))}
+
+    def held_out_loss(self, state: TrainState) -> float:
+        """Return the loss on data that training never sees."""
+        objective, steps = self._config.objective, self._config.steps
+        return float(held_out_loss(state, objective, *self._held_out, self._held_out_key, steps))
 
 
 def _check_fits(config: TrainConfig, data: ArraySource) -> None:
@@ -119,49 +166,3 @@ def _held_out_batch(source: ArraySource, seed: int) -> tuple[Images, Labels]:
     """Return up to 512 images and their labels, the same for the same seed."""
     batch = next(stream(source, min(len(source), 512), seed))
     return jnp.asarray(batch["image"]), jnp.asarray(batch["label"])
-
-
-def _check_folder(config: TrainConfig, run: Path, resume: bool, overwrite: bool) -> None:
-    """Raise an InputError unless `run` may be used as asked."""
-    if resume and overwrite:
-        raise InputError("resume and overwrite exclude each other; give one of them")
-    if resume:
-        _check_same(config, run)
-        with Checkpoints(run) as checkpoints:
-            if checkpoints.latest is None or not checkpoints.can_resume:
-                raise InputError(
-                    f"{run} has no checkpoint to resume; use --overwrite to start again"
-                )
-    elif run.exists() and (not run.is_dir() or any(run.iterdir())):
-        if not overwrite:
-            raise InputError(
-                f"{run} exists; use --resume to go on with it, --overwrite to start again, or "
-                "another folder"
-            )
-        run_config(run)  # raises unless it is a run: nothing else is ever deleted
-
-
-def _begin_folder(config: TrainConfig, run: Path) -> None:
-    """Make an empty run folder that holds the config."""
-    if dead := config.model.dead_blocks:
-        print(f"note: the last {dead} blocks belong to no full group: not run", file=sys.stderr)
-    if run.exists():
-        shutil.rmtree(run)
-    run.mkdir(parents=True)
-    with replacing(run / CONFIG) as beside:
-        save_config(config, beside)
-
-
-def _check_same(config: TrainConfig, run: Path) -> None:
-    """Raise an InputError that names the first fields in which `config` is not the run's.
-
-    What is watched may change: it is nothing of the run.
-    """
-    asked, saved = map(flat, (config, run_config(run)))
-    different = [
-        f"{name} is {asked.get(name)}, was {saved.get(name)}"
-        for name in sorted(asked.keys() | saved.keys())
-        if asked.get(name) != saved.get(name) and not name.startswith("watch.")
-    ]
-    if different:
-        raise InputError(f"{run} was started with another config: {'; '.join(different[:5])}")

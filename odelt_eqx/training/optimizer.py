@@ -17,7 +17,10 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Return AdamW with the schedule of a run of `steps` steps."""
-    return optax.adamw(
+    """Return AdamW with the schedule of a run of `steps` steps, after clipping if asked for."""
+    adamw = optax.adamw(
         learning_rate(config, steps), config.beta1, config.beta2, weight_decay=config.weight_decay
     )
+    if config.clip_norm is None:
+        return adamw
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)

@@ -12,6 +12,8 @@ from jaxtyping import Array, Float, Int, Key
 from odelt_eqx.errors import InputError
 from odelt_eqx.nn.dit import DiT, DiTConfig
 from odelt_eqx.objective.base import Networks, Objective, Targets, Teacher, TrainingTime
+from odelt_eqx.training.guard import Guard, where
+from odelt_eqx.training.microbatches import Mean, accumulate
 
 Metrics = dict[str, Float[Array, ""]]
 Images = Float[Array, "batch height width channels"]
@@ -25,8 +27,9 @@ class TrainState(eqx.Module):
         model: the weights that are trained.
         ema: their moving average: the teacher, and what is sampled from.
         opt_state: the optimiser's moments.
-        step: steps taken.
+        step: steps done, the skipped ones included.
         teacher: a network that teaches in the average's place, or None.
+        guard: counts the steps that were skipped.
     """
 
     model: DiT
@@ -34,6 +37,7 @@ class TrainState(eqx.Module):
     opt_state: optax.OptState
     step: Int[Array, ""]
     teacher: DiT | None = None
+    guard: Guard = eqx.field(default_factory=Guard.fresh)
 
 
 def init_state(
@@ -71,17 +75,26 @@ def squared_error(
 
 
 def make_train_step(
-    objective: Objective, optimizer: optax.GradientTransformation, ema: float, steps: int
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    ema: float,
+    steps: int,
+    *,
+    parts: int = 1,
+    max_skipped: int = 10,
 ) -> Callable[[TrainState, Images, Labels, Key[Array, ""]], tuple[TrainState, Metrics]]:
     """Return the compiled training step, `(state, images, labels, key) -> (state, metrics)`.
 
-    The state passed to it is donated: its buffers become the new state's.
+    The state passed to it is donated: its buffers become the new state's. Where the loss or the
+    gradient is not finite, the step only counts: weights, average and moments stay as they were.
 
     Args:
         objective: makes the targets.
         optimizer: turns gradients into updates.
         ema: decay of the moving average.
         steps: steps of the whole run, which schedules refer to.
+        parts: how many parts a batch is trained in, one after the other.
+        max_skipped: after so many skipped steps in a row, every step is skipped.
 
     Raises:
         InputError: the objective needs a teacher and the state has none.
@@ -95,22 +108,32 @@ def make_train_step(
         draw_key, dropout_key = jax.random.split(key)
         state = _with_current_teacher(state, objective, steps)
         targets = _targets(state, objective, images, labels, draw_key, steps)
-
-        @eqx.filter_value_and_grad(has_aux=True)
-        def loss(model: DiT) -> tuple[Float[Array, ""], Float[Array, ""]]:
-            key = dropout_key if model.config.dropout > 0 else None
-            errors = squared_error(model, targets, key)
-            return jnp.mean(evened_out(errors, targets.power)), jnp.mean(errors)
-
-        (_, value), gradient = loss(state.model)
+        key = dropout_key if state.model.config.dropout > 0 else None
+        if parts == 1:
+            (_, value), gradient = _differentiated(state.model, targets, key, jnp.mean)
+        else:
+            (_, value), gradient = accumulate(_differentiated, state.model, targets, key, parts)
+        norm = optax.tree.norm(gradient)  # not finite if any of the gradient is not
+        taken, guard = state.guard.judge(jnp.isfinite(value) & jnp.isfinite(norm), max_skipped)
         weights = eqx.filter(state.model, eqx.is_array)
         updates, opt_state = optimizer.update(gradient, state.opt_state, weights)
         model = eqx.apply_updates(state.model, updates)
         average = jax.tree.map(lambda old, new: ema * old + (1 - ema) * new, state.ema, model)
-        metrics = {"loss": value, "grad_norm": optax.tree.norm(gradient)}
-        return TrainState(model, average, opt_state, state.step + 1, state.teacher), metrics
+        old = (state.model, state.ema, state.opt_state)
+        model, average, opt_state = where(taken, (model, average, opt_state), old)
+        metrics = {"loss": value, "grad_norm": norm, "skipped": guard.skipped.astype(jnp.float32)}
+        return TrainState(model, average, opt_state, state.step + 1, state.teacher, guard), metrics
 
     return lambda state, images, labels, key: compiled((images, labels, key), state)
+
+
+@eqx.filter_value_and_grad(has_aux=True)
+def _differentiated(
+    model: DiT, targets: Targets, key: Key[Array, ""] | None, mean: Mean
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Return what is minimised and the squared error, each `mean` of one per example."""
+    errors = squared_error(model, targets, key)
+    return mean(evened_out(errors, targets.power)), mean(errors)
 
 
 @eqx.filter_jit

@@ -1,0 +1,191 @@
+"""What keeps a run healthy: bad steps are skipped and counted, clipping, batches in parts."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import odelt_eqx as odelt
+from odelt_eqx.config import OptimizerConfig
+from odelt_eqx.data import ArraySource, digits
+from odelt_eqx.errors import DivergedError
+from odelt_eqx.objective import FlowMatching, LengthConsistency, MeanFlow, Shortcut
+from odelt_eqx.training import loop
+from odelt_eqx.training.loop import train
+from odelt_eqx.training.microbatches import deal
+from odelt_eqx.training.optimizer import make_optimizer
+from odelt_eqx.training.step import init_state, make_train_step
+from tests.conftest import TINY, TINY_RUN
+
+IMAGES = jnp.tile(jnp.linspace(-1, 1, 8)[:, None, None], (16, 1, 8, 1))
+LABELS = jnp.arange(16) % 10
+OPTIMIZER = make_optimizer(OptimizerConfig(learning_rate=1e-2, warmup=0), 100)
+
+
+def copied(tree):
+    return jax.tree.map(jnp.copy, tree)
+
+
+def assert_same(a, b):
+    for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def kept(state):
+    return state.model, state.ema, state.opt_state
+
+
+def test_a_bad_step_only_counts():
+    state = init_state(TINY, OPTIMIZER, jax.random.key(0))
+    train_step = make_train_step(FlowMatching(), OPTIMIZER, 0.9, 100, max_skipped=2)
+    bad = IMAGES.at[3, 0, 0, 0].set(jnp.nan)
+    state, _ = train_step(state, IMAGES, LABELS, jax.random.key(0))
+    before = copied(kept(state))
+    state, metrics = train_step(state, bad, LABELS, jax.random.key(1))
+    assert_same(kept(state), before)
+    counts = lambda s: (int(s.step), int(s.guard.skipped), int(s.guard.in_a_row))
+    assert counts(state) == (2, 1, 1)
+    assert float(metrics["skipped"]) == 1
+    state, _ = train_step(state, IMAGES, LABELS, jax.random.key(2))
+    assert counts(state) == (3, 1, 0)
+    for step in range(2):
+        state, _ = train_step(state, bad, LABELS, jax.random.key(3 + step))
+    before = copied(kept(state))
+    state, _ = train_step(state, IMAGES, LABELS, jax.random.key(5))
+    assert counts(state) == (6, 4, 3)  # the limit was reached: nothing is taken any more
+    assert_same(kept(state), before)
+
+
+def with_bad_examples(monkeypatch, every):
+    """Digits of which one in `every` is not a number."""
+
+    def source(name, split):
+        images = digits(split).images.copy()
+        images[::every] = np.nan
+        return ArraySource(images, digits(split).labels)
+
+    monkeypatch.setattr(loop, "open_source", source)
+
+
+def test_too_many_bad_steps_stop_the_run_and_name_the_data(tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    config = dataclasses.replace(
+        TINY_RUN, steps=20, save_every=1, log_every=20, eval_every=20, keep=20
+    )
+    monkeypatch.setattr(loop, "open_source", lambda name, split: digits(split))
+    train(dataclasses.replace(config, steps=1), run)  # the program of one good step
+    with_bad_examples(monkeypatch, 1)
+    config = dataclasses.replace(
+        config, save_every=7, optimizer=OptimizerConfig(max_skipped=5, warmup=0)
+    )
+    with pytest.raises(DivergedError) as error:
+        train(config, run, overwrite=True)
+    message = str(error.value)
+    assert "not finite in 5 steps in a row; step 5 was the last of them, on the examples" in message
+    assert message.endswith("; there is no checkpoint yet")
+    named = [int(i) for i in message.split("examples ")[1].split(";")[0].split(", ")]
+    batches = loop.stream(digits("train"), 16, config.seed)
+    assert named == [next(batches)["index"].tolist() for _ in range(5)][-1]
+
+
+def test_skipped_steps_are_counted_in_the_metrics(tmp_path, monkeypatch):
+    with_bad_examples(monkeypatch, 40)  # about one batch in three
+    config = dataclasses.replace(TINY_RUN, steps=8, log_every=1, eval_every=8, save_every=8)
+    state = train(config, tmp_path / "run")
+    rows = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    skipped = [row["skipped"] for row in rows if "skipped" in row]
+    assert 0 < skipped[-1] < 8
+    assert skipped[-1] == int(state.guard.skipped)
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(kept(state)))
+
+
+def test_a_gradient_is_clipped_to_its_norm():
+    config = OptimizerConfig(learning_rate=1.0, warmup=0, clip_norm=0.5)
+    gradient = {"a": jnp.full(4, 3.0), "b": jnp.full(4, 4.0)}  # norm 10
+    clipped = jax.tree.map(lambda g: g / 20, gradient)
+    plain = make_optimizer(dataclasses.replace(config, clip_norm=None), 10)
+    ours = make_optimizer(config, 10)
+    zeros = jax.tree.map(jnp.zeros_like, gradient)
+    _, state = ours.update(gradient, ours.init(zeros), zeros)
+    _, expected = plain.update(clipped, plain.init(zeros), zeros)
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+@pytest.mark.parametrize("parts", [2, 4, 8])
+@pytest.mark.parametrize("depths", [1, 2, 3, 5])
+def test_every_part_has_the_same_depths_and_every_example_counts_once(parts, depths):
+    depth = np.arange(16) % depths
+    dealt, counts = deal(depth, 16, parts)
+    assert sorted(dealt[counts].tolist()) == list(range(16))
+    assert (depth[dealt] == depth[dealt[0]]).all()
+    assert dealt.shape[1] <= 16 // parts + depths
+    assert deal(8, 16, parts)[0].shape == deal(None, 16, parts)[0].shape == (parts, 16 // parts)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        FlowMatching(),
+        LengthConsistency(Shortcut(every=4), every=4),
+        LengthConsistency(MeanFlow(), every=4),
+        LengthConsistency(Shortcut(every=4), every=4, as_published=True),
+    ],
+    ids=str,
+)
+def test_a_batch_in_parts_has_the_gradient_of_the_whole(objective):
+    """SGD of rate 1 makes the step the gradient; three depths do not divide a part evenly."""
+    sgd = optax.sgd(1.0)
+    config = dataclasses.replace(TINY, depth=6, ignore_step=not objective.trains_steps)
+
+    def step(parts):
+        state = init_state(config, sgd, jax.random.key(0))
+        train_step = make_train_step(objective, sgd, 0.9, 100, parts=parts)
+        final = jax.random.normal(jax.random.key(7), state.model.final.out.weight.shape) / 4
+        for which in ("model", "ema"):  # a fresh network is zero
+            network = getattr(state, which)
+            network = dataclasses.replace(
+                network,
+                final=dataclasses.replace(
+                    network.final,
+                    out=dataclasses.replace(network.final.out, weight=jnp.copy(final)),
+                ),
+            )
+            state = dataclasses.replace(state, **{which: network})
+        return train_step(state, IMAGES, LABELS, jax.random.key(1))
+
+    (whole, figures), (parted, part_figures) = step(1), step(4)
+    for name in figures:
+        assert float(figures[name]) == pytest.approx(float(part_figures[name]), rel=1e-5)
+    for a, b in zip(jax.tree.leaves(whole.model), jax.tree.leaves(parted.model), strict=True):
+        np.testing.assert_allclose(a, b, atol=3e-6 * (1 + float(figures["grad_norm"])))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"accumulate": 3}, "accumulate must divide batch_size 16; got 3"),
+        ({"accumulate": 0}, "accumulate must be at least 1; got 0"),
+        ({"keep": 0}, "keep must be at least 1; got 0"),
+        ({"keep_every": 4}, "keep_every must be a multiple of save_every 3, or None; got 4"),
+    ],
+)
+def test_numbers_that_do_not_fit_are_refused(changes, message):
+    with pytest.raises(odelt.InputError, match=message):
+        dataclasses.replace(TINY_RUN, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"clip_norm": 0.0}, "clip_norm must be positive, or None; got 0.0"),
+        ({"max_skipped": 0}, "max_skipped must be at least 1; got 0"),
+    ],
+)
+def test_limits_that_mean_nothing_are_refused(changes, message):
+    with pytest.raises(odelt.InputError, match=message):
+        OptimizerConfig(**changes)

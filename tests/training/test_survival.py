@@ -1,0 +1,317 @@
+"""A run that is killed, told to stop, damaged or refused, by real signals and real files."""
+
+import dataclasses
+import json
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+import odelt_eqx as odelt
+from odelt_eqx.config import save_config
+from odelt_eqx.training import folder
+from odelt_eqx.training.checkpoint import Checkpoints
+from odelt_eqx.training.loop import train
+from tests.conftest import TINY_RUN
+
+ROOT = Path(__file__).parents[2]
+RUN = dataclasses.replace(TINY_RUN, steps=60, log_every=1, eval_every=1000, save_every=3)
+PROCESS = """
+import sys, jax
+from pathlib import Path
+from odelt_eqx import cli
+from odelt_eqx.config import load_config
+from odelt_eqx.training.loop import train
+
+run, config, cache, *words = sys.argv[1:]
+jax.config.update("jax_disable_most_optimizations", True)
+jax.config.update("jax_compilation_cache_dir", cache)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+choice = {word: True for word in words}
+cli.main(lambda: train(load_config(Path(config)), Path(run), **choice) and None)
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    """Compiled programs that this process and those it starts share."""
+    folder = tmp_path_factory.mktemp("cache")
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    for name, value in zip(names, (str(folder), 0), strict=True):
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield folder
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture
+def process(tmp_path, cache):
+    """Start training in a process of its own: in a run folder, by a config, with a choice."""
+
+    def start(run, config, *words, before=None):
+        save_config(config, tmp_path / "asked.json")
+        return subprocess.Popen(
+            [sys.executable, "-c", PROCESS, run, tmp_path / "asked.json", cache, *words],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=before,
+        )
+
+    return start
+
+
+def finished(process, seconds=300):
+    """Wait for a process; return its status and what it said, but for the progress."""
+    _, errors = process.communicate(timeout=seconds)
+    lines = re.split(r"[\r\n]+", errors.strip())
+    return process.returncode, [line for line in lines if line and not line.startswith("train:")]
+
+
+def steps_logged(run):
+    path = run / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def wait_for(condition, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition() and process.poll() is None:
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+def kill_at_random(process, run, chance):
+    """Let it do a few steps, some more milliseconds, and kill it, be it in a save or between."""
+    target = steps_logged(run) + chance.randint(1, 5)
+    wait_for(lambda: steps_logged(run) == target, process)
+    time.sleep(chance.uniform(0, 0.15))
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def complete(run):
+    return sorted(int(p.name) for p in run.glob("checkpoints/*") if p.name.isdigit())
+
+
+def assert_same_run(run, other):
+    """Bit for bit the same weights, averages, and figures."""
+    for weights in ("model", "ema"):
+        pairs = zip(*(jax.tree.leaves(odelt.load(r, weights)) for r in (run, other)), strict=True)
+        for ours, theirs in pairs:
+            np.testing.assert_array_equal(ours, theirs)
+    rows = [
+        [json.loads(line) for line in (r / "metrics.jsonl").read_text().splitlines()]
+        for r in (run, other)
+    ]
+    timeless = [[{k: v for k, v in x.items() if "second" not in k} for x in r] for r in rows]
+    assert timeless[0] == timeless[1]
+
+
+def survive(kills, config, process, where):
+    """Kill a run so often, resume it each time, and compare it with one that was left alone."""
+    assert finished(process(where / "whole", config)) == (0, [])
+    run, chance, inside = where / "killed", random.Random(0), 0
+    running = process(run, config)
+    for _ in range(kills):
+        kill_at_random(running, run, chance)
+        inside += any(run.glob("checkpoints/*tmp*"))
+        running = process(run, config, "resume" if complete(run) else "overwrite")
+    status, lines = finished(running)
+    assert (status, lines) == (0, [])
+    assert_same_run(run, where / "whole")
+    print(f"{kills} kills, {inside} of them while a checkpoint was being written")
+
+
+def test_a_killed_run_ends_with_the_same_bits(process, tmp_path):
+    survive(2, dataclasses.replace(RUN, steps=18), process, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_24_times_ends_with_the_same_bits(process, tmp_path):
+    survive(24, dataclasses.replace(RUN, steps=150), process, tmp_path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_finishes_the_step_saves_and_leaves(process, tmp_path, number):
+    run, config = tmp_path / "run", dataclasses.replace(RUN, steps=5000, save_every=5000)
+    running = process(run, config)
+    wait_for(lambda: steps_logged(run) >= 4, running)
+    running.send_signal(number)
+    status, lines = finished(running)
+    (step,) = complete(run)
+    assert status == 128 + number
+    assert lines == [
+        f"stopped: {number.name}: step {step} of 5000 is saved in {run}; --resume goes on"
+    ]
+    assert steps_logged(run) == step
+
+
+def limit_files(size):
+    """Let the kernel refuse files larger than `size` bytes."""
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def test_a_file_that_is_refused_is_one_line_and_loses_nothing(process, tmp_path):
+    """The optimiser's moments are the largest file: the limit lets the log and the weights by."""
+    run, config = tmp_path / "run", dataclasses.replace(RUN, steps=6)
+    stopped = process(run, config)
+    wait_for(lambda: complete(run), stopped)
+    stopped.send_signal(signal.SIGTERM)
+    finished(stopped)
+    before = complete(run)
+    if before[-1] == 6:
+        pytest.skip("the run was over before it could be stopped")
+    status, lines = finished(process(run, config, "resume", before=limit_files(100_000)))
+    assert status == 2
+    (line,) = lines
+    assert line == (
+        f"error: a checkpoint of {run} could not be written (File too large); the last good "
+        f"checkpoint is that of step {before[-1]}"
+    )
+    assert finished(process(run, config, "resume")) == (0, [])
+    assert complete(run)[-1] == 6
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of one megabyte."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "none", disk], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("may not mount a file system")
+    yield disk
+    subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(small_disk, capfd):
+    run, config = small_disk / "run", dataclasses.replace(TINY_RUN, save_every=1, keep=6)
+    with pytest.raises(odelt.InputError, match=r"No space left on device.*the last good check"):
+        train(config, run)
+    assert "Traceback" not in capfd.readouterr().err
+    kept = complete(run)
+    assert kept
+    assert odelt.load(run).config == config.model
+    subprocess.run(["mount", "-o", "remount,size=8m", small_disk], check=True)
+    assert int(train(config, run, resume=True).step) == 6
+    assert complete(run) == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_folder_that_may_not_be_written_is_one_line(tmp_path):
+    with pytest.raises(odelt.InputError, match=r"cannot be written: .*Not a directory"):
+        train(TINY_RUN, Path("/dev/null/run"))
+    if os.geteuid() == 0:
+        os.seteuid(65534)  # root may write anywhere
+        try:
+            with pytest.raises(odelt.InputError, match=r"cannot be written: .*Permission denied"):
+                train(TINY_RUN, tmp_path / "run")
+        finally:
+            os.seteuid(0)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def zero(path):
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+@pytest.fixture(scope="module")
+def two_checkpoints(tmp_path_factory):
+    """A run with checkpoints of steps 3 and 6 of 6."""
+    run = tmp_path_factory.mktemp("damage") / "run"
+    train(TINY_RUN, run)
+    return run
+
+
+@pytest.mark.parametrize(
+    ("item", "harm"), [("model", truncate), ("optimizer", zero), ("data", Path.unlink)]
+)
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(
+    two_checkpoints, tiny_run, tmp_path, capsys, item, harm
+):
+    run = tmp_path / "run"
+    shutil.copytree(two_checkpoints, run)
+    for path in (run / "checkpoints" / "6" / item).rglob("*"):
+        if path.is_file():
+            harm(path)
+    if item == "model":
+        with Checkpoints(run, start=False) as checkpoints:
+            found = checkpoints.restore_weights("model", odelt.load(tiny_run))
+        assert "that of step 3 is used" in capsys.readouterr().err
+        assert jax.tree.structure(found) == jax.tree.structure(odelt.load(tiny_run))
+        assert complete(run) == [3, 6]  # who only reads moves nothing
+    train(TINY_RUN, run, resume=True)
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert len(notes) == 1
+    assert "the checkpoint of step 6" in notes[0]
+    assert f"it is now {run}/damaged/6" in notes[0]
+    assert complete(run) == [3, 6]
+    assert_same_run(run, tiny_run)
+
+
+def test_where_no_checkpoint_can_be_read_nothing_is_moved(two_checkpoints, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(two_checkpoints, run)
+    for path in (run / "checkpoints").rglob("_METADATA"):
+        path.unlink()
+    with pytest.raises(odelt.InputError, match=r"no checkpoint of .* can be read; that of step 6"):
+        train(TINY_RUN, run, resume=True)
+    assert complete(run) == [3, 6]
+
+
+def test_the_newest_and_every_so_many_th_are_kept(tmp_path):
+    config = dataclasses.replace(TINY_RUN, save_every=1, keep=1, keep_every=2)
+    train(config, tmp_path / "run")
+    assert complete(tmp_path / "run") == [2, 4, 6]
+    train(dataclasses.replace(config, keep_every=None), tmp_path / "run", overwrite=True)
+    assert complete(tmp_path / "run") == [6]
+
+
+def test_an_overwriting_cut_short_can_be_overwritten_only(tmp_path, monkeypatch):
+    """Checkpoints go first and in one move; a start that was cut short is as good as none."""
+    run = tmp_path / "run"
+    begun = dataclasses.replace(TINY_RUN, steps=1)
+    train(begun, run)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            folder.begin_folder(begun, run)
+    with pytest.raises(odelt.InputError, match="has no checkpoint to resume; use --overwrite"):
+        train(begun, run, resume=True)
+    train(begun, run, overwrite=True)
+    assert complete(run) == [1]
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / ".lock").touch()
+    (empty / ".config.partial.json").write_text("{")
+    train(begun, empty)
+    assert complete(empty) == [1]
+
+
+def test_one_process_trains_in_a_folder(process, tmp_path):
+    run, config = tmp_path / "run", dataclasses.replace(RUN, steps=5000)
+    running = process(run, config)
+    wait_for(lambda: steps_logged(run) > 3 and complete(run), running)
+    with pytest.raises(odelt.InputError, match="another process is training in"):
+        train(config, run, resume=True)
+    running.kill()
+    running.communicate()
