@@ -24,6 +24,11 @@ def check_folder(config: TrainConfig, run: Path, resume: bool, overwrite: bool) 
     """Raise an InputError unless `run` may be used as asked."""
     if resume and overwrite:
         raise InputError("resume and overwrite exclude each other; give one of them")
+    with writing(run):
+        _check_state(config, run, resume, overwrite)
+
+
+def _check_state(config: TrainConfig, run: Path, resume: bool, overwrite: bool) -> None:
     if resume:
         _check_same(config, run)
         if not can_resume(run):

@@ -6,7 +6,8 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, Integer, PyTree
+import numpy as np
+from jaxtyping import Array, Bool, Int, PyTree
 
 from odelt_eqx.errors import DivergedError
 
@@ -52,9 +53,9 @@ class RecentBatches:
 
     def __init__(self, count: int):
         """Remember `count` batches."""
-        self._batches: deque[tuple[int, Integer[Array, " batch"]]] = deque(maxlen=count)
+        self._batches: deque[tuple[int, Int[np.ndarray, " batch"]]] = deque(maxlen=count)
 
-    def add(self, step: int, index: Integer[Array, " batch"]) -> None:
+    def add(self, step: int, index: Int[np.ndarray, " batch"]) -> None:
         """Remember the batch of `step` by its examples' places in the data."""
         self._batches.append((step, index))
 
