@@ -26,7 +26,7 @@ def main(config: Config) -> None:
     import equinox as eqx
     import jax
 
-    from odelt_eqx.config import preset
+    from odelt_eqx.presets import preset
     from odelt_eqx.training.optimizer import make_optimizer
     from odelt_eqx.training.sharding import make_mesh, placed
     from odelt_eqx.training.step import init_state

@@ -4,8 +4,9 @@ import sys
 import warnings
 from collections.abc import Callable
 
-from odelt_eqx.config import TrainConfig, of_type, preset
+from odelt_eqx.config import TrainConfig
 from odelt_eqx.errors import DivergedError, InputError, Interrupted, SolveError
+from odelt_eqx.presets import of_type, preset
 
 
 def preset_of_command_line() -> tuple[str, TrainConfig, list[str]]:

@@ -1,23 +1,19 @@
-"""What a training run is, as typed values, and the runs that have a name."""
+"""What a training run is, as typed values."""
 
 import dataclasses
-import difflib
 import json
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import cattrs
 
 from odelt_eqx.data import DataName
 from odelt_eqx.errors import InputError
 from odelt_eqx.nn.dit import DiTConfig
-from odelt_eqx.objective import TRAIN_TYPES, LengthConsistency, Shortcut, TimeObjective
+from odelt_eqx.objective import LengthConsistency, TimeObjective
 from odelt_eqx.ode.plan import Adaptive, FixedSteps
 from odelt_eqx.serial import converter
 from odelt_eqx.watching import WatchConfig
-
-Value = TypeVar("Value")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,140 +127,6 @@ class TrainConfig:
         for depth in self.watch.sample_depths:
             self.model.check_depth(depth)
         object.__setattr__(self, "model", dataclasses.replace(self.model, ignore_step=ignore_step))
-
-
-def digits() -> TrainConfig:
-    """A small transformer on 8 x 8 handwritten digits, the main job of the README.
-
-    Command: `python scripts/train.py digits`. Hardware: 2 CPU cores, about 4 minutes.
-    Expect: see the table in the README, which this run makes.
-    """
-    return TrainConfig(
-        model=DiTConfig(
-            image_size=8,
-            channels=1,
-            patch_size=2,
-            hidden_size=64,
-            num_heads=4,
-            mlp_ratio=4,
-            depth=6,
-            depth_min=2,
-            depth_group=2,
-            num_classes=10,
-            denoise_timesteps=32,
-        ),
-        optimizer=OptimizerConfig(learning_rate=2e-3, warmup=100, weight_decay=0.01, ema=0.99),
-        steps=3600,
-        batch_size=64,
-        save_every=1200,
-        eval_every=600,
-    )
-
-
-def _published(model: DiTConfig, objective: Shortcut, data: DataName) -> TrainConfig:
-    """The first stage of the published training; the second has a tenth of the rate."""
-    return TrainConfig(
-        model=model,
-        objective=LengthConsistency(objective, every=8),
-        optimizer=OptimizerConfig(learning_rate=1e-4, warmup=5000, weight_decay=0.1, ema=0.999),
-        data=data,
-        steps=100_000,
-        batch_size=256,
-    )
-
-
-def _dit_b(num_classes: int, dropout: float) -> DiTConfig:
-    return DiTConfig(
-        image_size=32,
-        channels=4,
-        patch_size=2,
-        hidden_size=768,
-        num_heads=12,
-        mlp_ratio=4,
-        depth=12,
-        depth_min=4,
-        depth_group=4,
-        num_classes=num_classes,
-        dropout=dropout,
-    )
-
-
-def celeba_b() -> TrainConfig:
-    """DiT-B/2 on CelebA-HQ 256 latents without labels (130,334,224 parameters).
-
-    Command: `python scripts/train.py celeba-b --init-from SHORTCUT_RUN --run runs/celeba-1`, then
-    `python scripts/train.py celeba-b --init-from runs/celeba-1 --run runs/celeba-2
-    --optimizer.learning-rate 1e-5`. Hardware and the number to expect: not measured yet; the data
-    cannot be read yet.
-    """
-    objective = Shortcut(every=8, guidance=0.0, class_dropout=1.0)
-    return _published(_dit_b(num_classes=1, dropout=0.1), objective, "celeba-hq-latents")
-
-
-def imagenet_b() -> TrainConfig:
-    """DiT-B/2 on ImageNet 256 latents with bootstrapped guidance (131,101,456 parameters).
-
-    Command: `python scripts/train.py imagenet-b --init-from SHORTCUT_RUN --run runs/imagenet-1`,
-    then the same from runs/imagenet-1 with `--optimizer.learning-rate 1e-5`. Hardware and the
-    number to expect: not measured yet; the data cannot be read yet.
-    """
-    objective = Shortcut(every=8, guidance=1.5, class_dropout=0.1)
-    return _published(_dit_b(num_classes=1000, dropout=0.0), objective, "imagenet-latents")
-
-
-def imagenet_xl() -> TrainConfig:
-    """DiT-XL/2 on ImageNet 256 latents with bootstrapped guidance (676,474,000 parameters).
-
-    Command: as for imagenet-b, with `imagenet-xl`. Hardware and the number to expect: not measured
-    yet; the data cannot be read yet. The last 4 of its 28 blocks belong to no full group of 8: they
-    are part of the count and are not run.
-    """
-    base = imagenet_b()
-    model = dataclasses.replace(
-        base.model, hidden_size=1152, depth=28, num_heads=16, depth_group=8, depth_min=12
-    )
-    return dataclasses.replace(base, model=model)
-
-
-PRESETS: dict[str, Callable[[], TrainConfig]] = {
-    "digits": digits,
-    "celeba-b": celeba_b,
-    "imagenet-b": imagenet_b,
-    "imagenet-xl": imagenet_xl,
-}
-"""The runs that have a name."""
-
-
-def preset(name: str) -> TrainConfig:
-    """Return the run called `name`; an InputError suggests the nearest name if there is none."""
-    return _named("preset", name, PRESETS)()
-
-
-def of_type(config: TrainConfig, name: str) -> TrainConfig:
-    """Return `config` with the training type called `name`, see `TRAIN_TYPES`.
-
-    It is trained at every depth if the other was, and takes over what that says of labels.
-
-    Raises:
-        InputError: there is none; the nearest name is suggested.
-    """
-    old, new = config.objective, _named("training type", name, TRAIN_TYPES)
-    inner = old.objective if isinstance(old, LengthConsistency) else old
-    labels = {f: getattr(inner, f) for f in ("class_dropout", "guidance") if hasattr(inner, f)}
-    fields = {f.name for f in dataclasses.fields(new)}
-    new = dataclasses.replace(new, **{f: v for f, v in labels.items() if f in fields})
-    if isinstance(old, LengthConsistency):
-        new = dataclasses.replace(old, objective=new)
-    model = dataclasses.replace(config.model, ignore_step=False)  # follows from the objective
-    return dataclasses.replace(config, model=model, objective=new)
-
-
-def _named(kind: str, name: str, known: Mapping[str, Value]) -> Value:
-    if name in known:
-        return known[name]
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"there is {', '.join(known)}"
-    raise InputError(f"no {kind} is called {name!r}; {hint}")
 
 
 def _converter() -> cattrs.Converter:

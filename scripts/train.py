@@ -7,11 +7,12 @@ from typing import Annotated
 import tyro
 
 from odelt_eqx import cli
-from odelt_eqx.config import PRESETS, TrainConfig
+from odelt_eqx.config import TrainConfig
 from odelt_eqx.evaluation.grid import GridConfig
 from odelt_eqx.evaluation.report import evaluate
 from odelt_eqx.evaluation.validation import validate
 from odelt_eqx.objective import TRAIN_TYPES
+from odelt_eqx.presets import PRESETS
 from odelt_eqx.training.loop import train
 
 

@@ -24,6 +24,7 @@ LAYERS = {
     "objective": 3,
     "sampling": 3,
     "config": 4,
+    "presets": 5,
     "training": 5,
     "evaluation": 6,
     "cli": 6,

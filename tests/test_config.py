@@ -9,7 +9,7 @@ import pytest
 import odelt_eqx as odelt
 from odelt_eqx.config import load_config, save_config
 from odelt_eqx.evaluation.samples import SampleConfig, draw_samples
-from odelt_eqx.training.loop import train
+from odelt_eqx.training.convert import convert
 from tests.conftest import TINY, TINY_RUN
 
 PLANS = [odelt.FixedSteps(2, "heun", adjoint="recompute"), odelt.Adaptive(1e-2, 1e-4, max_steps=7)]
@@ -28,15 +28,10 @@ def test_the_length_plan_survives_a_config_and_a_safetensors_file(tmp_path, plan
 def test_a_run_is_sampled_with_the_plans_that_it_was_trained_with(tmp_path):
     """Unless it is asked otherwise."""
     plans = {"length": odelt.FixedSteps(2, "heun")}
-    config = dataclasses.replace(
-        TINY_RUN,
-        model=dataclasses.replace(TINY, **plans),
-        time=odelt.FixedSteps(3),
-        steps=2,
-        save_every=2,
-        eval_every=2,
-    )
-    train(config, tmp_path / "run")
+    model = odelt.DiT(dataclasses.replace(TINY, **plans), key=jax.random.key(0))
+    odelt.save_safetensors(model, tmp_path / "weights.safetensors")
+    config = dataclasses.replace(TINY_RUN, time=odelt.FixedSteps(3))
+    convert(tmp_path / "weights.safetensors", tmp_path / "run", config)
 
     def draw(name, **changes):
         drawn = SampleConfig(count=2, out=tmp_path / name, **changes)

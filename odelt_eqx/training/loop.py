@@ -1,6 +1,7 @@
 """A training run from its config to its last checkpoint."""
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +60,7 @@ def train(
     check_folder(config, run, resume, overwrite)
     job = _Job(config, first=not resume)
     with ExitStack() as stack:
-        stack.enter_context(writing(run))
-        stack.enter_context(locked(run))
-        if not resume:
-            begin_folder(config, run)
-        checkpoints = stack.enter_context(
-            Checkpoints(run, keep=config.keep, keep_every=config.keep_every)
-        )
+        checkpoints = stack.enter_context(_opened(config, run, resume))
         state = checkpoints.restore(job.state, job.batches) if resume else job.state
         done = int(state.step)
         log = stack.enter_context(watching(config.watch, run, done, to_dict(config)))
@@ -80,8 +75,7 @@ def train(
             pace.advance(metrics)
             progress.advance()
             due = lambda every, step=step: step % every == 0 or step == config.steps
-            stopping = stop.received is not None
-            saving = stopping or due(config.save_every)
+            saving = (stopping := stop.received is not None) or due(config.save_every)
             if saving or due(config.log_every):
                 checkpoints.check()
                 recent.check(state.guard, config.optimizer.max_skipped, step, checkpoints.last_good)
@@ -101,6 +95,16 @@ def train(
         checkpoints.wait()
         stop.leave(f"step {int(state.step)} of {config.steps} is saved in {run}; --resume goes on")
     return state
+
+
+@contextmanager
+def _opened(config: TrainConfig, run: Path, resume: bool) -> Iterator[Checkpoints]:
+    """Have the folder to ourselves, begun unless it is resumed, and open its checkpoints."""
+    with writing(run), locked(run):
+        if not resume:
+            begin_folder(config, run)
+        with Checkpoints(run, keep=config.keep, keep_every=config.keep_every) as checkpoints:
+            yield checkpoints
 
 
 class _Job:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import odelt_eqx as odelt
-from odelt_eqx.config import preset
 from odelt_eqx.interop.unpickle import unpickle
+from odelt_eqx.presets import preset
 from tests.conftest import GOLDEN, TINY
 
 CHECKPOINT = GOLDEN / "small.reference.pkl"

@@ -131,8 +131,10 @@ def test_every_part_has_the_same_depths_and_every_example_counts_once(parts, dep
     [
         FlowMatching(),
         LengthConsistency(Shortcut(every=4), every=4),
-        LengthConsistency(MeanFlow(), every=4),
-        LengthConsistency(Shortcut(every=4), every=4, as_published=True),
+        pytest.param(LengthConsistency(MeanFlow(), every=4), marks=pytest.mark.slow),
+        pytest.param(
+            LengthConsistency(Shortcut(every=4), every=4, as_published=True), marks=pytest.mark.slow
+        ),
     ],
     ids=str,
 )

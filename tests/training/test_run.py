@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 import odelt_eqx as odelt
-from odelt_eqx.config import load_config, of_type, preset, save_config
+from odelt_eqx.config import load_config, save_config
 from odelt_eqx.data import digits
 from odelt_eqx.objective import TRAIN_TYPES, FlowMatching, LengthConsistency, Shortcut
+from odelt_eqx.presets import of_type, preset
 from odelt_eqx.training import loop
 from odelt_eqx.training.loop import train
 from odelt_eqx.training.progress import Progress
