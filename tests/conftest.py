@@ -18,6 +18,20 @@ from odelt_eqx.training.loop import train
 
 jax.config.update("jax_disable_most_optimizations", True)  # the tests mostly compile
 
+MAPS = Path("/proc/self/maps")
+
+
+@pytest.fixture(autouse=True)
+def _forget_programs():
+    """Let go of compiled programs before their memory maps reach the system's usual limit, 65,530.
+
+    A worker compiles thousands of programs; XLA aborts the process when no map is left.
+    """
+    yield
+    if MAPS.exists() and MAPS.read_text().count("\n") > 30_000:
+        jax.clear_caches()
+
+
 GOLDEN = Path(__file__).parent / "golden"
 
 TINY = odelt.DiTConfig(

@@ -16,7 +16,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 import odelt_eqx as odelt
 from odelt_eqx.config import save_config
@@ -43,19 +42,10 @@ cli.main(lambda: train(load_config(Path(config)), Path(run), **choice) and None)
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="module")
 def cache(tmp_path_factory):
-    """Compiled programs that this process and those it starts share."""
-    folder = tmp_path_factory.mktemp("cache")
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: getattr(jax.config, name) for name in names}
-    for name, value in zip(names, (str(folder), 0), strict=True):
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield folder
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
+    """Compiled programs that the processes share."""
+    return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture
