@@ -103,7 +103,13 @@ def falls(losses, share=0.85):
     return np.mean(losses[-50:]) < share * np.mean(losses[:10])
 
 
-@pytest.mark.parametrize("name", FROM_SCRATCH)
+NEARLY_RFM = {"naive", "fm", "icfm"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] * (n in NEARLY_RFM)) for n in FROM_SCRATCH],
+)
 def test_a_training_type_learns_the_flow_or_its_steps(name, flow):
     objective = MORE_OFTEN.get(name, TRAIN_TYPES[name])
     model, losses = flow if name == "rfm" else trained(objective)
