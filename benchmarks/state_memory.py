@@ -27,8 +27,8 @@ def main(config: Config) -> None:
     import jax
 
     from odelt_eqx.presets import preset
+    from odelt_eqx.sharding import make_mesh, placed
     from odelt_eqx.training.optimizer import make_optimizer
-    from odelt_eqx.training.sharding import make_mesh, placed
     from odelt_eqx.training.step import init_state
 
     run = preset(config.preset)

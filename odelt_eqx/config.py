@@ -13,6 +13,7 @@ from odelt_eqx.nn.dit import DiTConfig
 from odelt_eqx.objective import LengthConsistency, TimeObjective
 from odelt_eqx.ode.plan import Adaptive, FixedSteps
 from odelt_eqx.serial import converter
+from odelt_eqx.sharding import Layout
 from odelt_eqx.watching import WatchConfig
 
 
@@ -75,6 +76,8 @@ class TrainConfig:
         time: how its pictures are sampled unless a command says otherwise.
         steps: training steps.
         batch_size: examples per step.
+        sharding: how several devices share the work: "dp" copies the state to each, "fsdp" deals it
+            out. A run may be resumed with either, on any number of devices.
         accumulate: parts that a batch is trained in, one after the other, for less memory; the step
             is the same to rounding, except that dropout draws other units.
         seed: decides weights, draws and the order of the data.
@@ -95,6 +98,7 @@ class TrainConfig:
     time: FixedSteps | Adaptive = FixedSteps(steps=16)
     steps: int = 100_000
     batch_size: int = 256
+    sharding: Layout = "dp"
     accumulate: int = 1
     seed: int = 0
     log_every: int = 100

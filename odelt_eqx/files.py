@@ -5,6 +5,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import jax
+
+from odelt_eqx.hosts import is_first
+
 
 def beside(path: Path) -> Path:
     """Return where `replacing` writes what is to become `path`."""
@@ -13,10 +17,16 @@ def beside(path: Path) -> Path:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a path beside `path` to write to, and rename it to `path` if nothing went wrong."""
+    """Give a path beside `path` to write to, and rename it to `path` if nothing went wrong.
+
+    Of several processes that work as one, only the first one's file is kept.
+    """
     partial = beside(path)
+    if not is_first():
+        partial = partial.with_name(f"{partial.stem}-{jax.process_index()}{partial.suffix}")
     try:
         yield partial
-        os.replace(partial, path)
+        if is_first():
+            os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

@@ -10,6 +10,7 @@ from odelt_eqx import cli
 from odelt_eqx.evaluation.grid import GridConfig
 from odelt_eqx.evaluation.report import evaluate
 from odelt_eqx.evaluation.validation import validate
+from odelt_eqx.hosts import Hosts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Evaluate:
         run: run folder.
         grid: which cells are measured, and how.
         out: folder of the results; the run's own by default.
+        hosts: the processes that work together.
     """
 
     run: tyro.conf.Positional[Path]
@@ -27,11 +29,13 @@ class Evaluate:
         default_factory=GridConfig
     )
     out: Path | None = None
+    hosts: Hosts = Hosts()
 
 
 def run() -> None:
     """Read the command line, measure, print where the results are."""
     args = tyro.cli(Evaluate)
+    args.hosts.join()
     for path in (*evaluate(args.run, args.grid, args.out), *validate(args.run, args.out)):
         print(path)
 

@@ -8,6 +8,7 @@ import tyro
 
 from odelt_eqx import cli
 from odelt_eqx.evaluation.samples import SampleConfig, draw_samples
+from odelt_eqx.hosts import Hosts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,17 +18,20 @@ class Sample:
     Args:
         run: run folder.
         config: which pictures, and how.
+        hosts: the processes that work together.
     """
 
     run: tyro.conf.Positional[Path]
     config: Annotated[SampleConfig, tyro.conf.arg(name="")] = dataclasses.field(
         default_factory=SampleConfig
     )
+    hosts: Hosts = Hosts()
 
 
 def run() -> None:
     """Read the command line, sample, print what it cost and where the pictures are."""
     args = tyro.cli(Sample)
+    args.hosts.join()
     paths, stats = draw_samples(args.run, args.config)
     for name, values in stats.counts.items():
         low, high = min(values), max(values)

@@ -11,6 +11,7 @@ from odelt_eqx.config import TrainConfig
 from odelt_eqx.evaluation.grid import GridConfig
 from odelt_eqx.evaluation.report import evaluate
 from odelt_eqx.evaluation.validation import validate
+from odelt_eqx.hosts import Hosts
 from odelt_eqx.objective import TRAIN_TYPES
 from odelt_eqx.presets import PRESETS
 from odelt_eqx.training.loop import train
@@ -25,12 +26,14 @@ class Train:
         run: run folder; runs/PRESET or runs/PRESET-TYPE by default.
         resume: go on from the newest checkpoint in the run folder.
         overwrite: delete the run in the run folder first.
+        hosts: the processes that train together.
     """
 
     config: Annotated[TrainConfig, tyro.conf.arg(name="")]
     run: Path
     resume: bool = False
     overwrite: bool = False
+    hosts: Hosts = Hosts()
 
 
 def run() -> None:
@@ -42,6 +45,7 @@ def run() -> None:
         f"one ({', '.join(TRAIN_TYPES)}), changed by the options, and evaluate it."
     )
     args = tyro.cli(Train, default=default, args=words, description=description)
+    args.hosts.join()
     train(args.config, args.run, resume=args.resume, overwrite=args.overwrite)
     for path in (*evaluate(args.run, GridConfig()), *validate(args.run)):
         print(path)

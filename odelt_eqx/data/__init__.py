@@ -1,6 +1,6 @@
 """Sources of images and the pipeline that feeds training."""
 
-from odelt_eqx.data.pipeline import stream as stream
+from odelt_eqx.data.pipeline import Batch as Batch, stream as stream
 from odelt_eqx.data.source import (
     ArraySource as ArraySource,
     DataName as DataName,

@@ -11,13 +11,15 @@ import jax
 import numpy as np
 
 from odelt_eqx.data import ArraySource, open_source
+from odelt_eqx.evaluation.devices import on_all_devices
 from odelt_eqx.evaluation.grid import Cell, GridConfig, draw_noise, measure
 from odelt_eqx.evaluation.likelihood import Bits, measure_bits
 from odelt_eqx.evaluation.pictures import save_depth_grid, save_map
 from odelt_eqx.evaluation.quality import FEATURES, Judge, Quality
 from odelt_eqx.files import replacing
+from odelt_eqx.nn.dit import DiT
 from odelt_eqx.ode.plan import Adaptive, FixedSteps
-from odelt_eqx.training.checkpoint import load, run_config
+from odelt_eqx.training.checkpoint import run_config
 from odelt_eqx.training.progress import Progress
 
 
@@ -50,7 +52,11 @@ def evaluate(run: Path, config: GridConfig, out: Path | None = None) -> list[Pat
         InputError: the folder is no run with a checkpoint, or the config asks for a depth that the
             model has not.
     """
-    model = load(run)
+    with on_all_devices(run) as model:
+        return _evaluate(model, run, config, out)
+
+
+def _evaluate(model: DiT, run: Path, config: GridConfig, out: Path | None) -> list[Path]:
     for depth in config.depths:
         model.config.check_depth(depth)
     name = run_config(run).data

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array
 
 from odelt_eqx.errors import InputError, SolveError
+from odelt_eqx.evaluation.devices import on_all_devices
 from odelt_eqx.files import replacing
 from odelt_eqx.images import save_png, sheet
 from odelt_eqx.nn.dit import DiT
@@ -19,7 +20,7 @@ from odelt_eqx.ode.plan import Adaptive, FixedSteps
 from odelt_eqx.ode.time import SolveStats
 from odelt_eqx.sampling import consistency_sample, invert, sample_with_stats, trajectory
 from odelt_eqx.sampling.options import Options, raise_failures
-from odelt_eqx.training.checkpoint import load, run_config
+from odelt_eqx.training.checkpoint import run_config
 
 STRIP_ROWS = 10
 """Pictures in a film strip."""
@@ -82,7 +83,11 @@ def draw_samples(run: Path, config: SampleConfig) -> tuple[list[Path], SolveStat
         InputError: the run, a label, the depth or the file of images does not exist or fit.
         SolveError: an adaptive plan ran out of steps for every picture.
     """
-    model = load(run)
+    with on_all_devices(run) as model:
+        return _draw(model, run, config)
+
+
+def _draw(model: DiT, run: Path, config: SampleConfig) -> tuple[list[Path], SolveStats]:
     time = config.time or run_config(run).time
     options = Options(
         time=time,

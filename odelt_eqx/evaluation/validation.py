@@ -14,9 +14,12 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from odelt_eqx.data import ArraySource, open_source
+from odelt_eqx.evaluation.devices import on_all_devices
 from odelt_eqx.files import replacing
+from odelt_eqx.nn.dit import DiT
 from odelt_eqx.objective import LengthConsistency, Networks, Objective, Teacher, TrainingTime
-from odelt_eqx.training.checkpoint import load, load_teacher, run_config
+from odelt_eqx.sharding import placed, whole
+from odelt_eqx.training.checkpoint import load_teacher, run_config
 from odelt_eqx.training.step import squared_error
 
 TIME_BINS = 8
@@ -61,18 +64,8 @@ def validate(run: Path, out: Path | None = None) -> list[Path]:
     Raises:
         InputError: the folder is no run with a checkpoint.
     """
-    config, model = run_config(run), load(run)
-    objective = config.objective
-    objective = objective.objective if isinstance(objective, LengthConsistency) else objective
-    teacher = load_teacher(run) or model
-    networks = Networks(Teacher(model), Teacher(model), Teacher(teacher))
-    when = TrainingTime(config.steps - 1, config.steps)
-    source = open_source(config.data, "held-out")
-    losses = [
-        loss
-        for depth in model.config.depths
-        for loss in binned(depth, *_errors(networks, objective, source, depth, when, config.seed))
-    ]
+    with on_all_devices(run) as model:
+        losses = _measured(model, run)
     folder = run if out is None else out
     folder.mkdir(parents=True, exist_ok=True)
     names = ("validation.md", "validation.json", "validation.png")
@@ -83,6 +76,22 @@ def validate(run: Path, out: Path | None = None) -> list[Path]:
         beside.write_text(json.dumps([dataclasses.asdict(loss) for loss in losses], indent=2))
     _save_curves(losses, picture)
     return paths
+
+
+def _measured(model: DiT, run: Path) -> list[Loss]:
+    """Return the losses of every depth, from the same draws."""
+    config = run_config(run)
+    objective = config.objective
+    objective = objective.objective if isinstance(objective, LengthConsistency) else objective
+    teacher = placed(load_teacher(run) or model, jax.sharding.get_mesh())
+    networks = Networks(Teacher(model), Teacher(model), Teacher(teacher))
+    when = TrainingTime(config.steps - 1, config.steps)
+    source = open_source(config.data, "held-out")
+    return [
+        loss
+        for depth in model.config.depths
+        for loss in binned(depth, *_errors(networks, objective, source, depth, when, config.seed))
+    ]
 
 
 def binned(
@@ -146,7 +155,7 @@ def _one_batch(
     draws = objective.draw(key, len(labels), networks.config, when)
     targets = objective.targets(draws, images, labels, networks)
     targets = dataclasses.replace(targets, depth=depth)
-    return targets.t, targets.step_index, squared_error(networks.student.model, targets)
+    return whole((targets.t, targets.step_index, squared_error(networks.student.model, targets)))
 
 
 def _markdown(losses: Sequence[Loss]) -> str:

@@ -15,8 +15,10 @@ from odelt_eqx.nn.block import DiTBlock, FinalLayer
 from odelt_eqx.nn.embeddings import ScalarEmbedding, image_of, patches, position_table
 from odelt_eqx.nn.layers import affine, embedding, linear
 from odelt_eqx.ode.cost import Cost
+from odelt_eqx.ode.dealing import deal, places, take
 from odelt_eqx.ode.length import LengthCost, ODEBlock, integrate_length
 from odelt_eqx.ode.plan import Adaptive, FixedSteps, Plan
+from odelt_eqx.sharding import devices_in_use, evenly
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,7 +245,18 @@ class DiT(eqx.Module):
                 f"{config.channels}); got {x.shape}"
             )
         batch = x.shape[0]
-        condition = self._condition(t, step_index, labels, batch)
+        depth = None if depth is None else self._checked(depth)
+        scalar = lambda value: jnp.broadcast_to(jnp.asarray(value, jnp.float32), (batch,))
+        step = scalar(0 if config.ignore_step else step_index)
+        keys = None if key is None or depth is None else jax.random.split(key, batch)
+        inputs, back = (scalar(t), x, step, labels, keys), np.arange(batch)
+        if isinstance(depth, np.ndarray) and exit_tolerance is None:
+            dealt, counts = deal(depth, devices_in_use())
+            inputs, back = take(inputs, dealt), places(dealt, counts)
+            depth = depth[dealt.ravel()]
+        times, x, step, labels, keys = evenly(inputs)
+        condition = self.time_embedding(times) + self.step_embedding(step)
+        condition = condition + self.label_embedding.weight[labels]
         tokens = jax.vmap(patches, in_axes=(0, None))(x, config.patch_size)
         tokens = affine(self.patch_embedding, tokens)
         tokens = tokens + position_table(config.image_size // config.patch_size, config.hidden_size)
@@ -252,26 +265,17 @@ class DiT(eqx.Module):
             spent = jnp.full(batch, float(config.depth))
             taken = LengthCost(spent, spent, jnp.zeros(batch))
         else:
-            depth = self._checked(depth)
             rows = self.length_embedding.weight[jnp.asarray(depth)]
             full = self.groups[: config.depth // config.depth_group]
             count = depth // config.depth_group
             plan = config.length if length is None else length
             tokens, taken = integrate_length(
-                full, tokens, condition + rows, count, plan, key, exit_tolerance
+                full, tokens, condition + rows, count, plan, keys, exit_tolerance
             )
         velocity = jax.vmap(self.final)(tokens, condition)
         images = jax.vmap(image_of, in_axes=(0, None))(velocity, config.patch_size)
+        images, taken = take((images, taken), back)
         return images, Cost(jnp.ones(batch), taken.depth, taken.blocks, taken.failures)
-
-    def _condition(
-        self, t: float | Array, step_index: int | float | Array, labels: Array, batch: int
-    ) -> Float[Array, "batch width"]:
-        """Sum the embeddings of time, step and label, one vector per example."""
-        scalar = lambda value: jnp.broadcast_to(jnp.asarray(value, jnp.float32), (batch,))
-        step = scalar(0 if self.config.ignore_step else step_index)
-        labelled = self.label_embedding.weight[labels]
-        return self.time_embedding(scalar(t)) + self.step_embedding(step) + labelled
 
     def _checked(self, depth: int | np.ndarray | Array) -> int | np.ndarray | Array:
         """Return `depth` if the network has it."""

@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from odelt_eqx.ode.dealing import deal, places, take
 from odelt_eqx.ode.plan import Adaptive, Plan
+from odelt_eqx.sharding import devices_in_use, evenly
 
 Block = Callable[..., Float[Array, "tokens width"]]
 """`block(tokens, condition, key=None) -> tokens`, for one example."""
@@ -118,7 +120,7 @@ def integrate_length(
     condition: Float[Array, "batch width"],
     count: int | Int[np.ndarray, " batch"] | Int[Array, " batch"],
     plan: Plan,
-    key: Key[Array, ""] | None = None,
+    keys: Key[Array, " batch"] | None = None,
     exit_tolerance: float | Float[Array, ""] | None = None,
 ) -> tuple[Float[Array, "batch tokens width"], LengthCost]:
     r"""Solve the length ODE over the first `count` groups and return what `u` has accumulated.
@@ -132,7 +134,7 @@ def integrate_length(
             computed for it afterwards. A JAX array, one per example: every group runs and the
             examples that are done keep their state.
         plan: the solver and its steps, the same in every group.
-        key: dropout key, or None for no dropout.
+        keys: dropout keys, one per example, or None for no dropout.
         exit_tolerance: an example stops at the first edge where
             $\|\Delta u\| < \epsilon \|u\|$, with $\Delta u$ what the last group added; once all
             have stopped, no group runs any more. None: no example stops early.
@@ -140,7 +142,6 @@ def integrate_length(
     Returns:
         `u` at each example's last edge, and what it took.
     """
-    keys = None if key is None else jax.random.split(key, h.shape[0])
     zero = jnp.zeros(h.shape[0])
     state, cost = (h, jnp.zeros_like(h)), LengthCost(zero, zero, zero)
     if exit_tolerance is None and isinstance(count, np.ndarray):
@@ -185,23 +186,39 @@ def _integrate_leaving(
     plan: Plan,
     keys: Key[Array, " batch"] | None,
 ) -> tuple[Float[Array, "batch tokens width"], LengthCost]:
-    """Sort the batch, deepest first, and cut off the examples that are done at each edge."""
-    order = np.argsort(-count, kind="stable")
-    running = jax.tree.map(lambda x: x[order], (state, cost, condition, keys))
+    """Deal out the batch, deepest first, and cut off the examples that are done at each edge.
+
+    Each device has a part of its own, so that what is cut off is never sent anywhere.
+    """
+    parts = devices_in_use()
+    dealt, counts = deal(count, parts)
+    running, count = take((state, cost, condition, keys), dealt), count[dealt[0]]
     finished = []
     for k, group in enumerate(groups):
         staying = int(np.sum(count > k))
         (_, u), cost, *_ = running
-        finished.append(jax.tree.map(lambda x, n=staying: x[n:], (u, cost)))
-        running = jax.tree.map(lambda x, n=staying: x[:n], running)
+        finished.append(jax.tree.map(partial(_cut, parts, slice(staying, None)), (u, cost)))
+        running = jax.tree.map(partial(_cut, parts, slice(staying)), running)
         if staying == 0:
             break
         state, cost, condition, keys = running
         running = (*_advance(group, k, state, cost, condition, keys, plan), condition, keys)
     (_, u), cost, *_ = running
     finished.append((u, cost))
-    back = np.argsort(order)
-    return jax.tree.map(lambda *parts: jnp.concatenate(parts)[back], *finished[::-1])
+    whole = jax.tree.map(partial(_joined, parts), *finished[::-1])
+    return take(whole, places(dealt, counts))
+
+
+def _cut(parts: int, rows: slice, x: Array) -> Array:
+    """Return these rows of every part of `x`."""
+    each = x.reshape(parts, -1, *x.shape[1:])[:, rows]
+    return evenly(each.reshape(-1, *x.shape[1:]))
+
+
+def _joined(parts: int, *pieces: Array) -> Array:
+    """Return every part whole again."""
+    each = [x.reshape(parts, -1, *x.shape[1:]) for x in pieces]
+    return evenly(jnp.concatenate(each, axis=1).reshape(-1, *pieces[0].shape[1:]))
 
 
 def _advance(

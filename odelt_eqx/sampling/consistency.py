@@ -13,6 +13,7 @@ from odelt_eqx.ode.cost import Cost, no_cost
 from odelt_eqx.ode.plan import FixedSteps
 from odelt_eqx.ode.time import SolveStats, solve_stats
 from odelt_eqx.sampling.options import Options, Setting, setting
+from odelt_eqx.sharding import whole
 
 
 def consistency_sample(
@@ -68,4 +69,4 @@ def _renoise(
     images, cost = jax.lax.fori_loop(0, time.count, step, (noise, no_cost(batch)))
     steps = jnp.broadcast_to(time.count, batch)
     never = jnp.zeros(batch, bool)
-    return images, solve_stats(steps, jnp.zeros_like(steps), never, cost)
+    return whole((images, solve_stats(steps, jnp.zeros_like(steps), never, cost)))

@@ -14,6 +14,7 @@ from odelt_eqx.nn.dit import DiT
 from odelt_eqx.ode.plan import Adaptive, FixedSteps, Plan
 from odelt_eqx.ode.time import SolveStats, TimeSolution, integrate_time, one_by_one
 from odelt_eqx.sampling.options import Depth, Options, Setting, raise_failures, setting
+from odelt_eqx.sharding import evenly, whole
 
 
 def sample(
@@ -157,4 +158,5 @@ def _solve(
         )
 
     alone = isinstance(plans.time, Adaptive) and plans.time.per_example
-    return (one_by_one(solve) if alone else solve)(start, labels, plans.depth)
+    start, labels = evenly((start, labels))
+    return whole((one_by_one(solve) if alone else solve)(start, labels, plans.depth))

@@ -15,6 +15,7 @@ from odelt_eqx.ode.cost import Cost
 from odelt_eqx.ode.plan import Adaptive
 from odelt_eqx.ode.time import SolveStats, TimeSolution, integrate_time, one_by_one
 from odelt_eqx.sampling.options import Depth, Options, Setting, raise_failures, setting
+from odelt_eqx.sharding import evenly, whole
 
 Probes = Float[Array, "batch probes *shape"]
 Field = Callable[[Array, Array, Array], tuple[Array, Cost]]
@@ -133,4 +134,5 @@ def _solve(
         )
 
     alone = isinstance(plans.time, Adaptive) and plans.time.per_example
-    return (one_by_one(solve) if alone else solve)(images, labels, plans.depth, probes)
+    images, labels, probes = evenly((images, labels, probes))
+    return whole((one_by_one(solve) if alone else solve)(images, labels, plans.depth, probes))

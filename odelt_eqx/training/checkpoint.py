@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import equinox as eqx
-import grain
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as managers
 
 from odelt_eqx.config import TrainConfig, load_config, to_dict
 from odelt_eqx.errors import InputError
+from odelt_eqx.hosts import first_does
 from odelt_eqx.nn.dit import DiT, DiTConfig
 from odelt_eqx.serial import converter
 from odelt_eqx.training.step import TrainState
@@ -31,9 +31,11 @@ DAMAGED = "damaged"
 class Checkpoints(AbstractContextManager):
     """The checkpoints in a run folder; a context manager.
 
-    Each holds the trained weights, their average, the optimiser's moments, the step, the place in
-    the data, the config, and the teacher and its shape where there is one. Arrays are stored by
-    their path in the tree, so no class of ours is needed to read them.
+    Each holds the trained weights, their average, the optimiser's moments, the step, which is also
+    the place in the data, the config, and the teacher and its shape where there is one. Arrays are
+    stored by their path in the tree, so no class of ours is needed to read them, and whole, so they
+    can be read on other devices than they were written from. All processes must open, save and
+    read together.
 
     A checkpoint is written in the background, under a name that only a complete one loses. One that
     cannot be read is passed over for the one before it.
@@ -81,7 +83,7 @@ class Checkpoints(AbstractContextManager):
         """The step of the newest checkpoint, or None."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, stream: grain.DatasetIterator, config: TrainConfig) -> None:
+    def save(self, state: TrainState, config: TrainConfig) -> None:
         """Copy the step that `state` has reached, which may then be donated, and begin to write.
 
         Raises:
@@ -91,7 +93,6 @@ class Checkpoints(AbstractContextManager):
             "model": ocp.args.StandardSave(by_path(state.model)),
             "ema": ocp.args.StandardSave(by_path(state.ema)),
             "optimizer": ocp.args.StandardSave(by_path(_optimizer(state))),
-            "data": grain.checkpoint.CheckpointSave(stream),
             "config": ocp.args.JsonSave(to_dict(config)),
         }
         if state.teacher is not None:
@@ -146,8 +147,8 @@ class Checkpoints(AbstractContextManager):
             return "there is no checkpoint yet"
         return f"the last good checkpoint is that of step {self.latest}"
 
-    def restore(self, state: TrainState, stream: grain.DatasetIterator) -> TrainState:
-        """Return the newest readable checkpoint in the form of `state`, with `stream` at its place.
+    def restore(self, state: TrainState) -> TrainState:
+        """Return the newest readable checkpoint in the form and place of `state`.
 
         A teacher is read if the checkpoint has one, whatever its shape.
 
@@ -163,7 +164,6 @@ class Checkpoints(AbstractContextManager):
                     model=restore_args(state.model),
                     ema=restore_args(state.ema),
                     optimizer=restore_args(optimizer),
-                    data=grain.checkpoint.CheckpointRestore(stream),
                 ),
             )
             opt_state, done, guard = from_paths(optimizer, found["optimizer"])
@@ -197,19 +197,23 @@ class Checkpoints(AbstractContextManager):
 
     def _pass_over(self, step: int, instead: int, error: Exception) -> None:
         """Say that a checkpoint is damaged; where this run is written, set it aside."""
-        aside = ""
-        if self._writes:  # another of the same step is to come
-            target = self._run / DAMAGED / str(step)
-            target.parent.mkdir(exist_ok=True)
-            shutil.rmtree(target, ignore_errors=True)
-            (self._run / CHECKPOINTS / str(step)).rename(target)
-            self._manager.reload()
-            aside = f"; it is now {target}"
-        print(
-            f"note: the checkpoint of step {step} in {self._run} is damaged, that of step "
-            f"{instead} is used ({reason(error)}){aside}",
-            file=sys.stderr,
-        )
+
+        def tell() -> None:
+            aside = ""
+            if self._writes:  # another of the same step is to come
+                target = self._run / DAMAGED / str(step)
+                target.parent.mkdir(exist_ok=True)
+                shutil.rmtree(target, ignore_errors=True)
+                (self._run / CHECKPOINTS / str(step)).rename(target)
+                aside = f"; it is now {target}"
+            print(
+                f"note: the checkpoint of step {step} in {self._run} is damaged, that of step "
+                f"{instead} is used ({reason(error)}){aside}",
+                file=sys.stderr,
+            )
+
+        first_does(tell)
+        self._manager.reload()
 
     def teacher(self) -> DiT | None:
         """Return the teacher in the newest readable checkpoint, if any."""

@@ -109,13 +109,13 @@ def _fresh(path: Path) -> Path:
 def _check_same(config: TrainConfig, run: Path) -> None:
     """Raise an InputError that names the first fields in which `config` is not the run's.
 
-    What is watched may change: it is nothing of the run.
+    What is watched, and how devices share the work, may change: they are nothing of the run.
     """
     asked, saved = map(flat, (config, run_config(run)))
     different = [
         f"{name} is {asked.get(name)}, was {saved.get(name)}"
         for name in sorted(asked.keys() | saved.keys())
-        if asked.get(name) != saved.get(name) and not name.startswith("watch.")
+        if asked.get(name) != saved.get(name) and not name.startswith(("watch.", "sharding"))
     ]
     if different:
         raise InputError(f"{run} was started with another config: {'; '.join(different[:5])}")

@@ -3,16 +3,17 @@
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
+import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
 from odelt_eqx.config import TrainConfig, to_dict
-from odelt_eqx.data import ArraySource, open_source, stream
+from odelt_eqx.data import ArraySource, Batch, open_source, stream
 from odelt_eqx.errors import InputError
+from odelt_eqx.hosts import first_does
+from odelt_eqx.sharding import check_batch, make_mesh, placed, spread_rows
 from odelt_eqx.training.checkpoint import Checkpoints
 from odelt_eqx.training.convert import init_from
 from odelt_eqx.training.folder import begin_folder, check_folder, locked, writing
@@ -32,6 +33,9 @@ from odelt_eqx.training.step import (
 )
 from odelt_eqx.training.teacher import with_teacher
 from odelt_eqx.watching import check_installed, watching
+
+HELD_OUT = 512
+"""Examples that the held-out loss is taken from, at most."""
 
 
 def train(
@@ -57,25 +61,25 @@ def train(
         Interrupted: SIGTERM or SIGINT came; the step was finished and saved.
     """
     check_installed(config.watch)
-    check_folder(config, run, resume, overwrite)
-    job = _Job(config, first=not resume)
-    with ExitStack() as stack:
+    first_does(lambda: check_folder(config, run, resume, overwrite))
+    with jax.set_mesh(mesh := make_mesh(config.sharding)), ExitStack() as stack:
+        job = _Job(config, first=not resume)
         checkpoints = stack.enter_context(_opened(config, run, resume))
-        state = checkpoints.restore(job.state, job.batches) if resume else job.state
+        state = placed(checkpoints.restore(job.state), mesh) if resume else job.state
         done = int(state.step)
         log = stack.enter_context(watching(config.watch, run, done, to_dict(config)))
         progress = stack.enter_context(Progress("train", config.steps, done))
         stop = stack.enter_context(StopSignals())
         recent = RecentBatches(config.log_every)
         previews = Previews(config, log, pace := Pace(config))
-        for step in range(done + 1, config.steps + 1):
-            batch = next(job.batches)
+        steps = range(done + 1, config.steps + 1)
+        for step, batch in zip(steps, job.batches(done), strict=False):
             recent.add(step, batch["index"])
             state, metrics = job.step(state, batch, step)
             pace.advance(metrics)
             progress.advance()
             due = lambda every, step=step: step % every == 0 or step == config.steps
-            saving = (stopping := stop.received is not None) or due(config.save_every)
+            saving = (stopping := stop.agreed(due(config.log_every))) or due(config.save_every)
             if saving or due(config.log_every):
                 checkpoints.check()
                 recent.check(state.guard, config.optimizer.max_skipped, step, checkpoints.last_good)
@@ -88,7 +92,7 @@ def train(
                 pace.restart()
             previews.after(step, state.ema)
             if saving:
-                checkpoints.save(state, job.batches, config)
+                checkpoints.save(state, config)
                 pace.restart()
             if stopping:
                 break
@@ -100,11 +104,16 @@ def train(
 @contextmanager
 def _opened(config: TrainConfig, run: Path, resume: bool) -> Iterator[Checkpoints]:
     """Have the folder to ourselves, begun unless it is resumed, and open its checkpoints."""
-    with writing(run), locked(run):
-        if not resume:
-            begin_folder(config, run)
-        with Checkpoints(run, keep=config.keep, keep_every=config.keep_every) as checkpoints:
-            yield checkpoints
+    with writing(run), ExitStack() as stack:
+
+        def begin() -> None:
+            with writing(run):
+                stack.enter_context(locked(run))
+                if not resume:
+                    begin_folder(config, run)
+
+        first_does(begin)
+        yield stack.enter_context(Checkpoints(run, keep=config.keep, keep_every=config.keep_every))
 
 
 class _Job:
@@ -112,18 +121,20 @@ class _Job:
 
     def __init__(self, config: TrainConfig, *, first: bool):
         """Make them; the state is only one to read a checkpoint into unless it is the `first`."""
-        self._config = config
+        self._config, self._mesh = config, jax.sharding.get_mesh()
+        check_batch(config.batch_size, self._mesh)
         data, unseen = open_source(config.data, "train"), open_source(config.data, "held-out")
         _check_fits(config, data)
         keys = jax.random.split(jax.random.key(config.seed), 3)
         init_key, self._train_key, self._held_out_key = keys
         optimizer = make_optimizer(config.optimizer, config.steps)
         self._rate = learning_rate(config.optimizer, config.steps)
-        self.state = init_state(config.model, optimizer, init_key)
+        state = eqx.filter_jit(init_state)(config.model, optimizer, init_key)
         if first and config.init_from:
-            self.state = init_from(self.state, Path(config.init_from))
+            state = init_from(state, Path(config.init_from))
         if first:
-            self.state = with_teacher(self.state, config)
+            state = with_teacher(state, config)
+        self.state = placed(state, self._mesh)
         self._train_step = make_train_step(
             config.objective,
             optimizer,
@@ -132,13 +143,27 @@ class _Job:
             parts=config.accumulate,
             max_skipped=config.optimizer.max_skipped,
         )
-        self.batches = stream(data, config.batch_size, config.seed)
-        self._held_out = _held_out_batch(unseen, config.seed)
+        self._data = data
+        size = min(len(unseen), HELD_OUT) // self._mesh.size * self._mesh.size
+        self._held_out = self._rows(next(self._stream(unseen, size)))
 
-    def step(self, state: TrainState, batch: dict[str, Any], step: int) -> tuple[TrainState, dict]:
+    def _stream(self, source: ArraySource, size: int, start: int = 0) -> Iterator[Batch]:
+        """Return this process's share of the batches of a source."""
+        who, of = jax.process_index(), jax.process_count()
+        return stream(source, size, self._config.seed, start=start, process=who, count=of)
+
+    def _rows(self, batch: Batch) -> tuple[Images, Labels]:
+        """Return a batch on all devices, of which this process has read its share."""
+        return spread_rows((batch["image"], batch["label"]), self._mesh)
+
+    def batches(self, done: int) -> Iterator[Batch]:
+        """Return the batches after `done` steps."""
+        return self._stream(self._data, self._config.batch_size, done)
+
+    def step(self, state: TrainState, batch: Batch, step: int) -> tuple[TrainState, dict]:
         """Return the state and the metrics of `step`; `state` is donated."""
         key = jax.random.fold_in(self._train_key, step)
-        return self._train_step(state, batch["image"], batch["label"], key)
+        return self._train_step(state, *self._rows(batch), key)
 
     def figures(self, metrics: dict[str, Array], step: int) -> dict[str, float]:
         """Return the metrics of `step` as numbers, and its learning rate."""
@@ -164,9 +189,3 @@ def _check_fits(config: TrainConfig, data: ArraySource) -> None:
         raise InputError(
             f"model.num_classes is {config.model.num_classes}, {config.data} has {data.num_classes}"
         )
-
-
-def _held_out_batch(source: ArraySource, seed: int) -> tuple[Images, Labels]:
-    """Return up to 512 images and their labels, the same for the same seed."""
-    batch = next(stream(source, min(len(source), 512), seed))
-    return jnp.asarray(batch["image"]), jnp.asarray(batch["label"])

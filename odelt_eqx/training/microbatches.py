@@ -8,10 +8,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
 from odelt_eqx.nn.dit import DiT
 from odelt_eqx.objective.base import Targets
+from odelt_eqx.ode.dealing import deal
 
 Mean = Callable[[Float[Array, " size"]], Float[Array, ""]]
 Differentiated = Callable[
@@ -43,7 +44,9 @@ def accumulate(
     """
     batch_size, depth = len(targets.t), targets.depth
     known = not isinstance(depth, jax.Array)
-    dealt, counts = deal(depth if known else None, batch_size, parts)
+    dealt, counts = deal(
+        depth if isinstance(depth, np.ndarray) else np.zeros(batch_size, int), parts
+    )
     part_depth = depth[dealt[0]] if isinstance(depth, np.ndarray) else depth
     targets = dataclasses.replace(targets, depth=None) if known else targets
 
@@ -58,27 +61,3 @@ def accumulate(
     inputs = (jax.tree.map(lambda leaf: leaf[dealt], targets), counts, keys)
     zero = jnp.zeros(())
     return jax.lax.scan(add, ((zero, zero), nothing), inputs)[0]
-
-
-def deal(
-    depth: int | Int[np.ndarray, " batch"] | None, batch_size: int, parts: int
-) -> tuple[Int[np.ndarray, "parts size"], Bool[np.ndarray, "parts size"]]:
-    """Return which examples go into each part, and which of them count.
-
-    Every part has the same depths in the same places, so that one program that knows them serves
-    all: each depth's examples are dealt out in turn, and where they do not come out even, some
-    stand in a second time and do not count: at most one for each depth in a part.
-
-    Args:
-        depth: blocks that each example runs; None or a number if one rule fits all.
-        batch_size: examples in the batch.
-        parts: how many parts.
-    """
-    known = depth if isinstance(depth, np.ndarray) else np.zeros(batch_size, int)
-    dealt, counts = [], []
-    for value in np.unique(known)[::-1]:
-        members = np.flatnonzero(known == value)
-        size = len(members) + -len(members) % parts
-        dealt.append(np.resize(members, size).reshape(-1, parts).T)
-        counts.append((np.arange(size) < len(members)).reshape(-1, parts).T)
-    return np.concatenate(dealt, axis=1), np.concatenate(counts, axis=1)

@@ -6,21 +6,28 @@ from contextlib import AbstractContextManager
 
 from tqdm import tqdm
 
+from odelt_eqx.hosts import is_first
+
 SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress(AbstractContextManager):
     """Shows how much is done, at what rate, what is left, and the latest figures.
 
-    A context manager. On a terminal it is a tqdm bar; elsewhere it prints a line now and then.
+    A context manager. On a terminal it is a tqdm bar; elsewhere it prints a line now and then. Only
+    the first process shows anything.
     """
 
     def __init__(self, name: str, total: int, done: int = 0):
         """Start at `done` of `total`."""
-        self._terminal = sys.stderr.isatty()
         self._bar = tqdm(
-            desc=name, total=total, initial=done, disable=not self._terminal, dynamic_ncols=True
+            desc=name,
+            total=total,
+            initial=done,
+            disable=not (sys.stderr.isatty() and is_first()),
+            dynamic_ncols=True,
         )
+        self._prints = not sys.stderr.isatty() and is_first()
         self._name, self._total, self._initial, self._done = name, total, done, done
         self._began = self._printed = time.monotonic()
         self._printed_at = done
@@ -29,7 +36,7 @@ class Progress(AbstractContextManager):
     def __exit__(self, *_: object) -> None:
         """Leave the last state standing."""
         self._bar.close()
-        if not self._terminal and self._printed_at != self._done:
+        if self._prints and self._printed_at != self._done:
             self._print()
 
     def show(self, **figures: float | int) -> None:
@@ -41,7 +48,7 @@ class Progress(AbstractContextManager):
         """Count `count` more as done."""
         self._done += count
         self._bar.update(count)
-        if not self._terminal and time.monotonic() - self._printed > SECONDS_BETWEEN_LINES:
+        if self._prints and time.monotonic() - self._printed > SECONDS_BETWEEN_LINES:
             self._print()
 
     def _print(self) -> None:

@@ -5,7 +5,10 @@ import threading
 from contextlib import AbstractContextManager
 from typing import Any
 
+import jax
+
 from odelt_eqx.errors import Interrupted
+from odelt_eqx.hosts import largest
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -37,6 +40,18 @@ class StopSignals(AbstractContextManager):
     def _note(self, number: int, _frame: object) -> None:
         self.received = signal.Signals(number)
         self.__exit__()
+
+    def agreed(self, waiting: bool) -> bool:
+        """Whether this process was told to stop, or another of the run that it works in.
+
+        Args:
+            waiting: whether the processes wait for each other now; only then several ask.
+        """
+        if jax.process_count() > 1 and not waiting:
+            return False
+        number = largest(self.received or 0)
+        self.received = signal.Signals(number) if number else None
+        return self.received is not None
 
     def leave(self, message: str) -> None:
         """Raise an `Interrupted` that says which signal it was, and `message`."""

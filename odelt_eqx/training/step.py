@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int, Key
 from odelt_eqx.errors import InputError
 from odelt_eqx.nn.dit import DiT, DiTConfig
 from odelt_eqx.objective.base import Networks, Objective, Targets, Teacher, TrainingTime
+from odelt_eqx.sharding import kept
 from odelt_eqx.training.guard import Guard, where
 from odelt_eqx.training.microbatches import Mean, accumulate
 
@@ -43,14 +44,18 @@ class TrainState(eqx.Module):
 def init_state(
     config: DiTConfig, optimizer: optax.GradientTransformation, key: Key[Array, ""]
 ) -> TrainState:
-    """Return the state before the first step; the EMA is a copy of the fresh weights."""
+    """Return the state before the first step; the EMA is a copy of the fresh weights.
+
+    Under `jit`, each device draws only what it keeps of it.
+    """
     model = DiT(config, key=key)
-    return TrainState(
+    state = TrainState(
         model=model,
         ema=jax.tree.map(jnp.copy, model),
         opt_state=optimizer.init(eqx.filter(model, eqx.is_array)),
         step=jnp.zeros((), jnp.int32),
     )
+    return kept(state)
 
 
 def squared_error(
@@ -122,7 +127,8 @@ def make_train_step(
         old = (state.model, state.ema, state.opt_state)
         model, average, opt_state = where(taken, (model, average, opt_state), old)
         metrics = {"loss": value, "grad_norm": norm, "skipped": guard.skipped.astype(jnp.float32)}
-        return TrainState(model, average, opt_state, state.step + 1, state.teacher, guard), metrics
+        new = TrainState(model, average, opt_state, state.step + 1, state.teacher, guard)
+        return kept(new), metrics
 
     return lambda state, images, labels, key: compiled((images, labels, key), state)
 

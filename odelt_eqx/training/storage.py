@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
+from jax.sharding import SingleDeviceSharding
 
 Tree = TypeVar("Tree")
 
@@ -27,9 +28,14 @@ def from_paths(template: Tree, leaves: dict[str, Any]) -> Tree:
 
 
 def restore_args(tree: Any) -> ocp.args.StandardRestore:
-    """Return how a tree of this form, its arrays perhaps mere shapes, is read."""
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
-    return ocp.args.StandardRestore(by_path(shapes))
+    """Return how a tree of this form is read: where its arrays are, mere shapes on one device."""
+    here = SingleDeviceSharding(jax.local_devices()[0])
+
+    def shape(leaf: Any) -> jax.ShapeDtypeStruct:
+        where = leaf.sharding if isinstance(leaf, jax.Array) else here
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+    return ocp.args.StandardRestore(by_path(jax.tree.map(shape, tree)))
 
 
 def reason(error: Exception) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from odelt_eqx.errors import InputError
+from odelt_eqx.hosts import first_does
 from odelt_eqx.watching.config import WatchConfig
 from odelt_eqx.watching.folder import RunFolder
 from odelt_eqx.watching.services import TensorBoard, WeightsAndBiases
@@ -62,7 +63,7 @@ def check_installed(config: WatchConfig) -> None:
 def watching(
     config: WatchConfig, run: Path, done: int, settings: Mapping[str, Any]
 ) -> Iterator[Watcher]:
-    """Open the run folder's own log and the services that `config` names.
+    """Open the run folder's own log and the services that `config` names, in the first process.
 
     Args:
         config: which services.
@@ -70,9 +71,14 @@ def watching(
         done: steps that are done; what was written of later ones will come again.
         settings: the run's config, for services that show it.
     """
+    watchers: list[Watcher] = []
     with ExitStack() as stack:
-        watchers: list[Watcher] = [stack.enter_context(RunFolder(run, done))]
-        for name in config.to:
-            _, service = EXTRAS[name]
-            watchers.append(stack.enter_context(service(run, done, settings)))
+
+        def begin() -> None:
+            watchers.append(stack.enter_context(RunFolder(run, done)))
+            for name in config.to:
+                _, service = EXTRAS[name]
+                watchers.append(stack.enter_context(service(run, done, settings)))
+
+        first_does(begin)
         yield Together(watchers)

@@ -29,14 +29,22 @@ def test_the_seed_decides_the_order(source):
     assert labels(stream(source, 4, seed=0), 6) != labels(stream(source, 4, seed=1), 6)
 
 
-def test_a_restored_stream_goes_on_where_it_was(source):
+def test_a_stream_begins_anywhere(source):
     batches = stream(source, 5, seed=0)
     labels(batches, 4)
-    state = batches.get_state()
-    expected = labels(batches, 4)
-    fresh = stream(source, 5, seed=0)
-    fresh.set_state(state)
-    assert labels(fresh, 4) == expected
+    assert labels(stream(source, 5, seed=0, start=4), 4) == labels(batches, 4)
+
+
+def test_processes_share_each_batch(source):
+    whole = stream(source, 6, seed=0)
+    parts = [stream(source, 6, seed=0, process=i, count=3) for i in range(3)]
+    for _ in range(4):
+        expected, rows = next(whole), [next(part) for part in parts]
+        assert np.concatenate([r["label"] for r in rows]).tolist() == expected["label"].tolist()
+        for row in rows:
+            assert row["index"].tolist() == expected["index"].tolist()
+    with pytest.raises(odelt.InputError, match="a multiple of the 4 processes; got 6"):
+        stream(source, 6, seed=0, count=4)
 
 
 def test_a_batch_is_images_and_labels(source):

@@ -17,7 +17,6 @@ from odelt_eqx.errors import DivergedError
 from odelt_eqx.objective import FlowMatching, LengthConsistency, MeanFlow, Shortcut
 from odelt_eqx.training import loop
 from odelt_eqx.training.loop import train
-from odelt_eqx.training.microbatches import deal
 from odelt_eqx.training.optimizer import make_optimizer
 from odelt_eqx.training.step import init_state, make_train_step
 from tests.conftest import TINY, TINY_RUN
@@ -113,17 +112,6 @@ def test_a_gradient_is_clipped_to_its_norm():
     _, expected = plain.update(clipped, plain.init(zeros), zeros)
     for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
-
-
-@pytest.mark.parametrize("parts", [2, 4, 8])
-@pytest.mark.parametrize("depths", [1, 2, 3, 5])
-def test_every_part_has_the_same_depths_and_every_example_counts_once(parts, depths):
-    depth = np.arange(16) % depths
-    dealt, counts = deal(depth, 16, parts)
-    assert sorted(dealt[counts].tolist()) == list(range(16))
-    assert (depth[dealt] == depth[dealt[0]]).all()
-    assert dealt.shape[1] <= 16 // parts + depths
-    assert deal(8, 16, parts)[0].shape == deal(None, 16, parts)[0].shape == (parts, 16 // parts)
 
 
 @pytest.mark.parametrize(
