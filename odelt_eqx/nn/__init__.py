@@ -1,4 +1,4 @@
-"""Networks: the diffusion transformer and its parts, and the autoencoder of its latents."""
+"""Networks: the diffusion transformer, the autoencoder of its latents, and Inception."""
 
 from odelt_eqx.nn.autoencoder import (
     Autoencoder as Autoencoder,
@@ -7,3 +7,4 @@ from odelt_eqx.nn.autoencoder import (
 )
 from odelt_eqx.nn.block import DiTBlock as DiTBlock
 from odelt_eqx.nn.dit import DiT as DiT, DiTConfig as DiTConfig
+from odelt_eqx.nn.inception import InceptionV3 as InceptionV3

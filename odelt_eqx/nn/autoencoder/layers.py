@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from odelt_eqx.nn.convolution import Convolution, convolve
+from odelt_eqx.nn.convolution import Convolution, convolution
 from odelt_eqx.nn.layers import affine, linear
 
 EPSILON = 1e-6
@@ -47,10 +47,10 @@ class ResidualBlock(eqx.Module):
         """Draw the weights; the input is projected where the width changes."""
         one, two, shortcut = jax.random.split(key, 3)
         self.norm1, self.norm2 = GroupNorm(inputs, groups), GroupNorm(outputs, groups)
-        self.conv1 = Convolution(inputs, outputs, 3, key=one)
-        self.conv2 = Convolution(outputs, outputs, 3, key=two)
+        self.conv1 = convolution(inputs, outputs, 3, one)
+        self.conv2 = convolution(outputs, outputs, 3, two)
         changes = inputs != outputs
-        self.conv_shortcut = Convolution(inputs, outputs, 1, key=shortcut) if changes else None
+        self.conv_shortcut = convolution(inputs, outputs, 1, shortcut) if changes else None
 
     def __call__(self, x: Float[Array, "batch h w in"]) -> Float[Array, "batch h w out"]:
         """Transform a batch."""
@@ -89,7 +89,7 @@ class Downsampler(eqx.Module):
 
     def __call__(self, x: Float[Array, "batch h w width"]) -> Float[Array, "batch h2 w2 width"]:
         """Halve height and width."""
-        return convolve(x, self.conv.weight, 2, [(0, 1), (0, 1)]) + self.conv.bias
+        return self.conv(x, 2, [(0, 1), (0, 1)])
 
 
 class Upsampler(eqx.Module):
@@ -125,7 +125,7 @@ class Level(eqx.Module):
             ResidualBlock(outputs if i else inputs, outputs, groups, key=key)
             for i, key in enumerate(keys)
         )
-        conv = Convolution(outputs, outputs, 3, key=sampling)
+        conv = convolution(outputs, outputs, 3, sampling)
         self.downsamplers = (Downsampler(conv),) if sampler is Downsampler else ()
         self.upsamplers = (Upsampler(conv),) if sampler is Upsampler else ()
 

@@ -17,7 +17,7 @@ from odelt_eqx.nn.autoencoder.layers import (
     Upsampler,
     levels_of,
 )
-from odelt_eqx.nn.convolution import Convolution
+from odelt_eqx.nn.convolution import Convolution, convolution
 
 LOG_VARIANCES = (-30.0, 20.0)
 """Bounds of the encoder's log-variance, before scaling."""
@@ -77,11 +77,11 @@ class Encoder(eqx.Module):
         """Draw the weights."""
         first, levels, middle, last = jax.random.split(key, 4)
         widths, groups = config.block_out_channels, config.norm_num_groups
-        self.conv_in = Convolution(3, widths[0], 3, key=first)
+        self.conv_in = convolution(3, widths[0], 3, first)
         self.down_blocks = levels_of(widths, config.layers_per_block, groups, Downsampler, levels)
         self.mid_block = MiddleLevel(widths[-1], groups, key=middle)
         self.conv_norm_out = GroupNorm(widths[-1], groups)
-        self.conv_out = Convolution(widths[-1], 2 * config.latent_channels, 3, key=last)
+        self.conv_out = convolution(widths[-1], 2 * config.latent_channels, 3, last)
 
     def __call__(self, x: Float[Array, "batch h w 3"]) -> Float[Array, "batch h2 w2 moments"]:
         """Return mean and log-variance, one after the other in the channels."""
@@ -103,11 +103,11 @@ class Decoder(eqx.Module):
         """Draw the weights."""
         first, levels, middle, last = jax.random.split(key, 4)
         widths, groups = config.block_out_channels[::-1], config.norm_num_groups
-        self.conv_in = Convolution(config.latent_channels, widths[0], 3, key=first)
+        self.conv_in = convolution(config.latent_channels, widths[0], 3, first)
         self.mid_block = MiddleLevel(widths[0], groups, key=middle)
         self.up_blocks = levels_of(widths, config.layers_per_block + 1, groups, Upsampler, levels)
         self.conv_norm_out = GroupNorm(widths[-1], groups)
-        self.conv_out = Convolution(widths[-1], 3, 3, key=last)
+        self.conv_out = convolution(widths[-1], 3, 3, last)
 
     def __call__(self, x: Float[Array, "batch h w latent"]) -> Float[Array, "batch h2 w2 3"]:
         """Return images."""
@@ -137,8 +137,8 @@ class Autoencoder(eqx.Module):
         encoder, decoder, quant, post_quant = jax.random.split(key, 4)
         moments, channels = 2 * config.latent_channels, config.latent_channels
         self.encoder = Encoder(config, key=encoder)
-        self.quant_conv = Convolution(moments, moments, 1, key=quant)
-        self.post_quant_conv = Convolution(channels, channels, 1, key=post_quant)
+        self.quant_conv = convolution(moments, moments, 1, quant)
+        self.post_quant_conv = convolution(channels, channels, 1, post_quant)
         self.decoder = Decoder(config, key=decoder)
         self.config = config
 
