@@ -1,7 +1,7 @@
 """What pictures are compared by: their pixels, or what Inception sees in them."""
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -18,6 +18,7 @@ SIDE = 299
 """Height and width that Inception is shown, in pixels."""
 
 
+@runtime_checkable
 class Features(Protocol):
     """Images (batch, height, width, channels) in [-1, 1] to vectors (batch, features).
 
