@@ -49,12 +49,19 @@ TINY = odelt.DiTConfig(
 
 
 def golden_weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Weights of the recorded networks, made from their names (Flax's, so the last axis is out)."""
+    """Weights of the recorded networks, made from their names.
+
+    The output axis is the last in Flax's slashed names, the first in PyTorch's dotted ones.
+    """
     z = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(tuple(shape))
     z = z.astype(np.float32)
-    if len(shape) == 1:
-        return np.float32(0.02) * z
-    return z / np.float32(np.sqrt(np.prod(shape) / shape[-1]))
+    leaf = name.replace("/", ".").split(".")[-1]
+    if len(shape) > 1:
+        outputs = shape[0] if "." in name else shape[-1]
+        return z / np.float32(np.sqrt(np.prod(shape) / outputs))
+    if leaf == "var":
+        return 1 + np.float32(0.1) * np.abs(z)
+    return 1 + np.float32(0.1) * z if leaf in ("scale", "weight") else np.float32(0.02) * z
 
 
 def assert_matches(ours, reference):

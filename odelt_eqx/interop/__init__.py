@@ -1,5 +1,10 @@
 """Weights from elsewhere and for elsewhere; no file is ever trusted."""
 
+from odelt_eqx.interop.autoencoder import (
+    autoencoder_from_weights as autoencoder_from_weights,
+    load_autoencoder as load_autoencoder,
+)
+from odelt_eqx.interop.inception import load_inception as load_inception
 from odelt_eqx.interop.reference import (
     dit_from_reference as dit_from_reference,
     load_reference as load_reference,

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from odelt_eqx.errors import InputError
+from odelt_eqx.interop.named import check_names, listed
 from odelt_eqx.interop.unpickle import unpickle
 from odelt_eqx.nn.block import DiTBlock
 from odelt_eqx.nn.dit import DiT, DiTConfig
@@ -94,7 +95,8 @@ def dit_from_reference(weights: Weights, config: DiTConfig) -> DiT:
         fresh = embedding(config.depth + 1, config.hidden_size, jax.random.key(0))
         weights = {**weights, LENGTH_TABLE: np.asarray(fresh.weight)}
     slots = list(_slots(template))
-    _check_names({name for names, _ in slots for name in names}, set(weights))
+    wanted = {name for names, _ in slots for name in names}
+    check_names(wanted, set(weights) - UNUSED, "the checkpoint is not of this config")
     arrays, wrong = {}, []
     for names, slot in slots:
         array = _assemble(names, weights)
@@ -103,24 +105,8 @@ def dit_from_reference(weights: Weights, config: DiTConfig) -> DiT:
         else:
             arrays[id(slot)] = jnp.asarray(array, slot.dtype)
     if wrong:
-        raise InputError(f"parameters of another shape than the config's: {_listed(wrong)}")
+        raise InputError(f"parameters of another shape than the config's: {listed(wrong)}")
     return jax.tree.map(lambda slot: arrays[id(slot)], template)
-
-
-def _check_names(wanted: set[str], found: set[str]) -> None:
-    missing, extra = wanted - found, found - wanted - UNUSED
-    problems = [
-        f"{what}: {_listed(sorted(names))}"
-        for what, names in (("missing", missing), ("left over", extra))
-        if names
-    ]
-    if problems:
-        raise InputError(f"the checkpoint is not of this config; {'; '.join(problems)}")
-
-
-def _listed(names: list[str], most: int = 8) -> str:
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:

@@ -1,0 +1,11 @@
+"""Stable Diffusion's autoencoder: images to latents an eighth as large, and back.
+
+The modules' fields have the names of the published files, as in
+`encoder.down_blocks.0.resnets.1.conv2.weight`, so that a loader needs no table.
+"""
+
+from odelt_eqx.nn.autoencoder.network import (
+    Autoencoder as Autoencoder,
+    AutoencoderConfig as AutoencoderConfig,
+    decode_in_chunks as decode_in_chunks,
+)

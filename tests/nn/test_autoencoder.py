@@ -1,0 +1,193 @@
+"""The autoencoder: the numbers of diffusers' `AutoencoderKL`, recorded in `tests/golden`."""
+
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from odelt_eqx.errors import InputError
+from odelt_eqx.interop import load_autoencoder
+from odelt_eqx.nn import Autoencoder, AutoencoderConfig, decode_in_chunks
+from tests.conftest import GOLDEN, golden_weight
+
+SCALE = 0.18215
+
+
+def recorded(name: str):
+    """What was recorded, the weights by name, and the config as diffusers writes it."""
+    file = np.load(GOLDEN / f"autoencoder_{name}.npz")
+    shapes = json.loads(str(file["names"]))
+    return file, {n: golden_weight(n, s) for n, s in shapes.items()}, str(file["config"])
+
+
+def nhwc(array: np.ndarray) -> np.ndarray:
+    return array.transpose(0, 2, 3, 1)
+
+
+def error(ours, reference) -> float:
+    """The largest difference over the largest value."""
+    return float(np.abs(ours - nhwc(reference)).max() / np.abs(reference).max())
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return recorded("tiny")
+
+
+@pytest.fixture
+def folder(tmp_path, tiny):
+    """The tiny network as diffusers lays it out."""
+    safetensors.numpy.save_file(tiny[1], tmp_path / "diffusion_pytorch_model.safetensors")
+    (tmp_path / "config.json").write_text(tiny[2])
+    return tmp_path
+
+
+def check_parity(autoencoder, file):
+    mean, log_variance = autoencoder.encode(nhwc(file["image_nchw"]))
+    assert error(mean / SCALE, file["mean_nchw"]) < 1e-4
+    assert error(log_variance - 2 * np.log(SCALE), file["logvar_nchw"]) < 1e-4
+    images = autoencoder.decode(SCALE * nhwc(file["latent_nchw"]))
+    assert error(images, file["decoded_nchw"]) < 1e-4
+
+
+def parameters(module) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(module))
+
+
+def test_a_small_network_computes_what_was_recorded(folder, tiny):
+    check_parity(load_autoencoder(folder), tiny[0])
+
+
+def test_the_full_network_computes_what_was_recorded(tmp_path):
+    file, weights, _ = recorded("sd")
+    path = tmp_path / "sd.safetensors"
+    safetensors.numpy.save_file(weights, path)
+    autoencoder = load_autoencoder(path)  # alone, so that the sizes are those of the arrays
+    path.unlink()
+    assert autoencoder.config == AutoencoderConfig()
+    assert parameters(autoencoder) == 83_653_863
+    check_parity(autoencoder, file)
+
+
+def test_the_log_variance_is_clipped_before_it_is_scaled(folder, tiny):
+    weights = tiny[1] | {"quant_conv.bias": np.array(4 * [0] + 2 * [1e3] + 2 * [-1e3], np.float32)}
+    safetensors.numpy.save_file(weights, folder / "diffusion_pytorch_model.safetensors")
+    _, log_variance = load_autoencoder(folder).encode(jnp.zeros((1, 8, 8, 3)))
+    bounds = np.array([20, 20, -30, -30]) + 2 * np.log(SCALE)
+    np.testing.assert_allclose(log_variance, np.broadcast_to(bounds, (1, 4, 4, 4)), rtol=1e-6)
+
+
+def test_draws_have_the_moments_of_the_encoder(folder, tiny):
+    autoencoder = load_autoencoder(folder)
+    image = jnp.asarray(nhwc(tiny[0]["image_nchw"])[:1, :4, :4])
+    mean, log_variance = autoencoder.encode(image)
+    keys = jax.random.split(jax.random.key(0), 4000)
+    drawn = jax.vmap(lambda key: autoencoder.draw_latents(image, key)[0])(keys)
+    deviation = np.exp(log_variance[0] / 2)
+    assert np.max(np.abs(drawn.mean(0) - mean[0]) / deviation) < 5 / np.sqrt(4000)
+    np.testing.assert_allclose(drawn.std(0), deviation, rtol=0.07)
+
+
+def test_chunks_give_what_one_batch_gives(folder):
+    autoencoder = load_autoencoder(folder)
+    latents = np.random.default_rng(0).standard_normal((5, 4, 4, 4)).astype(np.float32)
+    whole = autoencoder.decode(jnp.asarray(latents))
+    np.testing.assert_allclose(decode_in_chunks(autoencoder, latents, 2), whole, atol=1e-5)
+    assert decode_in_chunks(autoencoder, latents[:0], 2).shape == (0, 8, 8, 3)
+
+
+def test_old_names_of_the_attention_half_precision_and_the_vae_subfolder(folder, tiny, tmp_path):
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    weights = {}
+    for name, array in tiny[1].items():
+        for new, before in old.items():
+            name = name.replace(f".{new}.", f".{before}.")
+        weights[name] = array.astype(np.float16)
+    pipeline = tmp_path / "pipeline" / "vae"
+    pipeline.mkdir(parents=True)
+    (folder / "config.json").rename(pipeline / "config.json")
+    safetensors.numpy.save_file(weights, pipeline / "diffusion_pytorch_model.safetensors")
+    autoencoder = load_autoencoder(pipeline.parent)
+    assert {leaf.dtype for leaf in jax.tree.leaves(autoencoder)} == {np.dtype("float32")}
+    images = autoencoder.decode(SCALE * nhwc(tiny[0]["latent_nchw"]))
+    assert error(images, tiny[0]["decoded_nchw"]) < 5e-3  # what half precision leaves
+
+
+def test_each_mistake_is_one_line(folder, tiny):
+    file = folder / "diffusion_pytorch_model.safetensors"
+    config = json.loads(tiny[2])
+
+    def refused(weights, config, *words):
+        safetensors.numpy.save_file(weights, file)
+        (folder / "config.json").write_text(json.dumps(config))
+        with pytest.raises(InputError) as caught:
+            load_autoencoder(folder)
+        assert "\n" not in str(caught.value)
+        assert all(word in str(caught.value) for word in words), caught.value
+
+    weights = dict(tiny[1])
+    bias = weights.pop("decoder.conv_in.bias")
+    refused(weights, config, "missing: decoder.conv_in.bias")
+    refused(tiny[1] | {"loss.logvar": bias}, config, "left over: loss.logvar")
+    refused(tiny[1] | {"decoder.conv_in.bias": bias[:3]}, config, "decoder.conv_in.bias (3,)")
+    refused(tiny[1], config | {"layers_per_block": 2}, "missing: decoder.up_blocks.0.resnets.2")
+    refused(tiny[1], config | {"block_out_channels": [32, 60]}, "norm_num_groups 8", "60")
+    refused(tiny[1], config | {"use_quant_conv": False}, "use_quant_conv False")
+    refused(tiny[1], config | {"down_block_types": ["AttnDown"]}, "AttnDown")
+    refused(tiny[1], [], "config.json is no config")
+    (folder / "config.json").unlink()
+    weights = {n: a[:33] if n.endswith("0.conv1.weight") else a for n, a in tiny[1].items()}
+    safetensors.numpy.save_file(weights, file)
+    with pytest.raises(InputError, match="multiples of norm_num_groups"):
+        load_autoencoder(file)
+    file.write_bytes(b"no tensors")
+    with pytest.raises(InputError, match=r"is no \.safetensors file"):
+        load_autoencoder(file)
+    file.unlink()
+    with pytest.raises(InputError, match="there is no diffusion_pytorch_model"):
+        load_autoencoder(folder)
+    with pytest.raises(InputError, match="there is no file"):
+        load_autoencoder(folder / "nothing")
+
+
+def test_the_hub_is_an_extra(monkeypatch, folder, tiny):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(InputError, match=r"pip install 'odelt-eqx\[hub\]'"):
+        load_autoencoder("hub:someone/something")
+
+
+def test_the_hub_hands_over_a_folder(monkeypatch, folder, tiny):
+    asked = []
+
+    class Hub:
+        @staticmethod
+        def snapshot_download(name, allow_patterns):
+            asked.append((name, allow_patterns))
+            if name == "nobody/nothing":
+                raise RuntimeError("404:\nnot found")
+            return str(folder)
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", Hub)
+    assert load_autoencoder("hub:someone/something").config.block_out_channels == (32, 64)
+    assert asked[0][0] == "someone/something"
+    assert "vae/config.json" in asked[0][1]
+    with pytest.raises(InputError, match="hub:nobody/nothing cannot be had: 404: not found"):
+        load_autoencoder("hub:nobody/nothing")
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    config = AutoencoderConfig((8, 8), 1, 4)
+    autoencoder = Autoencoder(config, key=jax.random.key(0))
+    with pytest.raises(InputError, match=r"multiples of 2 pixels .* 5 x 4"):
+        autoencoder.encode(jnp.zeros((1, 5, 4, 3)))
+    with pytest.raises(InputError, match="4 channels; got 3"):
+        autoencoder.decode(jnp.zeros((1, 4, 4, 3)))
+    with pytest.raises(InputError, match="chunk must be at least 1"):
+        decode_in_chunks(autoencoder, np.zeros((1, 4, 4, 4), np.float32), 0)
+    for wrong in ({"block_out_channels": ()}, {"layers_per_block": 0}, {"scaling_factor": 0.0}):
+        with pytest.raises(InputError):
+            AutoencoderConfig(**wrong)
