@@ -41,7 +41,6 @@ from odelt_eqx.hosts import Hosts
 from odelt_eqx.training import loop
 
 run, layout, stop, index, port = sys.argv[1:]
-jax.config.update("jax_disable_most_optimizations", True)
 hosts = Hosts(coordinator=f"localhost:{port}", count=2, index=int(index)) if port else Hosts()
 hosts.join()
 
@@ -69,7 +68,7 @@ sys.exit(status)
 def start(run, layout, *, devices, stop="", index=0, port=""):
     """Train in a process of its own, which has so many devices, until it is done."""
     save_config(dataclasses.replace(RUN, sharding=layout), run.with_name(f"{layout}.json"))
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
     words = [sys.executable, "-c", PROCESS, run, layout, stop, index, port]
     return subprocess.Popen(
         list(map(str, words)),
