@@ -7,10 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from odelt_eqx.data import ArraySource
+from odelt_eqx.data import Source, in_memory
 from odelt_eqx.evaluation.grid import GridConfig
 from odelt_eqx.nn.dit import DiT
 from odelt_eqx.sampling import log_likelihood
+
+IMAGES = 1000
+"""Held-out images that the bits are measured on, at most."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,13 +33,14 @@ class Bits:
     evaluations: float
 
 
-def measure_bits(model: DiT, held_out: ArraySource, config: GridConfig) -> Sequence[Bits]:
-    """Return the bits per dimension of the held-out images at each depth of the map.
+def measure_bits(model: DiT, held_out: Source, config: GridConfig) -> Sequence[Bits]:
+    """Return the bits per dimension of held-out images, at most `IMAGES`, at each depth of the map.
 
     Where the images have grey levels, uniform noise as wide as the step between two is added, and
     the result is a bound on the bits of the levels themselves; else it is that of the density.
     """
-    images = held_out.images
+    chosen = in_memory(held_out, IMAGES)
+    images = chosen.images
     noise_key, probe_key = jax.random.split(jax.random.key(config.seed))
     offset = 0.0
     if held_out.levels:
@@ -51,7 +55,7 @@ def measure_bits(model: DiT, held_out: ArraySource, config: GridConfig) -> Seque
             found = log_likelihood(
                 model,
                 jnp.asarray(images[start : start + size]),
-                jnp.asarray(held_out.labels[start : start + size]),
+                jnp.asarray(chosen.labels[start : start + size]),
                 probes=config.likelihood,
                 key=jax.random.fold_in(probe_key, index),
                 length=config.length,

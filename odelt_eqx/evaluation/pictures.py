@@ -101,8 +101,8 @@ def save_map(cells: Sequence[Cell], real: Quality, path: Path) -> None:
             panels[0, column].plot(x, [100 * cell.quality.accuracy for cell in row], **style)
             panels[1, column].plot(x, [cell.quality.frechet for cell in row], **style)
     for column, label in enumerate(("network evaluations", "milliseconds per picture")):
-        panels[0, column].axhline(100 * real.accuracy, color="grey", ls="--", label="real digits")
-        panels[1, column].axhline(real.frechet, color="grey", ls="--", label="real digits")
+        panels[0, column].axhline(100 * real.accuracy, color="grey", ls="--", label="real data")
+        panels[1, column].axhline(real.frechet, color="grey", ls="--", label="real data")
         panels[1, column].set(xlabel=label, xscale="log")
         panels[1, column].xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     worst = min(cell.quality.accuracy for cell in cells)

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from odelt_eqx.data import ArraySource, open_source
+from odelt_eqx.data import ArraySource, in_memory, open_source
 from odelt_eqx.evaluation.devices import on_all_devices
 from odelt_eqx.evaluation.grid import Cell, GridConfig, draw_noise, measure
 from odelt_eqx.evaluation.likelihood import Bits, measure_bits
@@ -19,8 +19,11 @@ from odelt_eqx.evaluation.quality import FEATURES, Judge, Quality
 from odelt_eqx.files import replacing
 from odelt_eqx.nn.dit import DiT
 from odelt_eqx.ode.plan import Adaptive, FixedSteps
+from odelt_eqx.progress import Progress
 from odelt_eqx.training.checkpoint import run_config
-from odelt_eqx.training.progress import Progress
+
+EXAMPLES = 10_000
+"""Training pictures and held-out pictures that others are judged by, at most so many of each."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +62,9 @@ def evaluate(run: Path, config: GridConfig, out: Path | None = None) -> list[Pat
 def _evaluate(model: DiT, run: Path, config: GridConfig, out: Path | None) -> list[Path]:
     for depth in config.depths:
         model.config.check_depth(depth)
-    name = run_config(run).data
-    train, held_out = open_source(name, "train"), open_source(name, "held-out")
+    data = run_config(run).data
+    unseen = open_source(data, "held-out")
+    train, held_out = in_memory(open_source(data, "train"), EXAMPLES), in_memory(unseen, EXAMPLES)
     judge = Judge(train, held_out)
     noise, labels = draw_noise(model, config)
     bounds = _bounds(judge, train, held_out, np.asarray(noise), labels)
@@ -86,7 +90,7 @@ def _evaluate(model: DiT, run: Path, config: GridConfig, out: Path | None) -> li
             figures = {"evaluations": cell.evaluations, "accuracy": cell.quality.accuracy}
             progress.show(depth=cell.depth, **figures)
             progress.advance()
-    bits = measure_bits(model, held_out, config) if config.likelihood else ()
+    bits = measure_bits(model, unseen, config) if config.likelihood else ()
     with replacing(markdown) as beside:
         beside.write_text(_markdown(cells, bounds, bits, config))
     with replacing(data) as beside:
@@ -120,7 +124,7 @@ def _markdown(
         f"| {cell.quality.frechet / bounds.real.frechet:.2f} × | {cell.milliseconds:.3f} |"
         for cell in cells
     ]
-    for name, quality in (("real digits", bounds.real), ("noise", bounds.noise)):
+    for name, quality in (("real data", bounds.real), ("noise", bounds.noise)):
         rows.append(
             f"| {name} | | | | | {100 * quality.accuracy:.1f} % | {quality.frechet:.2f} "
             f"| {quality.frechet / bounds.real.frechet:.2f} × | |"
