@@ -9,6 +9,7 @@ from absl import flags
 from jaxtyping import Int
 
 from odelt_eqx.data.source import Source
+from odelt_eqx.data.workers import follow_parent
 from odelt_eqx.errors import InputError
 
 Batch = dict[str, Any]
@@ -85,7 +86,7 @@ def stream(
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # grain hands absl's flags on to its workers
     options = grain.MultiprocessingOptions(loading.workers, loading.buffer)
-    return iter(batches.to_iter_dataset(_ahead(loading)).mp_prefetch(options))
+    return iter(batches.to_iter_dataset(_ahead(loading)).mp_prefetch(options, follow_parent))
 
 
 def _ahead(loading: Loading) -> grain.ReadOptions:

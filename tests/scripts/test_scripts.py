@@ -12,6 +12,7 @@ import odelt_eqx as odelt
 from odelt_eqx.nn.flops import velocity_flops
 from odelt_eqx.objective import TRAIN_TYPES
 from tests.conftest import GOLDEN, TINY
+from tests.data.makers import write_pictures
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
@@ -97,6 +98,17 @@ def test_info_tells_what_a_run_is_and_touches_nothing(command, tiny_run):
     assert ["examples", "1,437", "360"] in rows
 
 
+def test_prepare_makes_shards_that_train_reads(command, tmp_path):
+    source, out = write_pictures(tmp_path / "pictures"), tmp_path / "out"
+    words = ("--size", 8, "--workers", 1, "--held-out.share", 0.3)
+    status, printed, _ = command("prepare.py", source, out, *words)
+    assert (status, printed.split()) == (0, [str(out / "skipped.jsonl"), str(out / "index.json")])
+    words = ("--model.num-classes", 1, "--run", "nowhere", "data:shards", "--data.folder", out)
+    status, _, errors = command("train.py", *words)
+    assert status == 2
+    assert f"the network takes images of shape (8, 8, 1), {out} has (8, 8, 3)" in errors
+
+
 NO_SHARDS = "error: shards/imagenet-latents is no folder of shards: it has no index.json"
 LENGTH = ("objective:length-consistency",)
 SHORTCUT = (*LENGTH, "objective.objective:shortcut")
@@ -163,6 +175,8 @@ MISTAKES = [
     (("convert.py", "digits", "RUN", "RUN"), "exists; choose another path"),
     (("train.py", "data:npz", "--data.path", "no.npz"), "no.npz holds no images and labels"),
     (("train.py", "--loading.threads", "0"), "threads must be at least 1; got 0"),
+    (("prepare.py", "nowhere", "out"), "there is no folder or file nowhere"),
+    (("prepare.py", "RUN", "out", "--part", "4/3"), "like 3/16; got 4/3"),
     (("train.py", "digit"), "no preset is called 'digit'; did you mean digits?"),
     (("train.py", "digits", "--run", "RUN"), "exists; use --resume to go on with it"),
     (("train.py", "digits", "meanflow"), "called 'meanflow'; did you mean mean-flow?"),
