@@ -9,19 +9,24 @@ import tyro
 
 from odelt_eqx import cli
 from odelt_eqx.data.prepare import PrepareConfig, prepare
+from odelt_eqx.latents import LatentConfig, encode_shards
 
 
 @dataclasses.dataclass(frozen=True)
 class Prepare:
-    """Decode pictures once, in parallel, and write them as shards with an index.
+    """Decode pictures once, in parallel, and write them as shards with an index; or encode these.
 
     The same command goes on where it was interrupted. What cannot be used is passed over and listed
     in OUT/skipped.jsonl. The source is only read.
 
     Args:
-        source: a folder of pictures, a zip, an uncompressed tar, or Parquet files.
+        source: a folder of pictures, a zip, an uncompressed tar, or Parquet files; with `latents`,
+            shards of pictures.
         out: folder of the shards.
         config: how.
+        latents: weights of Stable Diffusion's autoencoder, a file, a folder or hub:OWNER/NAME:
+            write the latents of the pictures, and of their mirror images, on all devices.
+        batch_size: pictures encoded at once.
     """
 
     source: tyro.conf.Positional[Path]
@@ -29,13 +34,19 @@ class Prepare:
     config: Annotated[PrepareConfig, tyro.conf.arg(name="")] = dataclasses.field(
         default_factory=PrepareConfig
     )
+    latents: str | None = None
+    batch_size: int = 32
 
 
 def run() -> None:
     """Read the command line, prepare, print where the results are."""
-    jax.config.update("jax_platforms", "cpu")  # nothing here is for an accelerator
     args = tyro.cli(Prepare)
-    print(*prepare(args.source, args.out, args.config), sep="\n")
+    if args.latents is not None:
+        encoding = LatentConfig(args.latents, args.batch_size, args.config.part)
+        cli.tell(*encode_shards(args.source, args.out, encoding))
+        return
+    jax.config.update("jax_platforms", "cpu")  # nothing here is for an accelerator
+    cli.tell(*prepare(args.source, args.out, args.config))
 
 
 if __name__ == "__main__":

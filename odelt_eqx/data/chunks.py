@@ -77,7 +77,7 @@ def write_chunk(chunk: Chunk) -> Outcome:
     """
     try:
         with ExitStack() as stack:
-            files = {split: _Shard(chunk.shard(split)) for split in SPLITS}
+            files = {split: ShardWriter(chunk.shard(split)) for split in SPLITS}
             for file in files.values():
                 stack.callback(file.discard)
             skipped = []
@@ -127,19 +127,22 @@ def _pixels(chunk: Chunk) -> Iterator[np.ndarray | str]:
             yield " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
-class _Shard:
+class ShardWriter:
     """A file of records, written beside its place; without records there is none."""
 
     def __init__(self, path: Path):
+        """Begin a file that `keep` puts at `path`."""
         self._path, self._partial = path, beside(path)
         self._writer: ArrayRecordWriter | None = None
 
     def write(self, record: bytes) -> None:
+        """Append a record."""
         writer = self._writer or ArrayRecordWriter(str(self._partial), OPTIONS)
         self._writer = writer
         writer.write(record)
 
     def keep(self) -> None:
+        """Put the file, whole, in its place."""
         if self._writer is None:
             self._path.unlink(missing_ok=True)
             return
@@ -148,6 +151,7 @@ class _Shard:
         os.replace(self._partial, self._path)
 
     def discard(self) -> None:
+        """Remove what was not kept."""
         if self._writer is not None:
             self._writer.close()
         self._partial.unlink(missing_ok=True)

@@ -66,11 +66,11 @@ class PrepareConfig:
                 raise InputError(f"{name} must be at least 1; got {getattr(self, name)}")
         if not 0 <= self.max_failures <= 1:
             raise InputError(f"max_failures must lie in [0, 1]; got {self.max_failures}")
-        _share(self.part)
+        share_of(self.part)
 
 
-def _share(part: str) -> tuple[int, int]:
-    """Return which part, from 0, of how many."""
+def share_of(part: str) -> tuple[int, int]:
+    """Return which part, from 0, of how many: "3/16" is (2, 16)."""
     found = re.fullmatch(r"(\d+)/(\d+)", part)
     which, of = map(int, found.groups()) if found else (0, 0)
     if not 1 <= which <= of:
@@ -98,7 +98,7 @@ def prepare(source: Path, out: Path, config: PrepareConfig) -> list[Path]:
     """
     chunks, class_names, layout = _chunks(source, out, config)
     _begin(out, chunks, class_names, config)
-    which, of = _share(config.part)
+    which, of = share_of(config.part)
     own = chunks[which::of]
     total = sum(len(chunk.originals) for chunk in own)
     outcomes = {chunk.number: known for chunk in own if (known := outcome_of(chunk))}
