@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from odelt_eqx.config import TrainConfig
 from odelt_eqx.errors import DivergedError, InputError, Interrupted, SolveError
+from odelt_eqx.hosts import is_first
 from odelt_eqx.presets import of_type, preset
 
 
@@ -35,6 +36,12 @@ def run_of_command_line() -> tuple[str, TrainConfig, list[str]]:
 def _begins_with_name(words: list[str]) -> bool:
     """Whether the first word is neither an option nor the choice of a type."""
     return bool(words) and not words[0].startswith("-") and ":" not in words[0]
+
+
+def tell(*lines: object) -> None:
+    """Print results, one a line, in the first process alone."""
+    if is_first():
+        print(*lines, sep="\n")
 
 
 def main(run: Callable[[], None]) -> None:

@@ -36,8 +36,7 @@ def run() -> None:
     """Read the command line, measure, print where the results are."""
     args = tyro.cli(Evaluate)
     args.hosts.join()
-    for path in (*evaluate(args.run, args.grid, args.out), *validate(args.run, args.out)):
-        print(path)
+    cli.tell(*evaluate(args.run, args.grid, args.out), *validate(args.run, args.out))
 
 
 if __name__ == "__main__":

@@ -35,8 +35,8 @@ def run() -> None:
     paths, stats = draw_samples(args.run, args.config)
     for name, values in stats.counts.items():
         low, high = min(values), max(values)
-        print(f"{name} per picture: {low:g}" + (f" to {high:g}" if high > low else ""))
-    print(*paths, sep="\n")
+        cli.tell(f"{name} per picture: {low:g}" + (f" to {high:g}" if high > low else ""))
+    cli.tell(*paths)
 
 
 if __name__ == "__main__":

@@ -47,8 +47,7 @@ def run() -> None:
     args = tyro.cli(Train, default=default, args=words, description=description)
     args.hosts.join()
     train(args.config, args.run, resume=args.resume, overwrite=args.overwrite)
-    for path in (*evaluate(args.run, GridConfig()), *validate(args.run)):
-        print(path)
+    cli.tell(*evaluate(args.run, GridConfig()), *validate(args.run))
 
 
 if __name__ == "__main__":

@@ -152,6 +152,7 @@ def _one_batch(
     depth: int,
     when: TrainingTime,
 ) -> tuple[Array, Array, Array]:
+    images, labels = whole((images, labels))
     draws = objective.draw(key, len(labels), networks.config, when)
     targets = objective.targets(draws, images, labels, networks)
     targets = dataclasses.replace(targets, depth=depth)

@@ -77,7 +77,7 @@ def _checkpoints(run: Path) -> Iterator[tuple[str, str, str]]:
 def _latest(run: Path) -> list[tuple[str, str, str]]:
     """Return a row for each figure, with the step that it was last written at."""
     path = run / METRICS
-    latest: dict[str, tuple[int, float]] = {}
+    latest: dict[str, tuple[int, float | None]] = {}
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
             row = json.loads(line)
@@ -85,7 +85,8 @@ def _latest(run: Path) -> list[tuple[str, str, str]]:
         except (json.JSONDecodeError, KeyError):  # half a line: it is being written
             continue
         latest |= {name: (step, value) for name, value in row.items()}
-    return [(name, str(step), f"{value:g}") for name, (step, value) in latest.items()]
+    shown = lambda value: "not finite" if value is None else f"{value:g}"
+    return [(name, str(step), shown(value)) for name, (step, value) in latest.items()]
 
 
 def _value(value: object) -> str:

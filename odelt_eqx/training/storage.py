@@ -61,9 +61,10 @@ def quietly() -> Iterator[None]:
     for logger in loggers:
         logger.addFilter(_is_news)
     sys.unraisablehook = without_abandoned
-    warnings.filterwarnings("ignore", message="coroutine .* was never awaited")
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="coroutine .* was never awaited")
+            yield
     finally:
         sys.unraisablehook = hook
         for logger in loggers:

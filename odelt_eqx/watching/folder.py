@@ -1,6 +1,7 @@
 """What of a run can be followed in its folder: figures as JSON lines, pictures as PNG."""
 
 import json
+import math
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -31,8 +32,10 @@ class RunFolder(AbstractContextManager):
         self._file.close()
 
     def write(self, step: int, **figures: float) -> None:
-        """Write one line and hand it to the operating system at once."""
-        rounded = {name: float(f"{value:.6g}") for name, value in figures.items()}
+        """Write one line, null for what is not finite, and hand it to the system at once."""
+        # JSON has no number that is not finite
+        finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
+        rounded = {n: v if v is None else float(f"{v:.6g}") for n, v in finite.items()}
         self._file.write(json.dumps({"step": step, **rounded}) + "\n")
         self._file.flush()
 
