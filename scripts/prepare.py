@@ -9,24 +9,24 @@ import tyro
 
 from odelt_eqx import cli
 from odelt_eqx.data.prepare import PrepareConfig, prepare
-from odelt_eqx.latents import LatentConfig, encode_shards
+from odelt_eqx.interop import load_autoencoder
+from odelt_eqx.latents import prepare_latents
 
 
 @dataclasses.dataclass(frozen=True)
 class Prepare:
-    """Decode pictures once, in parallel, and write them as shards with an index; or encode these.
+    """Decode pictures once, in parallel, and write them as shards with an index.
 
     The same command goes on where it was interrupted. What cannot be used is passed over and listed
     in OUT/skipped.jsonl. The source is only read.
 
     Args:
-        source: a folder of pictures, a zip, an uncompressed tar, or Parquet files; with `latents`,
-            shards of pictures.
+        source: a folder of pictures, a zip, an uncompressed tar, or Parquet files.
         out: folder of the shards.
         config: how.
-        latents: weights of Stable Diffusion's autoencoder, a file, a folder or hub:OWNER/NAME:
-            write the latents of the pictures, and of their mirror images, on all devices.
-        batch_size: pictures encoded at once.
+        latents: write latents, of an autoencoder as diffusers publishes it: a folder, a
+            `.safetensors` file or hub:OWNER/NAME. The source may be shards of pictures.
+        batch_size: pictures that the autoencoder is shown at once.
     """
 
     source: tyro.conf.Positional[Path]
@@ -35,18 +35,19 @@ class Prepare:
         default_factory=PrepareConfig
     )
     latents: str | None = None
-    batch_size: int = 32
+    batch_size: int = 16
 
 
 def run() -> None:
     """Read the command line, prepare, print where the results are."""
     args = tyro.cli(Prepare)
-    if args.latents is not None:
-        encoding = LatentConfig(args.latents, args.batch_size, args.config.part)
-        cli.tell(*encode_shards(args.source, args.out, encoding))
-        return
-    jax.config.update("jax_platforms", "cpu")  # nothing here is for an accelerator
-    cli.tell(*prepare(args.source, args.out, args.config))
+    if args.latents is None:
+        jax.config.update("jax_platforms", "cpu")  # nothing here is for an accelerator
+        paths = prepare(args.source, args.out, args.config)
+    else:
+        network = load_autoencoder(args.latents)
+        paths = prepare_latents(args.source, args.out, args.config, network, args.batch_size)
+    print(*(paths or ["the other parts are yet to be done"]), sep="\n")
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ class PrepareConfig:
 
 
 def share_of(part: str) -> tuple[int, int]:
-    """Return which part, from 0, of how many: "3/16" is (2, 16)."""
+    """Return which part, from 0, of how many."""
     found = re.fullmatch(r"(\d+)/(\d+)", part)
     which, of = map(int, found.groups()) if found else (0, 0)
     if not 1 <= which <= of:
@@ -171,7 +171,7 @@ def _begin(
     shape = {name: getattr(config, name) for name in ("size", "channels", "chunk")}
     plan = {"version": VERSION, **shape, "pictures": fingerprint.hexdigest()}
     path = out / PLAN
-    with _writing(out):
+    with writing(out):
         if path.is_file():
             begun = _begun(path)
             different = [name for name in plan if begun.get(name) != plan[name]]
@@ -215,7 +215,7 @@ def _outcomes(chunks: Sequence[Chunk], workers: int) -> Iterator[Outcome]:
 
 
 def _write_skipped(out: Path, outcomes: Iterable[Outcome]) -> None:
-    with _writing(out), replacing(out / SKIPPED) as beside, beside.open("w") as file:
+    with writing(out), replacing(out / SKIPPED) as beside, beside.open("w") as file:
         for name, reason in itertools.chain.from_iterable(o.skipped for o in outcomes):
             print(json.dumps({"name": name, "reason": reason}), file=file)
 
@@ -237,12 +237,12 @@ def _write_index(
         classes[split] = tuple(total[label] for label in range(len(class_names)))
     skipped = sum(len(outcome.skipped) for outcome in outcomes)
     index = Index(VERSION, layout, class_names, shards, classes, held_out, skipped)
-    with _writing(out):
+    with writing(out):
         save_index(index, out)
 
 
 @contextmanager
-def _writing(out: Path) -> Iterator[None]:
+def writing(out: Path) -> Iterator[None]:
     """Turn a file system's refusal into one line."""
     try:
         yield
