@@ -23,4 +23,5 @@ from odelt_eqx.sampling import (
     sample_with_stats as sample_with_stats,
     trajectory as trajectory,
 )
+from odelt_eqx.sharding import make_mesh as make_mesh, placed as placed
 from odelt_eqx.training.checkpoint import load as load

@@ -7,7 +7,7 @@ from typing import Any
 
 import cattrs
 
-from odelt_eqx.data import DataName
+from odelt_eqx.data import Data, Digits, Loading
 from odelt_eqx.errors import InputError
 from odelt_eqx.nn.dit import DiTConfig
 from odelt_eqx.objective import LengthConsistency, TimeObjective
@@ -67,8 +67,8 @@ class TrainConfig:
         model: shape of the network; `ignore_step` follows from the objective.
         objective: what the network regresses on.
         optimizer: how it is updated.
-        data: what it learns: "digits", scikit-learn's 8 x 8 handwritten digits, or one of the
-            latent sets of the published runs, which cannot be read yet.
+        data: what it learns.
+        loading: how that is read; of it only `flip` changes what is learned.
         init_from: a run folder or a `.safetensors` file whose weights are the first ones, with
             their average where it has one.
         teacher: a run folder or a `.safetensors` file whose averaged weights teach the time axis,
@@ -92,7 +92,8 @@ class TrainConfig:
     model: DiTConfig
     objective: LengthConsistency | TimeObjective = LengthConsistency()
     optimizer: OptimizerConfig = OptimizerConfig()
-    data: DataName = "digits"
+    data: Data = Digits()
+    loading: Loading = Loading()
     init_from: str | None = None
     teacher: str | None = None
     time: FixedSteps | Adaptive = FixedSteps(steps=16)
@@ -134,7 +135,7 @@ class TrainConfig:
 
 
 def _converter() -> cattrs.Converter:
-    return converter(TimeObjective, LengthConsistency | TimeObjective)
+    return converter(TimeObjective, LengthConsistency | TimeObjective, Data)
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:

@@ -74,7 +74,11 @@ def evenly(rows: Tree) -> Tree:
 
 
 def whole(tree: Tree) -> Tree:
-    """Under `jit`, give all of every array to each device, so that any process can look at it."""
+    """Under `jit`, give all of every array to each device.
+
+    Results can then be looked at in any process, and arguments may have any number of rows: XLA
+    would lay them out as they are used, and fail where they do not come out even.
+    """
     if devices_in_use() == 1:
         return tree
     return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, PartitionSpec()), tree)

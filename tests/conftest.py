@@ -1,9 +1,24 @@
 """Fixtures that several tests share: tiny networks, compiled once per worker."""
 
+import atexit
 import dataclasses
 import json
+import os
+import shutil
+import tempfile
 import zlib
+from importlib.metadata import version
 from pathlib import Path
+
+# The tests mostly compile. These reach the processes that tests start, too.
+if version("jaxlib").startswith(("0.9.", "0.10.")):  # one that does not know the flag aborts
+    faster = "--xla_cpu_use_fusion_emitters=false"  # compiles in half the time
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {faster}"
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # what one worker compiles serves all
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = programs = tempfile.mkdtemp(prefix="programs-")
+    atexit.register(shutil.rmtree, programs, ignore_errors=True)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
 
 import equinox as eqx
 import jax
@@ -15,8 +30,6 @@ from odelt_eqx.config import OptimizerConfig, TrainConfig
 from odelt_eqx.interop import dit_from_reference
 from odelt_eqx.interop.reference import _assemble, _slots
 from odelt_eqx.training.loop import train
-
-jax.config.update("jax_disable_most_optimizations", True)  # the tests mostly compile
 
 MAPS = Path("/proc/self/maps")
 

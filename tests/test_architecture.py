@@ -14,6 +14,7 @@ ROOT = Path(odelt_eqx.__file__).parent
 LAYERS = {
     "errors": 0,
     "files": 2,
+    "progress": 2,
     "sharding": 1,
     "hosts": 1,
     "images": 3,

@@ -1,60 +1,97 @@
-"""Where images come from: sources that any index can be read from."""
+"""What training and evaluation ask of data: examples that any index can be read from."""
 
-from collections.abc import Callable
-from typing import Literal, Protocol, SupportsIndex, TypedDict, runtime_checkable
+import abc
+from collections.abc import Sequence
+from typing import Literal, SupportsIndex, TypedDict
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 
-from odelt_eqx.errors import InputError
-
-DataName = Literal["digits", "celeba-hq-latents", "imagenet-latents"]
 Split = Literal["train", "held-out"]
+Pixels = UInt8[np.ndarray, "height width channels"] | Float[np.ndarray, "height width channels"]
 
 
 class Example(TypedDict):
-    """One image, float32 in [-1, 1], and its class."""
+    """One image, float32, a picture in [-1, 1], and its class."""
 
     image: Float[np.ndarray, "height width channels"]
     label: Int[np.ndarray, ""]
 
 
-@runtime_checkable
-class Source(Protocol):
-    """A random-access source of examples, as grain reads them."""
+class Source(abc.ABC):
+    """One split of a data set, as grain reads it; any thread or process may read at any time.
 
+    Attributes:
+        image_shape: shape of one image, (height, width, channels).
+        class_names: name of each class, by label.
+        levels: grey levels of a pixel, 256 for 8 bits; None where there are none.
+        random: whether an example is another each time it is seen.
+    """
+
+    image_shape: tuple[int, ...]
+    class_names: tuple[str, ...]
+    levels: int | None = None
+    random: bool = False
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are; 1 if nothing is labelled."""
+        return len(self.class_names)
+
+    @abc.abstractmethod
     def __len__(self) -> int:
         """Return the number of examples."""
-        ...
 
+    @abc.abstractmethod
     def __getitem__(self, index: SupportsIndex) -> Example:
-        """Return example `index`."""
-        ...
+        """Return example `index`, the same at all times."""
+
+    def draw(self, index: SupportsIndex, rng: np.random.Generator, flip: bool) -> Example:
+        """Return example `index` as it is seen this time.
+
+        Args:
+            index: which.
+            rng: decides what is left to chance; nothing else does.
+            flip: show the mirror image, left for right, half of the times.
+        """
+        example = self[index]
+        return mirrored(example) if flip and rng.random() < 0.5 else example
+
+    def describe(self) -> dict[str, str]:
+        """Return what there is to say of the data, by name."""
+        names = ", ".join(self.class_names[:10]) + (", ..." if self.num_classes > 10 else "")
+        return {
+            "examples": f"{len(self):,}",
+            "shape": " x ".join(map(str, self.image_shape)),
+            "levels": str(self.levels or "continuous"),
+            "classes": f"{self.num_classes}: {names}",
+        }
 
 
-class ArraySource:
+class ArraySource(Source):
     """Examples held in memory."""
 
     def __init__(
         self,
-        images: Float[np.ndarray, "count height width channels"],
+        images: Float[np.ndarray, "count height width channels"]
+        | UInt8[np.ndarray, "count height width channels"],
         labels: Int[np.ndarray, " count"],
         levels: int | None = None,
+        class_names: Sequence[str] = (),
     ):
-        """Hold `images`, float32 in [-1, 1], their classes, and how many grey levels they have."""
-        self.images = images
-        self.labels = labels
-        self.levels = levels
+        """Hold images and their classes.
 
-    @property
-    def image_shape(self) -> tuple[int, ...]:
-        """Shape of one image, (height, width, channels)."""
-        return self.images.shape[1:]
-
-    @property
-    def num_classes(self) -> int:
-        """One more than the largest class."""
-        return int(self.labels.max()) + 1
+        Args:
+            images: float32 in [-1, 1], or 8 bits.
+            labels: their classes.
+            levels: grey levels; 256 of 8 bits.
+            class_names: by label; their numbers unless given.
+        """
+        self.images, self.labels = images, labels
+        self.levels = 256 if images.dtype == np.uint8 else levels
+        self.image_shape = images.shape[1:]
+        count = int(labels.max()) + 1 if len(labels) else 0
+        self.class_names = tuple(class_names) or tuple(map(str, range(count)))
 
     def __len__(self) -> int:
         """Return the number of examples."""
@@ -62,35 +99,34 @@ class ArraySource:
 
     def __getitem__(self, index: SupportsIndex) -> Example:
         """Return example `index`."""
-        return {"image": self.images[index], "label": self.labels[index]}
+        return {"image": as_float(self.images[index]), "label": self.labels[index]}
 
 
-def digits(split: Split) -> ArraySource:
-    """Return scikit-learn's bundled 8 x 8 handwritten digits, 1,797 of them in ten classes.
+def as_float(pixels: np.ndarray) -> Float[np.ndarray, "..."]:
+    """Return pixels as float32 in [-1, 1]; those that are no bytes are so already."""
+    return pixels.astype(np.float32) / 127.5 - 1 if pixels.dtype == np.uint8 else pixels
 
-    One in five of each class, the same ones always, is held out.
+
+def mirrored(example: Example) -> Example:
+    """Return the mirror image, left for right."""
+    return {"image": example["image"][:, ::-1], "label": example["label"]}
+
+
+def in_memory(source: Source, count: int) -> ArraySource:
+    """Return at most `count` examples as arrays, float32 in [-1, 1]: all, or the same ones always.
 
     Args:
-        split: "train" (1,437 digits) or "held-out" (360).
+        source: where they come from; `random` ones are taken as `source[index]` has them.
+        count: how many; where there are more, so many are chosen evenly at random.
     """
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    pixels, classes = load_digits(return_X_y=True)
-    images = (pixels.reshape(-1, 8, 8, 1) / 8 - 1).astype(np.float32)
-    labels = classes.astype(np.int32)
-    every = np.arange(len(labels))
-    train, held_out = train_test_split(every, test_size=0.2, stratify=labels, random_state=0)
-    chosen = train if split == "train" else held_out
-    return ArraySource(images[chosen], labels[chosen], levels=17)
-
-
-SOURCES: dict[DataName, Callable[[Split], ArraySource]] = {"digits": digits}
-"""The data sets that can be read."""
-
-
-def open_source(name: DataName, split: Split) -> ArraySource:
-    """Return a split of the data set called `name`; an InputError if it cannot be read yet."""
-    if name not in SOURCES:
-        raise InputError(f"the data {name!r} cannot be read yet; there is {', '.join(SOURCES)}")
-    return SOURCES[name](split)
+    if len(source) <= count and isinstance(source, ArraySource) and source.images.dtype != np.uint8:
+        return source
+    chosen = np.arange(len(source))
+    if len(source) > count:
+        chosen = np.sort(np.random.default_rng(0).choice(len(source), count, replace=False))
+    images = np.empty((len(chosen), *source.image_shape), np.float32)
+    labels = np.empty(len(chosen), np.int32)
+    for row, index in enumerate(chosen):
+        example = source[index]
+        images[row], labels[row] = example["image"], example["label"]
+    return ArraySource(images, labels, source.levels, source.class_names)

@@ -125,7 +125,7 @@ class ClassifierFeatures(eqx.Module):
 
 @eqx.filter_jit
 def _dealt_out(features: Features, images: Images) -> Float[Array, "batch features"]:
-    return whole(features(evenly(jnp.asarray(images))))
+    return whole(features(evenly(whole(jnp.asarray(images)))))
 
 
 def features_of(features: Features, images: Images) -> Float[np.ndarray, "batch features"]:

@@ -6,11 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from odelt_eqx.data import ArraySource
-from odelt_eqx.data.reading import in_batches
+from odelt_eqx.data import Source
+from odelt_eqx.data.reading import in_batches, some
 from odelt_eqx.evaluation.grid import GridConfig
 from odelt_eqx.nn.dit import DiT
 from odelt_eqx.sampling import log_likelihood
+
+IMAGES = 1000
+"""Held-out images that the bits are measured on, at most."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +36,9 @@ class Bits:
 
 
 def measure_bits(
-    model: DiT, held_out: ArraySource, config: GridConfig, depth: int, guidance: float
+    model: DiT, held_out: Source, config: GridConfig, depth: int, guidance: float
 ) -> Bits:
-    """Return the bits per dimension of the held-out images.
+    """Return the bits per dimension of the held-out images, of at most `IMAGES`.
 
     Where the images have grey levels, uniform noise as wide as the step between two is added, and
     the result is a bound on the bits of the levels themselves; else it is that of the density.
@@ -44,8 +47,9 @@ def measure_bits(
     noise_key, probe_key = jax.random.split(jax.random.key(config.seed))
     step = 2 / (held_out.levels - 1) if held_out.levels else 0.0
     offset = -np.log2(step) if step else 0.0
-    size = len(held_out) // -(-len(held_out) // config.batch_size)
-    places = range(len(held_out) // size * size)
+    places = some(held_out, IMAGES)
+    size = len(places) // -(-len(places) // config.batch_size)
+    places = places[: len(places) // size * size]
     bits, evaluations = [], []
     for index, (images, labels) in enumerate(in_batches(held_out, places, size)):
         noise = jax.random.uniform(jax.random.fold_in(noise_key, index), images.shape) - 0.5

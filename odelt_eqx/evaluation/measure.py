@@ -144,7 +144,7 @@ def base_settings(model: DiT, judge: Judge, config: GridConfig, data: Any) -> di
     plan = config.length or model.config.length
     return {
         "weights": fingerprint(model),
-        "data": converter().unstructure(data),
+        "data": data,
         "features": judge.features.name,
         "reference": judge.reference,
         "length": converter().unstructure(plan, FixedSteps | Adaptive),

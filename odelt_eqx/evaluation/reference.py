@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
-from odelt_eqx.data import DataName, open_source
+from odelt_eqx.data import Data, Digits, open_source
 from odelt_eqx.data.reading import in_batches
 from odelt_eqx.data.source import Split
 from odelt_eqx.errors import InputError
@@ -12,7 +12,7 @@ from odelt_eqx.evaluation.choice import FeaturesConfig, Pixels
 from odelt_eqx.evaluation.features import Images
 from odelt_eqx.evaluation.moments import Statistics, save_statistics, statistics_of
 from odelt_eqx.hosts import first_does
-from odelt_eqx.training.progress import Progress
+from odelt_eqx.progress import Progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,7 @@ class ReferenceConfig:
         batch_size: pictures in memory at once.
     """
 
-    data: DataName = "digits"
+    data: Data = Digits()
     split: Split = "train"
     batch_size: int = 250
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from odelt_eqx.config import TrainConfig
+from odelt_eqx.config import TrainConfig, to_dict
 from odelt_eqx.data import open_source
 from odelt_eqx.evaluation.choice import FeaturesConfig, Pixels
 from odelt_eqx.evaluation.devices import device, on_all_devices
@@ -24,9 +24,9 @@ from odelt_eqx.evaluation.table import TABLE, Bounds, Map, markdown
 from odelt_eqx.files import replacing
 from odelt_eqx.hosts import first_does, first_says, is_first
 from odelt_eqx.nn.dit import DiT
+from odelt_eqx.progress import Progress
 from odelt_eqx.serial import converter
 from odelt_eqx.training.checkpoint import Checkpoints, run_config
-from odelt_eqx.training.progress import Progress
 
 FILES = ("grid.png", "table.md", TABLE, "table.png", "report.html")
 
@@ -101,7 +101,7 @@ def _measured(
 ) -> Map | None:
     """Return the map, in the first process alone."""
     store = Store(folder / ROWS)
-    base = base_settings(model, judge, config, asked.data)
+    base = base_settings(model, judge, config, to_dict(asked)["data"])
     total = config.count * len(config.points(model.config.depths))
     cells = []
     with Progress("evaluate (pictures)", total) as progress:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, Key, Real
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from odelt_eqx.data import ArraySource, open_source
+from odelt_eqx.data import ArraySource, in_memory, open_source
 from odelt_eqx.evaluation.devices import on_all_devices
 from odelt_eqx.files import replacing
 from odelt_eqx.nn.dit import DiT
@@ -86,7 +86,7 @@ def _measured(model: DiT, run: Path) -> list[Loss]:
     teacher = placed(load_teacher(run) or model, jax.sharding.get_mesh())
     networks = Networks(Teacher(model), Teacher(model), Teacher(teacher))
     when = TrainingTime(config.steps - 1, config.steps)
-    source = open_source(config.data, "held-out")
+    source = in_memory(open_source(config.data, "held-out"), DRAWS)
     return [
         loss
         for depth in model.config.depths
@@ -152,6 +152,7 @@ def _one_batch(
     depth: int,
     when: TrainingTime,
 ) -> tuple[Array, Array, Array]:
+    images, labels = whole((images, labels))
     draws = objective.draw(key, len(labels), networks.config, when)
     targets = objective.targets(draws, images, labels, networks)
     targets = dataclasses.replace(targets, depth=depth)

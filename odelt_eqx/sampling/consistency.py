@@ -53,7 +53,7 @@ def consistency_sample(
 def _renoise(
     model: DiT, noise: Array, labels: Array, plans: Setting, key: Key[Array, ""]
 ) -> tuple[Array, SolveStats]:
-    time, batch = plans.time, noise.shape[:1]
+    (noise, labels), time, batch = whole((noise, labels)), plans.time, noise.shape[:1]
     assert isinstance(time, FixedSteps)  # for the type checker: the caller has made sure
     field = plans.field(model, labels, plans.depth)
     step_index = jnp.broadcast_to(time.step_index(model.config.flow_index), batch)

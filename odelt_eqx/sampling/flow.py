@@ -205,5 +205,5 @@ def _solve(
         )
 
     alone = isinstance(plans.time, Adaptive) and plans.time.per_example
-    start, labels = evenly((start, labels))
+    start, labels = evenly(whole((start, labels)))
     return whole((one_by_one(solve) if alone else solve)(start, labels, plans.depth))

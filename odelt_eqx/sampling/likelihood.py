@@ -134,5 +134,5 @@ def _solve(
         )
 
     alone = isinstance(plans.time, Adaptive) and plans.time.per_example
-    images, labels, probes = evenly((images, labels, probes))
+    images, labels, probes = evenly(whole((images, labels, probes)))
     return whole((one_by_one(solve) if alone else solve)(images, labels, plans.depth, probes))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from odelt_eqx.sharding import evenly
+from odelt_eqx.sharding import evenly, whole
 
 
 @partial(jax.jit, static_argnames="shape")
@@ -28,4 +28,4 @@ def noise_of(
     """
     key = jax.random.key(seed)
     draw = lambda place: jax.random.normal(jax.random.fold_in(key, place), shape)
-    return jax.vmap(draw)(evenly(jnp.asarray(places)))
+    return jax.vmap(draw)(evenly(whole(jnp.asarray(places))))

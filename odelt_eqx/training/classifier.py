@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from contextlib import closing
 from pathlib import Path
 
 import equinox as eqx
@@ -10,13 +11,14 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from odelt_eqx.data import DataName, Source, open_source, stream
+from odelt_eqx.data import Data, Digits, Loading, Source, open_source, stream
 from odelt_eqx.data.reading import in_batches
 from odelt_eqx.errors import InputError
 from odelt_eqx.files import replacing
 from odelt_eqx.interop.safetensors import write_module
 from odelt_eqx.nn.classifier import ConvNet, ConvNetConfig
-from odelt_eqx.training.progress import Progress
+from odelt_eqx.progress import Progress
+from odelt_eqx.serial import converter
 
 WEIGHTS = "classifier.safetensors"
 REPORT = "classifier.json"
@@ -28,6 +30,7 @@ class ClassifierConfig:
 
     Args:
         data: what it learns.
+        loading: how that is read; `flip` shows mirror images as well.
         width: channels of the first convolution.
         features: values in the layer that pictures are compared by.
         steps: training steps.
@@ -37,7 +40,8 @@ class ClassifierConfig:
         seed: decides the first weights and the order of the data.
     """
 
-    data: DataName = "digits"
+    data: Data = Digits()
+    loading: Loading = Loading()
     width: int = 32
     features: int = 128
     steps: int = 2000
@@ -80,7 +84,7 @@ def train_classifier(config: ClassifierConfig, out: Path) -> tuple[float, list[P
     out.mkdir(parents=True, exist_ok=True)
     weights, report = out / WEIGHTS, out / REPORT
     write_module(network, shape, weights)
-    told = {**dataclasses.asdict(config), "held_out": len(held_out), "accuracy": accuracy}
+    told = {**converter(Data).unstructure(config), "held_out": len(held_out), "accuracy": accuracy}
     with replacing(report) as beside:
         beside.write_text(json.dumps(told, indent=2) + "\n")
     return accuracy, [weights, report]
@@ -101,8 +105,9 @@ def _fitted(config: ClassifierConfig, network: ConvNet, train: Source) -> ConvNe
         updates, state = optimizer.update(gradient, state, weights)
         return eqx.apply_updates(network, updates), state, loss
 
-    batches = stream(train, min(config.batch_size, len(train)), config.seed)
-    with Progress("train the classifier", config.steps) as progress:
+    size = min(config.batch_size, len(train))
+    reading = closing(stream(train, size, config.seed, loading=config.loading))
+    with reading as batches, Progress("train the classifier", config.steps) as progress:
         for index in range(config.steps):
             batch = next(batches)
             network, state, loss = step(network, state, batch["image"], batch["label"])

@@ -14,6 +14,8 @@ from odelt_eqx.files import beside, replacing
 from odelt_eqx.training.checkpoint import CHECKPOINTS, CONFIG, can_resume, run_config
 
 LOCK = ".lock"
+FREE = ("watch.", "sharding", "loading.threads", "loading.workers", "loading.buffer")
+"""Fields of a config that may change when a run goes on."""
 REFUSALS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
     *(errno.ENOTDIR, errno.ENOENT, errno.ENAMETOOLONG),
@@ -109,13 +111,14 @@ def _fresh(path: Path) -> Path:
 def _check_same(config: TrainConfig, run: Path) -> None:
     """Raise an InputError that names the first fields in which `config` is not the run's.
 
-    What is watched, and how devices share the work, may change: they are nothing of the run.
+    What is watched, how devices share the work and how data are read ahead may change: they are
+    nothing of the run.
     """
     asked, saved = map(flat, (config, run_config(run)))
     different = [
         f"{name} is {asked.get(name)}, was {saved.get(name)}"
         for name in sorted(asked.keys() | saved.keys())
-        if asked.get(name) != saved.get(name) and not name.startswith(("watch.", "sharding"))
+        if asked.get(name) != saved.get(name) and not name.startswith(FREE)
     ]
     if different:
         raise InputError(f"{run} was started with another config: {'; '.join(different[:5])}")

@@ -8,7 +8,9 @@ from pathlib import Path
 import equinox as eqx
 import jax
 
-from odelt_eqx.config import flat
+from odelt_eqx.config import TrainConfig, flat
+from odelt_eqx.data import open_source
+from odelt_eqx.errors import InputError
 from odelt_eqx.interop.truncate import truncate
 from odelt_eqx.nn.dit import DiT, DiTConfig
 from odelt_eqx.nn.flops import velocity_flops
@@ -17,7 +19,7 @@ from odelt_eqx.watching.folder import METRICS
 
 
 def describe(run: Path) -> str:
-    """Return a run's size, checkpoints, latest figures and config as tables of plain text.
+    """Return a run's size, checkpoints, figures, data and config as tables of plain text.
 
     It reads, and neither writes nor computes on a device, so that a run can be looked at while it
     goes on.
@@ -33,6 +35,7 @@ def describe(run: Path) -> str:
         _table(("depth", "parameters", "FLOPs of a velocity"), _sizes(config.model)),
         _table(("checkpoint", "written", "megabytes"), _checkpoints(run)),
         _table(("figure", "step", "latest value"), _latest(run)),
+        _table(("data", "train", "held-out"), _data(config)),
         _table(("option", "value"), [(k, _value(v)) for k, v in flat(config).items()]),
     ]
     return "\n\n".join(tables)
@@ -46,6 +49,17 @@ def _sizes(config: DiTConfig) -> Iterator[tuple[str, str, str]]:
         count = sum(leaf.size for leaf in jax.tree.leaves(model))
         name = "plain" if depth is None else str(depth)
         yield name, f"{count:,}", f"{velocity_flops(config, depth):,}"
+
+
+def _data(config: TrainConfig) -> Iterator[tuple[str, ...]]:
+    """Yield a row for each thing there is to say of the data, if they can be read from here."""
+    try:
+        train = open_source(config.data, "train").describe()
+        held_out = open_source(config.data, "held-out").describe()
+    except InputError as error:
+        yield "not read", str(error)
+        return
+    yield from ((name, train[name], held_out[name]) for name in train)
 
 
 def _checkpoints(run: Path) -> Iterator[tuple[str, str, str]]:

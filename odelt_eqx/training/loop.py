@@ -1,7 +1,7 @@
 """A training run from its config to its last checkpoint."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import equinox as eqx
@@ -10,9 +10,10 @@ import numpy as np
 from jaxtyping import Array
 
 from odelt_eqx.config import TrainConfig, to_dict
-from odelt_eqx.data import ArraySource, Batch, open_source, stream
+from odelt_eqx.data import Batch, Batches, Loading, Source, open_source, stream
 from odelt_eqx.errors import InputError
 from odelt_eqx.hosts import first_does
+from odelt_eqx.progress import Progress
 from odelt_eqx.sharding import check_batch, make_mesh, placed, spread_rows
 from odelt_eqx.training.checkpoint import Checkpoints
 from odelt_eqx.training.convert import init_from
@@ -21,7 +22,6 @@ from odelt_eqx.training.guard import RecentBatches
 from odelt_eqx.training.optimizer import learning_rate, make_optimizer
 from odelt_eqx.training.pace import Pace
 from odelt_eqx.training.previews import Previews
-from odelt_eqx.training.progress import Progress
 from odelt_eqx.training.signals import StopSignals
 from odelt_eqx.training.step import (
     Images,
@@ -72,8 +72,8 @@ def train(
         stop = stack.enter_context(StopSignals())
         recent = RecentBatches(config.log_every)
         previews = Previews(config, log, pace := Pace(config))
-        steps = range(done + 1, config.steps + 1)
-        for step, batch in zip(steps, job.batches(done), strict=False):
+        batches = stack.enter_context(closing(job.batches(done)))
+        for step, batch in zip(range(done + 1, config.steps + 1), batches, strict=False):
             recent.add(step, batch["index"])
             state, metrics = job.step(state, batch, step)
             pace.advance(metrics)
@@ -145,20 +145,22 @@ class _Job:
         )
         self._data = data
         size = min(len(unseen), HELD_OUT) // self._mesh.size * self._mesh.size
-        self._held_out = self._rows(next(self._stream(unseen, size)))
+        with closing(self._stream(unseen, size, loading=Loading())) as batches:
+            self._held_out = self._rows(next(batches))
 
-    def _stream(self, source: ArraySource, size: int, start: int = 0) -> Iterator[Batch]:
+    def _stream(self, source: Source, size: int, start: int = 0, *, loading: Loading) -> Batches:
         """Return this process's share of the batches of a source."""
-        who, of = jax.process_index(), jax.process_count()
-        return stream(source, size, self._config.seed, start=start, process=who, count=of)
+        own = {"process": jax.process_index(), "count": jax.process_count(), "loading": loading}
+        return stream(source, size, self._config.seed, start=start, **own)
 
     def _rows(self, batch: Batch) -> tuple[Images, Labels]:
         """Return a batch on all devices, of which this process has read its share."""
         return spread_rows((batch["image"], batch["label"]), self._mesh)
 
-    def batches(self, done: int) -> Iterator[Batch]:
+    def batches(self, done: int) -> Batches:
         """Return the batches after `done` steps."""
-        return self._stream(self._data, self._config.batch_size, done)
+        config = self._config
+        return self._stream(self._data, config.batch_size, done, loading=config.loading)
 
     def step(self, state: TrainState, batch: Batch, step: int) -> tuple[TrainState, dict]:
         """Return the state and the metrics of `step`; `state` is donated."""
@@ -178,7 +180,7 @@ class _Job:
         return float(held_out_loss(state, objective, *self._held_out, self._held_out_key, steps))
 
 
-def _check_fits(config: TrainConfig, data: ArraySource) -> None:
+def _check_fits(config: TrainConfig, data: Source) -> None:
     """Raise an InputError if the network has another input or fewer classes than the data."""
     if config.model.image_shape != data.image_shape:
         raise InputError(

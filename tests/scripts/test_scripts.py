@@ -12,6 +12,7 @@ import odelt_eqx as odelt
 from odelt_eqx.nn.flops import velocity_flops
 from odelt_eqx.objective import TRAIN_TYPES
 from tests.conftest import GOLDEN, TINY
+from tests.data.makers import write_pictures
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
@@ -94,8 +95,21 @@ def test_info_tells_what_a_run_is_and_touches_nothing(command, tiny_run):
     last = json.loads((tiny_run / "metrics.jsonl").read_text().splitlines()[-1])
     assert figures["held_out_loss"] == ["6", f"{last['held_out_loss']:g}"]
     assert ["model.hidden_size", "16"] in rows
+    assert ["examples", "1,437", "360"] in rows
 
 
+def test_prepare_makes_shards_that_train_reads(command, tmp_path):
+    source, out = write_pictures(tmp_path / "pictures"), tmp_path / "out"
+    words = ("--size", 8, "--workers", 1, "--held-out.share", 0.3)
+    status, printed, _ = command("prepare.py", source, out, *words)
+    assert (status, printed.split()) == (0, [str(out / "skipped.jsonl"), str(out / "index.json")])
+    words = ("--model.num-classes", 1, "--run", "nowhere", "data:shards", "--data.folder", out)
+    status, _, errors = command("train.py", *words)
+    assert status == 2
+    assert f"the network takes images of shape (8, 8, 1), {out} has (8, 8, 3)" in errors
+
+
+NO_SHARDS = "error: shards/imagenet-latents is no folder of shards: it has no index.json"
 LENGTH = ("objective:length-consistency",)
 SHORTCUT = (*LENGTH, "objective.objective:shortcut")
 README_FLAGS = [
@@ -114,6 +128,8 @@ README_FLAGS = [
     ("objective:consistency", "--objective.class-dropout", "0"),
     ("--teacher", "runs/x"),
     ("--watch.sample-every", "500", "--watch.sample-steps", "1", "4", "--watch.peak-flops", "1e12"),
+    ("--loading.workers", "2", "--loading.threads", "1", "--loading.buffer", "2"),
+    (*SHORTCUT, "data:shards", "--data.folder", "shards/imagenet-latents"),
     ("--watch.to", "tensorboard", "wandb", "--watch.sample-depths", "4", "12"),
 ]
 
@@ -122,7 +138,7 @@ README_FLAGS = [
 def test_a_word_chooses_the_training_type(command, name):
     status, _, errors = command("train.py", "imagenet-b", name, "--run", "nowhere")
     assert status == 2
-    assert "error: the data 'imagenet-latents' cannot be read yet" in errors
+    assert NO_SHARDS in errors
 
 
 @pytest.mark.parametrize("words", README_FLAGS, ids=" ".join)
@@ -130,13 +146,37 @@ def test_the_flags_of_the_readme_are_understood(command, words):
     """They are, if all that is missing in the end is the data."""
     status, _, errors = command("train.py", "imagenet-b", "--run", "nowhere", *words)
     assert status == 2
-    assert "error: the data 'imagenet-latents' cannot be read yet" in errors
+    assert NO_SHARDS in errors
+
+
+DATA = [
+    ("data:idx", "--data.pad", "2", "--data.class-names", "a", "b"),
+    ("data:folder", "--data.size", "32", "--data.channels", "1", "--data.held-out.share", "0.1"),
+    ("data:tfds", "--data.size", "32", "--data.held-out.seed", "1"),
+    ("data:shards",),
+]
+
+
+@pytest.mark.parametrize("words", DATA, ids=" ".join)
+def test_every_kind_of_data_is_chosen_by_its_name(command, words):
+    """It is, if all that is missing in the end is the folder."""
+    status, _, errors = command(
+        "train.py", "fashion", "--run", "nowhere", *words, "--data.folder", "/no/where"
+    )
+    assert status == 2
+    assert errors.startswith("error: ")
+    assert "/no/where" in errors
+    assert errors.count("\n") == 1
 
 
 MISTAKES = [
-    (("train.py", "imagenet-b"), "the data 'imagenet-latents' cannot be read yet"),
+    (("train.py", "imagenet-b"), "shards/imagenet-latents is no folder of shards"),
     (("convert.py", "digits", "nowhere.pkl", "out"), "there is no file nowhere.pkl"),
     (("convert.py", "digits", "RUN", "RUN"), "exists; choose another path"),
+    (("train.py", "data:npz", "--data.path", "no.npz"), "no.npz holds no images and labels"),
+    (("train.py", "--loading.threads", "0"), "threads must be at least 1; got 0"),
+    (("prepare.py", "nowhere", "out"), "there is no folder or file nowhere"),
+    (("prepare.py", "RUN", "out", "--part", "4/3"), "like 3/16; got 4/3"),
     (("train.py", "digit"), "no preset is called 'digit'; did you mean digits?"),
     (("train.py", "digits", "--run", "RUN"), "exists; use --resume to go on with it"),
     (("train.py", "digits", "meanflow"), "called 'meanflow'; did you mean mean-flow?"),

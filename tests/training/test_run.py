@@ -13,9 +13,9 @@ from odelt_eqx.config import load_config, save_config
 from odelt_eqx.data import digits
 from odelt_eqx.objective import TRAIN_TYPES, FlowMatching, LengthConsistency, Shortcut
 from odelt_eqx.presets import of_type, preset
+from odelt_eqx.progress import Progress
 from odelt_eqx.training import loop
 from odelt_eqx.training.loop import train
-from odelt_eqx.training.progress import Progress
 from tests.conftest import TINY_RUN
 
 MEASURED = {"step_seconds", "examples_per_second", "process_peak_resident_bytes"}

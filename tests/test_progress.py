@@ -1,7 +1,7 @@
 """Progress without a terminal is plain lines."""
 
-from odelt_eqx.training import progress
-from odelt_eqx.training.progress import Progress
+from odelt_eqx import progress
+from odelt_eqx.progress import Progress
 
 
 def test_plain_lines_have_the_count_the_rate_the_time_left_and_the_figures(capfd, monkeypatch):

@@ -1,0 +1,230 @@
+"""Pictures from anywhere become the same shards, however the work is cut and interrupted."""
+
+import json
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+
+import odelt_eqx as odelt
+from odelt_eqx.data import Folder, HeldOut, Shards, chunks
+from odelt_eqx.data.prepare import PrepareConfig, prepare
+from odelt_eqx.data.records import load_index
+from tests.data.bad_pictures import UNUSABLE, USABLE, write_all
+from tests.data.makers import write_pictures
+
+HELD = HeldOut(0.3)
+
+
+def config(**changes):
+    return PrepareConfig(**{"size": 8, "held_out": HELD, "chunk": 5, "workers": 1, **changes})
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    return write_pictures(tmp_path / "pictures", count=9)
+
+
+def contents(folder):
+    """Every file of shards, and the index."""
+    files = [*folder.glob("*.array_record"), folder / "index.json", folder / "skipped.jsonl"]
+    return {path.name: path.read_bytes() for path in files}
+
+
+def test_shards_hold_what_the_folder_holds(pictures, tmp_path):
+    before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in pictures.rglob("*.png")}
+    skipped, index = prepare(pictures, tmp_path / "out", config())
+    assert skipped.read_text() == ""
+    assert {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in pictures.rglob("*.png")} == before
+    shards, folder = Shards(tmp_path / "out"), Folder(pictures, size=8, held_out=HELD)
+    for split in ("train", "held-out"):
+        ours, theirs = shards.open(split), folder.open(split)
+        assert (len(ours), ours.class_names) == (len(theirs), theirs.class_names)
+        for i in range(len(ours)):
+            np.testing.assert_array_equal(ours[i]["image"], theirs[i]["image"])
+            assert ours[i]["label"] == theirs[i]["label"]
+    found = load_index(index.parent)
+    assert sum(map(sum, found.classes.values())) == 18
+    assert found.classes["train"][0] + found.classes["held-out"][0] == 9
+    assert (found.held_out, found.skipped, found.layout.shape) == (HELD, 0, (8, 8, 3))
+
+
+def as_zip(source, path):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(source.rglob("*.png")):
+            archive.write(file, f"set/{file.relative_to(source)}")
+    return path
+
+
+def as_tar(source, path):
+    with tarfile.open(path, "w") as archive:
+        archive.add(source, "set")
+    return path
+
+
+def as_parquet(source, path):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path.mkdir()
+    files = sorted(source.rglob("*.png"))
+    features = {"label": {"_type": "ClassLabel", "names": ["cats", "dogs"]}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    for number in range(2):
+        own = files[9 * number : 9 * number + 9]
+        rows = [{"bytes": file.read_bytes(), "path": file.name} for file in own]
+        labels = [int(file.parent.name == "dogs") for file in own]
+        table = pa.table({"image": rows, "label": labels}).replace_schema_metadata(metadata)
+        pq.write_table(table, path / f"{number}.parquet", row_group_size=4)
+    return path
+
+
+@pytest.mark.parametrize("pack", [as_zip, as_tar, as_parquet])
+def test_archives_and_tables_give_what_a_folder_gives(pictures, tmp_path, pack):
+    source = pack(pictures, tmp_path / pack.__name__[3:])
+    prepare(source, tmp_path / "out", config())
+    found = [Shards(tmp_path / "out").open(split) for split in ("train", "held-out")]
+    assert all(source.class_names == ("cats", "dogs") for source in found)
+    seen = {
+        (int(e["label"]), round(127.5 * float(e["image"][0, 0, 0] + 1)))
+        for source in found
+        for e in map(source.__getitem__, range(len(source)))
+    }
+    assert seen == {(label, 40 * label + 5 * n) for label in (0, 1) for n in range(9)}
+
+
+def test_the_shards_are_the_same_however_the_work_is_shared(pictures, tmp_path):
+    prepare(pictures, tmp_path / "alone", config())
+    for part in ("2/3", "3/3"):
+        paths = prepare(pictures, tmp_path / "parts", config(part=part))
+        assert paths == [tmp_path / "parts" / "skipped.jsonl"]
+    paths = prepare(pictures, tmp_path / "parts", config(part="1/3", workers=2))
+    assert paths[-1] == tmp_path / "parts" / "index.json"
+    assert contents(tmp_path / "alone") == contents(tmp_path / "parts")
+
+
+def test_an_interrupted_job_goes_on_and_keeps_what_is_whole(pictures, tmp_path, monkeypatch):
+    prepare(pictures, tmp_path / "whole", config())
+    out, decode, calls = tmp_path / "out", chunks.decode, []
+
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) == 8:
+            raise KeyboardInterrupt
+        return decode(*args)
+
+    monkeypatch.setattr(chunks, "decode", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(pictures, out, config())
+    assert not list(out.glob(".*.partial*"))
+    assert not (out / "index.json").exists()
+    with pytest.raises(odelt.InputError, match="is no folder of shards"):
+        Shards(out).open("train")
+    kept = {p: p.stat().st_mtime_ns for p in out.glob("*.array_record")}
+    assert kept
+    prepare(pictures, out, config())
+    assert len(calls) == 8 + 13  # the five of the first chunk are not decoded again
+    assert {p: p.stat().st_mtime_ns for p in kept} == kept
+    assert contents(out) == contents(tmp_path / "whole")
+    prepare(pictures, out, config())
+    assert len(calls) == 8 + 13
+
+
+def test_pictures_that_cannot_be_used_are_listed_with_the_reason(tmp_path):
+    source, out = write_all(tmp_path / "all"), tmp_path / "out"
+    with pytest.raises(odelt.InputError, match=r"more than max_failures 0\.01; .*says why"):
+        prepare(source, out, config())
+    skipped, _ = prepare(source, out, config(max_failures=0.5))
+    rows = {row["name"]: row["reason"] for row in map(json.loads, skipped.open())}
+    assert set(rows) == {f"unusable/{name}" for name in UNUSABLE}
+    for name, (_, reason) in UNUSABLE.items():
+        assert reason in rows[f"unusable/{name}"]
+    index = load_index(out)
+    assert index.skipped == len(UNUSABLE)
+    assert index.classes["train"][1] + index.classes["held-out"][1] == len(USABLE)
+    assert index.classes["train"][0] + index.classes["held-out"][0] == 0
+
+
+def test_a_damaged_member_of_an_archive_is_one_picture_less(pictures, tmp_path):
+    path = as_zip(pictures, tmp_path / "a.zip")
+    data = bytearray(path.read_bytes())
+    data[data.index(b"set/cats/3.png") + 40] ^= 255
+    path.write_bytes(data)
+    skipped, _ = prepare(path, tmp_path / "out", config(max_failures=0.1))
+    assert [json.loads(line)["name"] for line in skipped.open()] == ["set/cats/3.png"]
+
+
+def test_a_source_may_hold_out_another(tmp_path):
+    train = write_pictures(tmp_path / "train", classes=("ants", "cats", "dogs"), count=3)
+    test = write_pictures(tmp_path / "test", classes=("cats", "dogs"), count=2)
+    _, path = prepare(train, tmp_path / "out", config(held_out_source=test))
+    index = load_index(path.parent)
+    assert index.classes == {"train": (3, 3, 3), "held-out": (0, 2, 2)}
+    assert index.held_out is None
+    write_pictures(test, classes=("emus",))
+    with pytest.raises(odelt.InputError, match="lack: emus"):
+        prepare(train, tmp_path / "more", config(held_out_source=test))
+
+
+def test_other_work_is_not_mixed_with_what_was_begun(pictures, tmp_path):
+    out = tmp_path / "out"
+    prepare(pictures, out, config())
+    with pytest.raises(odelt.InputError, match="was begun with other size; choose another"):
+        prepare(pictures, out, config(size=4))
+    with pytest.raises(odelt.InputError, match="was begun with other pictures"):
+        prepare(pictures, out, config(held_out=HeldOut(0.3, seed=1)))
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.tex").write_text("years of work")
+    with pytest.raises(odelt.InputError, match="exists and is no folder of shards"):
+        prepare(pictures, tmp_path / "thesis", config())
+    with pytest.raises(odelt.InputError, match="where nothing is written"):
+        prepare(pictures, pictures / "shards", config())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"part": "0/3"}, "part must be I/N with I from 1 to N, like 3/16; got 0/3"),
+        ({"part": "third"}, "got third"),
+        ({"size": 0}, "size must be at least 1; got 0"),
+        ({"channels": 4}, "channels must be 1 or 3; got 4"),
+        ({"workers": 0}, "workers must be at least 1; got 0"),
+        ({"max_failures": 1.5}, r"max_failures must lie in \[0, 1\]; got 1.5"),
+    ],
+)
+def test_numbers_that_do_not_fit_are_refused(changes, message):
+    with pytest.raises(odelt.InputError, match=message):
+        PrepareConfig(**changes)
+
+
+def test_sources_that_are_none_are_one_line(tmp_path):
+    (tmp_path / "a.tar").write_bytes(b"no archive")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("readme.txt", "no picture")
+    for name, message in (
+        ("nowhere", "there is no folder or file"),
+        ("a.tar", "cannot be read as a zip, an uncompressed tar or Parquet"),
+        ("a.zip", "holds no pictures"),
+    ):
+        with pytest.raises(odelt.InputError, match=message) as error:
+            prepare(tmp_path / name, tmp_path / "out", config())
+        assert "\n" not in str(error.value)
+
+
+def test_tables_that_do_not_fit_are_one_line(tmp_path):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "a.parquet"
+    for columns, message in (
+        ({"picture": [b""]}, "has no column 'image'; it has picture"),
+        ({"image": [b""], "label": [None]}, "some rows of .* have no class"),
+        ({"image": [b""], "label": [-1]}, "has the class -1"),
+    ):
+        pq.write_table(pa.table(columns), path)
+        with pytest.raises(odelt.InputError, match=message):
+            prepare(path, tmp_path / "out", config())
+    path.write_bytes(b"no table")
+    with pytest.raises(odelt.InputError, match="cannot be read"):
+        prepare(path, tmp_path / "out", config())
+    pq.write_table(pa.table({"image": [b"", "x"[:0].encode()], "label": ["b", "a"]}), path)
+    skipped, index = prepare(path, tmp_path / "out", config(max_failures=1.0))
+    assert load_index(index.parent).class_names == ("a", "b")
+    assert len(skipped.read_text().splitlines()) == 2

@@ -1,0 +1,53 @@
+"""Runs on data that are files, whoever reads them."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+import odelt_eqx as odelt
+from odelt_eqx.data import Loading
+from odelt_eqx.presets import preset
+from odelt_eqx.training.info import describe
+from odelt_eqx.training.loop import train
+from tests.conftest import TINY_RUN
+from tests.data.makers import write_fashion
+
+
+def test_the_fashion_preset_learns_from_idx_files(tmp_path):
+    config = preset("fashion")
+    model = dataclasses.replace(
+        config.model, hidden_size=32, depth=2, depth_min=1, depth_group=1, patch_size=8
+    )
+    optimizer = dataclasses.replace(config.optimizer, learning_rate=3e-3, warmup=10)
+    folder = write_fashion(tmp_path / "idx", train=160)
+    changes = {"model": model, "optimizer": optimizer, "steps": 200, "batch_size": 16}
+    data = dataclasses.replace(config.data, folder=folder)
+    config = dataclasses.replace(
+        config, **changes, data=data, eval_every=50, save_every=200, log_every=200
+    )
+    run = tmp_path / "run"
+    train(config, run)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["held_out_loss"] for row in rows if "held_out_loss" in row]
+    assert losses[-1] < 0.8 * losses[0]
+    assert "Ankle boot" in describe(run) or "..." in describe(run)
+    (folder / "train-images-idx3-ubyte.gz").unlink()
+    assert "has no file train-images-idx*" in describe(run)
+
+
+def test_a_run_goes_on_with_other_readers_and_ends_the_same(tiny_run, tmp_path):
+    """Stopped within an epoch and resumed with a worker process: the same weights, bit for bit."""
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    shutil.rmtree(run / "checkpoints" / "6")
+    readers = Loading(workers=1, threads=1, buffer=2)
+    train(dataclasses.replace(TINY_RUN, loading=readers), run, resume=True)
+    whole, resumed = (jax.tree.leaves(odelt.load(path)) for path in (tiny_run, run))
+    for a, b in zip(whole, resumed, strict=True):
+        np.testing.assert_array_equal(a, b)
+    with pytest.raises(odelt.InputError, match=r"loading\.flip is True, was False"):
+        train(dataclasses.replace(TINY_RUN, loading=Loading(flip=True)), run, resume=True)
