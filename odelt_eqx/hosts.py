@@ -77,6 +77,13 @@ def largest(number: int) -> int:
     return int(np.max(multihost_utils.process_allgather(np.asarray(number))))
 
 
+def first_says(numbers: np.ndarray) -> np.ndarray:
+    """Return the first process's numbers in every process; all must ask, with as many."""
+    if jax.process_count() == 1:
+        return numbers
+    return np.asarray(multihost_utils.broadcast_one_to_all(numbers))
+
+
 def _told(message: str) -> str:
     """Return the first process's message in every process."""
     if jax.process_count() == 1:

@@ -47,7 +47,8 @@ def run() -> None:
     args = tyro.cli(Train, default=default, args=words, description=description)
     args.hosts.join()
     train(args.config, args.run, resume=args.resume, overwrite=args.overwrite)
-    cli.tell(*evaluate(args.run, GridConfig()), *validate(args.run))
+    command = f"python scripts/evaluate.py {args.run}"
+    cli.tell(*evaluate(args.run, GridConfig(), command=command), *validate(args.run))
 
 
 if __name__ == "__main__":

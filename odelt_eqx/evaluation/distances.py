@@ -2,6 +2,8 @@
 
 import dataclasses
 import warnings
+from collections.abc import Sequence
+from functools import reduce
 
 import numpy as np
 from jaxtyping import Float
@@ -11,6 +13,19 @@ from odelt_eqx.evaluation.moments import Moments, Rows, Statistics
 
 KERNEL_SUBSET = 1000
 """Samples of each set in one estimate of the kernel distance, as is usual."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A number and how far it is to be trusted.
+
+    Args:
+        value: the estimate; one of a squared distance may be negative where there is none.
+        error: standard error of `value`.
+    """
+
+    value: float
+    error: float
 
 
 def frechet_distance(a: Rows | Moments | Statistics, b: Rows | Moments | Statistics) -> float:
@@ -74,18 +89,29 @@ def _root(covariance: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n rank"]:
     return vectors[:, kept] * np.sqrt(values[kept])
 
 
-@dataclasses.dataclass(frozen=True)
-class KernelDistance:
-    """An estimate and how far it is to be trusted.
+def jackknifed_frechet_distance(groups: Sequence[Moments], real: Statistics) -> Estimate:
+    """Return the Fréchet distance of all the groups together, and how far it is to be trusted.
+
+    The error is the jackknife's: with the distances d_g that leave one of G groups out,
+    `sqrt((G - 1) / G * sum((d_g - mean)^2))`. The other set is taken as it is.
 
     Args:
-        value: the squared maximum mean discrepancy; it may be negative, as what it estimates is 0
-            for sets of one kind.
-        error: standard error of `value`.
-    """
+        groups: moments of disjoint parts of about one size.
+        real: the statistics of the other set.
 
-    value: float
-    error: float
+    Raises:
+        InputError: there are fewer than two groups, or as for `frechet_distance`.
+    """
+    if len(groups) < 2:
+        raise InputError(f"an error needs at least two groups; got {len(groups)}")
+    value = frechet_distance(reduce(Moments.merge, groups), real)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the whole has warned of too few samples
+        left_out = [
+            frechet_distance(reduce(Moments.merge, [*groups[:g], *groups[g + 1 :]]), real)
+            for g in range(len(groups))
+        ]
+    return Estimate(value, float(np.std(left_out) * np.sqrt(len(groups) - 1)))
 
 
 def kernel_distance(
@@ -94,7 +120,7 @@ def kernel_distance(
     *,
     subset: int = KERNEL_SUBSET,
     seed: int = 0,
-) -> KernelDistance:
+) -> Estimate:
     r"""Return the kernel distance between two sets, "KID" for Inception features.
 
     The unbiased estimate of the squared maximum mean discrepancy under the kernel
@@ -132,7 +158,7 @@ def kernel_distance(
     a, b = np.asarray(a), np.asarray(b)
     estimates = [_squared_mmd(a[i], b[j]) for i, j in zip(*parts, strict=True)]
     error = np.std(estimates, ddof=1) / np.sqrt(len(estimates))
-    return KernelDistance(float(np.mean(estimates)), float(error))
+    return Estimate(float(np.mean(estimates)), float(error))
 
 
 def _squared_mmd(a: Float[np.ndarray, "n features"], b: Float[np.ndarray, "n features"]) -> float:

@@ -1,4 +1,4 @@
-"""What pictures are compared by: their pixels, or what Inception sees in them."""
+"""What pictures are compared by: their pixels, or what a network sees in them."""
 
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
@@ -7,10 +7,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from odelt_eqx.errors import InputError
+from odelt_eqx.nn.classifier import ConvNet
 from odelt_eqx.nn.inception import InceptionV3
+from odelt_eqx.sharding import evenly, whole
 
 Images = Float[Array, "batch height width channels"] | Float[np.ndarray, "batch h w channels"]
 
@@ -35,7 +37,7 @@ class Features(Protocol):
         ...
 
 
-class Pixels(eqx.Module):
+class PixelFeatures(eqx.Module):
     """The pixels themselves, clipped to [-1, 1] and flattened."""
 
     @property
@@ -48,7 +50,7 @@ class Pixels(eqx.Module):
         return jnp.clip(jnp.asarray(images), -1, 1).reshape(len(images), -1)
 
 
-class Inception(eqx.Module):
+class InceptionFeatures(eqx.Module):
     """Inception's 2,048 features, those of the FID, after one of the `PREPROCESSING`.
 
     Greyscale images are repeated in the three colours.
@@ -89,6 +91,46 @@ class Inception(eqx.Module):
             raise InputError(f"Inception takes images of 1 or 3 channels; got {images.shape[-1]}")
         colours = jnp.broadcast_to(images, (*images.shape[:3], 3))
         return self.network(PREPROCESSING[self.preprocessing](colours))
+
+
+class ClassifierFeatures(eqx.Module):
+    """What a small classifier has before its classes; it names the classes as well.
+
+    Args:
+        network: the classifier, see `odelt_eqx.training.classifier`.
+        digest: tells its weights from others': distances of two classifiers do not compare.
+    """
+
+    network: ConvNet
+    digest: str = eqx.field(static=True)
+
+    @property
+    def name(self) -> str:
+        """Return "classifier" and the digest."""
+        return f"classifier-{self.digest}"
+
+    @eqx.filter_jit
+    def __call__(self, images: Images) -> Float[Array, "batch features"]:
+        """Return one vector an image.
+
+        Raises:
+            InputError: the images are of another shape than the classifier's.
+        """
+        return self.network.features(images)
+
+    def classify(self, rows: Float[np.ndarray, "batch features"]) -> Int[np.ndarray, " batch"]:
+        """Return the likeliest class of each image, from its features."""
+        return np.asarray(self.network.logits(jnp.asarray(rows)).argmax(-1))
+
+
+@eqx.filter_jit
+def _dealt_out(features: Features, images: Images) -> Float[Array, "batch features"]:
+    return whole(features(evenly(whole(jnp.asarray(images)))))
+
+
+def features_of(features: Features, images: Images) -> Float[np.ndarray, "batch features"]:
+    """Return one vector an image; the devices of `jax.set_mesh`, if any, share the images."""
+    return np.asarray(_dealt_out(features, images))
 
 
 def as_the_reference(images: Float[Array, "b h w 3"]) -> Float[Array, "b 299 299 3"]:

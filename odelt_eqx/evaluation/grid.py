@@ -1,23 +1,14 @@
-"""The map of what a model can do: quality and cost over time steps x depth."""
+"""The map of what a model can do: its axes, and what a cell of it holds."""
 
 import dataclasses
 import itertools
-import statistics
-from collections.abc import Iterator, Sequence
-from time import perf_counter
+from pathlib import Path
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, Int
 
 from odelt_eqx.errors import InputError
-from odelt_eqx.evaluation.quality import Judge, Quality
-from odelt_eqx.nn.dit import DiT
+from odelt_eqx.evaluation.quality import Quality
 from odelt_eqx.ode.plan import Adaptive, EmbeddedSolver, FixedSteps
-from odelt_eqx.ode.time import SolveStats
-from odelt_eqx.sampling import sample_with_stats
-from odelt_eqx.sampling.options import Options, raise_failures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,11 +19,15 @@ class GridConfig:
         steps: numbers of Euler steps in time.
         solvers: adaptive solvers of the time ODE, each measured at each of the tolerances.
         tolerances: relative and absolute tolerances of the adaptive solvers.
+        per_example: adaptive solvers choose their steps for each picture on its own; else for a
+            batch at once, so that its size is seen in the pictures, within the tolerance.
         depths: depths in blocks; none given means all that the model has.
+        guidance: classifier-free guidance weights.
         count: pictures per cell, classes in turn.
         batch_size: pictures sampled at once; latency is per picture of such a batch.
-        guidance: classifier-free guidance weight.
         length: how each group's unit of length is solved; None as the run was trained.
+        reference: an `.npz` file of statistics that Fréchet distances are taken to, see
+            scripts/stats.py; None for those of the held-out split.
         likelihood: probes for the bits per dimension of the held-out data; 0 leaves them out.
         seed: decides the noise, the same in every cell.
     """
@@ -40,11 +35,13 @@ class GridConfig:
     steps: tuple[int, ...] = (1, 2, 4, 16, 64)
     solvers: tuple[EmbeddedSolver, ...] = ()
     tolerances: tuple[float, ...] = (1e-2, 1e-3, 1e-4)
+    per_example: bool = False
     depths: tuple[int, ...] = ()
+    guidance: tuple[float, ...] = (1.0,)
     count: int = 1000
     batch_size: int = 250
-    guidance: float = 1.0
     length: FixedSteps | Adaptive | None = None
+    reference: Path | None = None
     likelihood: int = 0
     seed: int = 0
 
@@ -52,13 +49,16 @@ class GridConfig:
         """Check the counts."""
         if min(self.steps, default=1) < 1:
             raise InputError(f"steps must be positive numbers; got {self.steps}")
-        if not self.plans:
-            raise InputError("there is nothing to measure: give steps, or solvers and tolerances")
+        if not (self.plans and self.guidance):
+            raise InputError(
+                "there is nothing to measure: give steps, or solvers and tolerances, and guidance"
+            )
         if self.likelihood < 0:
             raise InputError(f"likelihood must be a number of probes; got {self.likelihood}")
-        if self.batch_size < 1 or self.count < self.batch_size or self.count % self.batch_size:
+        if not 1 <= self.batch_size <= self.count or self.count < 2:
             raise InputError(
-                f"count must be a multiple of batch_size {self.batch_size}; got {self.count}"
+                f"batch_size must lie between 1 and count, which is at least 2; "
+                f"got {self.batch_size} and {self.count}"
             )
 
     @property
@@ -66,7 +66,36 @@ class GridConfig:
         """How the time ODE is solved, one column of the map each."""
         fixed = [FixedSteps(steps=steps) for steps in self.steps]
         pairs = itertools.product(self.solvers, self.tolerances)
-        return *fixed, *(Adaptive(rtol=tol, atol=tol, solver=name) for name, tol in pairs)
+        alone = self.per_example
+        return *fixed, *(
+            Adaptive(rtol=tol, atol=tol, solver=name, per_example=alone) for name, tol in pairs
+        )
+
+    def points(self, depths: tuple[int, ...]) -> list["Point"]:
+        """Return the cells of the map, those that share a program one after the other."""
+        axes = itertools.product(self.depths or depths, self.guidance, self.plans)
+        return [Point(*values) for values in axes]
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """Where in the map a cell is.
+
+    Args:
+        depth: blocks run.
+        guidance: classifier-free guidance weight.
+        time: how the time ODE is solved.
+    """
+
+    depth: int
+    guidance: float
+    time: FixedSteps | Adaptive
+
+    @property
+    def program(self) -> tuple[object, ...]:
+        """What is compiled: points that agree in it share a program."""
+        guidance = self.guidance if self.guidance in (0, 1) else None
+        return self.depth, guidance, jax.tree.structure(self.time)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,16 +104,21 @@ class Cell:
 
     Args:
         depth: blocks run.
+        guidance: classifier-free guidance weight.
         time: how the time ODE was solved.
         accepted: time steps that were taken, on average over the pictures.
         rejected: time steps that were tried and thrown away, on average.
-        evaluations: network evaluations per picture, on average.
+        evaluations: network evaluations per picture, on average; a guided one counts twice.
         blocks: block evaluations per picture, on average.
         quality: of the pictures made.
         milliseconds: per picture, the median over batches, compilation apart.
+        memory: bytes that the compiled program needs at once on a device, for a batch.
+        device_memory: the most bytes that were in use on the device up to then, where it counts.
+        samples: path of the first pictures, beside the table.
     """
 
     depth: int
+    guidance: float
     time: FixedSteps | Adaptive
     accepted: float
     rejected: float
@@ -92,68 +126,11 @@ class Cell:
     blocks: float
     quality: Quality
     milliseconds: float
+    memory: int
+    device_memory: int | None
+    samples: str
 
-
-COUNTS = ("accepted", "rejected", "evaluations", "blocks")
-
-
-def measure(model: DiT, judge: Judge, config: GridConfig) -> Iterator[Cell]:
-    """Yield the cells of the map, depth by depth, as they are measured.
-
-    Every program is compiled before its first cell is timed.
-
-    Raises:
-        SolveError: an adaptive plan ran out of steps.
-    """
-    noise, labels = draw_noise(model, config)
-    first = slice(0, config.batch_size)
-    for depth in config.depths or model.config.depths:
-        compiled = set()
-        for time in config.plans:
-            if (kind := (type(time), time.solver)) not in compiled:
-                _generate(model, noise[first], labels[first], time, depth, config)
-                compiled.add(kind)
-            images, stats, seconds = _generate(model, noise, labels, time, depth, config)
-            yield Cell(
-                depth=depth,
-                time=time,
-                **{name: float(np.mean(getattr(stats, name))) for name in COUNTS},
-                quality=judge(images, labels),
-                milliseconds=1e3 * statistics.median(seconds) / config.batch_size,
-            )
-
-
-def draw_noise(
-    model: DiT, config: GridConfig
-) -> tuple[Float[Array, "count height width channels"], Int[np.ndarray, " count"]]:
-    """Return the noise and the labels of the map: classes in turn."""
-    shape = (config.count, *model.config.image_shape)
-    noise = jax.random.normal(jax.random.key(config.seed), shape)
-    return noise, np.arange(config.count, dtype=np.int32) % model.config.num_classes
-
-
-def _generate(
-    model: DiT,
-    noise: Float[Array, "count height width channels"],
-    labels: Int[np.ndarray, " count"],
-    time: FixedSteps | Adaptive,
-    depth: int,
-    config: GridConfig,
-) -> tuple[Float[np.ndarray, "count height width channels"], SolveStats, Sequence[float]]:
-    """Sample all pictures batch by batch; also return what they took and each batch's seconds."""
-    images, seconds, taken = [], [], []
-    options = Options(time=time, length=config.length, depth=depth, guidance=config.guidance)
-    for start in range(0, len(noise), config.batch_size):
-        part = slice(start, start + config.batch_size)
-        inputs = jax.block_until_ready((noise[part], jnp.asarray(labels[part])))
-        began = perf_counter()
-        made, stats = sample_with_stats(model, *inputs, **options)
-        images.append(np.asarray(made))
-        seconds.append(perf_counter() - began)
-        raise_failures(made, stats, time, config.length or model.config.length)
-        taken.append(stats)
-    return (
-        np.concatenate(images),
-        SolveStats(*map(np.concatenate, zip(*taken, strict=True))),
-        seconds,
-    )
+    @property
+    def point(self) -> Point:
+        """Where in the map it is."""
+        return Point(self.depth, self.guidance, self.time)

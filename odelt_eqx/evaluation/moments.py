@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from odelt_eqx.errors import InputError
-from odelt_eqx.evaluation.features import Features, Images
+from odelt_eqx.evaluation.features import Features, Images, features_of
 from odelt_eqx.files import replacing
 
 Rows = Float[np.ndarray, "_ _"] | Float[Array, "_ _"]
@@ -109,6 +109,8 @@ class Moments:
 def statistics_of(features: Features, batches: Iterable[Images]) -> Statistics:
     """Return the statistics of images that come batch by batch, one batch in memory at a time.
 
+    The devices of `jax.set_mesh`, if any, share each batch.
+
     Args:
         features: what the images are compared by.
         batches: images (batch, height, width, channels) in [-1, 1]; batches of one size share one
@@ -119,7 +121,7 @@ def statistics_of(features: Features, batches: Iterable[Images]) -> Statistics:
     """
     moments = None
     for images in batches:
-        batch = Moments.of(features(images))
+        batch = Moments.of(features_of(features, images))
         moments = batch if moments is None else moments.merge(batch)
     if moments is None:
         raise InputError("a covariance needs at least 2 samples; got no images")

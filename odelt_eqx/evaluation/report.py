@@ -1,8 +1,5 @@
-"""Everything there is to say about a run: its sample grid and its steps x depth table."""
+"""Everything there is to say about a run: its map, its samples, and a page to read them on."""
 
-import dataclasses
-import json
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,185 +7,169 @@ from typing import Any
 import jax
 import numpy as np
 
-from odelt_eqx.data import ArraySource, in_memory, open_source
-from odelt_eqx.evaluation.devices import on_all_devices
-from odelt_eqx.evaluation.grid import Cell, GridConfig, draw_noise, measure
+from odelt_eqx.config import TrainConfig, to_dict
+from odelt_eqx.data import open_source
+from odelt_eqx.evaluation.choice import FeaturesConfig, Pixels
+from odelt_eqx.evaluation.devices import device, on_all_devices
+from odelt_eqx.evaluation.generation import inputs
+from odelt_eqx.evaluation.grid import GridConfig
 from odelt_eqx.evaluation.likelihood import Bits, measure_bits
+from odelt_eqx.evaluation.measure import base_settings, measure
+from odelt_eqx.evaluation.moments import load_statistics
+from odelt_eqx.evaluation.page import save_page
 from odelt_eqx.evaluation.pictures import save_depth_grid, save_map
-from odelt_eqx.evaluation.quality import FEATURES, Judge, Quality
+from odelt_eqx.evaluation.quality import Judge
+from odelt_eqx.evaluation.store import ROWS, Store
+from odelt_eqx.evaluation.table import TABLE, Bounds, Map, markdown
 from odelt_eqx.files import replacing
+from odelt_eqx.hosts import first_does, first_says, is_first
 from odelt_eqx.nn.dit import DiT
-from odelt_eqx.ode.plan import Adaptive, FixedSteps
 from odelt_eqx.progress import Progress
-from odelt_eqx.training.checkpoint import run_config
+from odelt_eqx.serial import converter
+from odelt_eqx.training.checkpoint import Checkpoints, run_config
 
-EXAMPLES = 10_000
-"""Training pictures and held-out pictures that others are judged by, at most so many of each."""
+FILES = ("grid.png", "table.md", TABLE, "table.png", "report.html")
 
-
-@dataclasses.dataclass(frozen=True)
-class Bounds:
-    """What the figures mean: the best and the worst that could be expected.
-
-    Args:
-        real: distance of as many training pictures to the held-out ones, and how often the
-            held-out ones are given their own class.
-        noise: both for standard normal noise.
-    """
-
-    real: Quality
-    noise: Quality
+NOISE = 1000
+"""Pictures of noise at most that the worst is measured with."""
 
 
-def evaluate(run: Path, config: GridConfig, out: Path | None = None) -> list[Path]:
-    """Measure the map of a run and write its table, its curves and its sample grid.
+def evaluate(
+    run: Path,
+    config: GridConfig,
+    out: Path | None = None,
+    *,
+    features: FeaturesConfig = Pixels(),
+    command: str = "",
+) -> list[Path]:
+    """Measure the map of a run and write its table, its curves, its samples and a report.
+
+    Rows measured before under the same settings are taken from `rows.jsonl` in the same folder.
 
     Args:
         run: run folder.
         config: which cells are measured, and how.
         out: folder of the results; the run's own by default.
+        features: what pictures are compared by.
+        command: what made the report, to be shown in it.
 
     Returns:
-        The files written: grid.png, table.md, table.json, table.png.
+        The files written: grid.png, table.md, table.json, table.png, report.html.
 
     Raises:
-        InputError: the folder is no run with a checkpoint, or the config asks for a depth that the
-            model has not.
+        InputError: the folder is no run with a checkpoint, the features cannot be had, or the
+            config asks for a depth that the model has not.
+        Interrupted: a signal asked for it; the same call goes on from there.
     """
-    with on_all_devices(run) as model:
-        return _evaluate(model, run, config, out)
-
-
-def _evaluate(model: DiT, run: Path, config: GridConfig, out: Path | None) -> list[Path]:
+    asked, folder = run_config(run), run if out is None else out
     for depth in config.depths:
-        model.config.check_depth(depth)
-    data = run_config(run).data
-    unseen = open_source(data, "held-out")
-    train, held_out = in_memory(open_source(data, "train"), EXAMPLES), in_memory(unseen, EXAMPLES)
-    judge = Judge(train, held_out)
-    noise, labels = draw_noise(model, config)
-    bounds = _bounds(judge, train, held_out, np.asarray(noise), labels)
-    names = ("grid.png", "table.md", "table.json", "table.png")
-    folder = run if out is None else out
+        asked.model.check_depth(depth)
+    judge = _judge(asked, config, features)
     folder.mkdir(parents=True, exist_ok=True)
-    grid, markdown, data, curves = paths = [folder / name for name in names]
+    with on_all_devices(run) as model:
+        measured = _measured(model, judge, asked, config, run, folder)
+    paths = [folder / name for name in FILES]
 
-    classes = model.config.num_classes
-    save_depth_grid(
-        model,
-        noise[:classes],
-        labels[:classes],
-        grid,
-        length=config.length,
-        guidance=config.guidance,
-    )
-    cells = []
-    total = len(config.plans) * len(config.depths or model.config.depths)
-    with Progress("evaluate", total) as progress:
-        for cell in measure(model, judge, config):
-            cells.append(cell)
-            figures = {"evaluations": cell.evaluations, "accuracy": cell.quality.accuracy}
-            progress.show(depth=cell.depth, **figures)
-            progress.advance()
-    bits = measure_bits(model, unseen, config) if config.likelihood else ()
-    with replacing(markdown) as beside:
-        beside.write_text(_markdown(cells, bounds, bits, config))
-    with replacing(data) as beside:
-        beside.write_text(_json(cells, bounds, bits, config))
-    save_map(cells, bounds.real, curves)
+    def write() -> None:
+        assert measured is not None  # for the type checker: the first process knows all
+        grid, table, data, curves, page = paths
+        with replacing(table) as beside:
+            beside.write_text(markdown(measured))
+        with replacing(data) as beside:
+            beside.write_text(measured.text())
+        save_depth_grid(measured, folder, asked.model.image_shape, asked.model.num_classes, grid)
+        save_map(measured, curves)
+        save_page(measured, asked, folder, page, command=command, run=run)
+
+    first_does(write)
     return paths
 
 
+def _judge(asked: TrainConfig, config: GridConfig, features: FeaturesConfig) -> Judge:
+    return Judge(
+        features.open(),
+        open_source(asked.data, "train"),
+        open_source(asked.data, "held-out"),
+        num_classes=asked.model.num_classes,
+        reference=None if config.reference is None else load_statistics(config.reference),
+        batch_size=config.batch_size,
+    )
+
+
+def _measured(
+    model: DiT, judge: Judge, asked: TrainConfig, config: GridConfig, run: Path, folder: Path
+) -> Map | None:
+    """Return the map, in the first process alone."""
+    store = Store(folder / ROWS)
+    base = base_settings(model, judge, config, to_dict(asked)["data"])
+    total = config.count * len(config.points(model.config.depths))
+    cells = []
+    with Progress("evaluate (pictures)", total) as progress:
+
+        def advance(more: int, **figures: float | int) -> None:
+            if figures:
+                progress.show(**figures)
+            progress.advance(more)
+
+        for cell in measure(model, judge, config, folder, store=store, base=base, advance=advance):
+            cells.append(cell)
+    bounds = _bounds(judge, model, config, store, base)
+    bits = _likelihood(model, asked, config, store, base)
+    with Checkpoints(run, start=False) as checkpoints:
+        step = checkpoints.latest or 0
+    if not is_first():
+        return None
+    return Map(
+        run=run.resolve().name,
+        step=step,
+        features=judge.features.name,
+        reference=judge.reference,
+        accuracy_by=judge.accuracy_by,
+        count=config.count,
+        batch_size=config.batch_size,
+        length=config.length or model.config.length,
+        seed=config.seed,
+        device=device(),
+        jax=jax.__version__,
+        bounds=bounds,
+        cells=tuple(cells),
+        likelihood=tuple(bits),
+    )
+
+
 def _bounds(
-    judge: Judge,
-    train: ArraySource,
-    held_out: ArraySource,
-    noise: np.ndarray,
-    labels: np.ndarray,
+    judge: Judge, model: DiT, config: GridConfig, store: Store, base: dict[str, Any]
 ) -> Bounds:
-    chosen = np.random.default_rng(0).permutation(len(train))[: len(noise)]
-    same = judge(train.images[chosen], train.labels[chosen])
-    own = judge(held_out.images, held_out.labels)
-    return Bounds(
-        real=Quality(frechet=same.frechet, accuracy=own.accuracy), noise=judge(noise, labels)
-    )
+    """Return the best and the worst that could be expected."""
+    settings = {"bounds": {k: base[k] for k in ("data", "features", "reference", "count", "seed")}}
+    if first_says(np.array(settings in store)):
+        return converter().structure(store[settings], Bounds)
+    worst = min(config.count, NOISE)
+    noise, labels = inputs(model.config, config.seed, 0, worst)
+    real = judge.of_real(config.count)
+    found = Bounds(real, judge.of([(np.asarray(noise), np.asarray(labels))], worst))
+    if is_first():
+        store[settings] = converter().unstructure(found)
+    return found
 
 
-def _markdown(
-    cells: Sequence[Cell], bounds: Bounds, bits: Sequence[Bits], config: GridConfig
-) -> str:
-    rows = [
-        f"| {cell.depth} | {_named(cell.time)} | {_steps(cell)} "
-        f"| {cell.evaluations:g} | {cell.blocks:g} "
-        f"| {100 * cell.quality.accuracy:.1f} % | {cell.quality.frechet:.2f} "
-        f"| {cell.quality.frechet / bounds.real.frechet:.2f} × | {cell.milliseconds:.3f} |"
-        for cell in cells
-    ]
-    for name, quality in (("real data", bounds.real), ("noise", bounds.noise)):
-        rows.append(
-            f"| {name} | | | | | {100 * quality.accuracy:.1f} % | {quality.frechet:.2f} "
-            f"| {quality.frechet / bounds.real.frechet:.2f} × | |"
-        )
-    note = (
-        f"{config.count} pictures a row, guidance {config.guidance:g}, in batches of "
-        f"{config.batch_size} on {_device()}, compilation apart. Asked class: share given the "
-        f"class asked for by 5 nearest training pictures. Fréchet: distance in {FEATURES} to the "
-        "held-out split; × real: over that of as many training pictures."
-    )
-    head = (
-        "| depth | time solver | time steps | network evaluations | block evaluations "
-        "| asked class | Fréchet | × real | ms per picture |\n" + "|---" * 9 + "|\n"
-    )
-    table = head + "\n".join(rows) + f"\n\n{note}\n"
-    if not bits:
-        return table
-    likely = "\n".join(
-        f"| {row.depth} | {row.bits:.3f} ± {row.error:.3f} | {row.evaluations:g} |" for row in bits
-    )
-    return (
-        f"{table}\n| depth | bits per dimension of held-out data | network evaluations |\n"
-        f"|---|---|---|\n{likely}\n"
-    )
-
-
-def _named(plan: FixedSteps | Adaptive) -> str:
-    return f"{plan.solver}, {plan.rtol:g}" if isinstance(plan, Adaptive) else plan.solver
-
-
-def _steps(cell: Cell) -> str:
-    rejected = f" + {cell.rejected:g} rejected" if cell.rejected else ""
-    return f"{cell.accepted:g}{rejected}"
-
-
-def _json(cells: Sequence[Cell], bounds: Bounds, bits: Sequence[Bits], config: GridConfig) -> str:
-    document = {
-        "features": FEATURES,
-        "count": config.count,
-        "batch_size": config.batch_size,
-        "guidance": config.guidance,
-        "length": _described(config.length),
-        "seed": config.seed,
-        "device": _device(),
-        "jax": jax.__version__,
-        "bounds": dataclasses.asdict(bounds),
-        "cells": [
-            {
-                **{f.name: getattr(cell, f.name) for f in dataclasses.fields(cell)},
-                "time": _described(cell.time),
-                "quality": dataclasses.asdict(cell.quality),
-            }
-            for cell in cells
-        ],
-        "likelihood": [dataclasses.asdict(row) for row in bits],
-    }
-    return json.dumps(document, indent=2) + "\n"
-
-
-def _described(plan: FixedSteps | Adaptive | None) -> dict[str, Any] | None:
-    return plan and {"type": type(plan).__name__, **dataclasses.asdict(plan)}
-
-
-def _device() -> str:
-    device = jax.devices()[0]
-    kind = platform.machine() if device.platform == "cpu" else device.device_kind
-    return f"{len(jax.devices())} x {device.platform} ({kind})"
+def _likelihood(
+    model: DiT, asked: TrainConfig, config: GridConfig, store: Store, base: dict[str, Any]
+) -> Sequence[Bits]:
+    """Return the bits per dimension of every depth and guidance weight, if they are asked for."""
+    if not config.likelihood:
+        return ()
+    held_out = open_source(asked.data, "held-out")
+    kept = {name: base[name] for name in ("weights", "data", "length", "batch_size", "seed")}
+    found = []
+    for depth in config.depths or model.config.depths:
+        for guidance in config.guidance:
+            row = {"bits": kept, "probes": config.likelihood, "at": [depth, guidance]}
+            if not first_says(np.array(row in store)):
+                bits = measure_bits(model, held_out, config, depth, guidance)
+                if is_first():
+                    store[row] = converter().unstructure(bits)
+                found.append(bits)
+            elif is_first():
+                found.append(converter().structure(store[row], Bits))
+    return found

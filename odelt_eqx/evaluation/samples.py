@@ -1,6 +1,7 @@
 """Pictures on request, from any run and with any solver on either axis."""
 
 import dataclasses
+import sys
 import warnings
 from pathlib import Path
 from typing import Literal
@@ -13,13 +14,21 @@ from jaxtyping import Array
 
 from odelt_eqx.errors import InputError, SolveError
 from odelt_eqx.evaluation.devices import on_all_devices
+from odelt_eqx.evaluation.recommend import recommend
 from odelt_eqx.files import replacing
+from odelt_eqx.hosts import is_first
 from odelt_eqx.images import save_png, sheet
 from odelt_eqx.nn.dit import DiT
 from odelt_eqx.ode.plan import Adaptive, FixedSteps
 from odelt_eqx.ode.time import SolveStats
-from odelt_eqx.sampling import consistency_sample, invert, sample_with_stats, trajectory
-from odelt_eqx.sampling.options import Options, raise_failures
+from odelt_eqx.sampling import (
+    consistency_sample,
+    invert,
+    noise_of,
+    sample_with_stats,
+    trajectory,
+)
+from odelt_eqx.sampling.options import Options, raise_failures, setting
 from odelt_eqx.training.checkpoint import run_config
 
 STRIP_ROWS = 10
@@ -45,6 +54,8 @@ class SampleConfig:
         trajectory: rising times in [0, 1] whose states are drawn as a film strip.
         from_images: an NPZ file with `images` and `labels`, which are carried back to their noise
             first; then `labels`, if any are given, are what is made of that noise.
+        budget_ms: milliseconds per picture: the plans, depth and guidance are those of the best row
+            within it of the run's map, which scripts/evaluate.py measures.
         out: path of the pictures without suffix; RUN/samples by default.
     """
 
@@ -59,6 +70,7 @@ class SampleConfig:
     renoise: bool = False
     trajectory: tuple[float, ...] = ()
     from_images: Path | None = None
+    budget_ms: float | None = None
     out: Path | None = None
 
     def __post_init__(self) -> None:
@@ -67,6 +79,9 @@ class SampleConfig:
             raise InputError(f"count must be at least 1; got {self.count}")
         if self.renoise and (self.trajectory or self.from_images):
             raise InputError("renoise follows no flow: leave out trajectory and from_images")
+        chosen = (self.time, self.length, self.depth, self.guidance) != (None, None, "full", 1.0)
+        if self.budget_ms is not None and chosen:
+            raise InputError("budget_ms chooses time, length, depth and guidance: leave them out")
 
 
 def draw_samples(run: Path, config: SampleConfig) -> tuple[list[Path], SolveStats]:
@@ -88,14 +103,7 @@ def draw_samples(run: Path, config: SampleConfig) -> tuple[list[Path], SolveStat
 
 
 def _draw(model: DiT, run: Path, config: SampleConfig) -> tuple[list[Path], SolveStats]:
-    time = config.time or run_config(run).time
-    options = Options(
-        time=time,
-        length=config.length,
-        depth=None if config.depth == "plain" else config.depth,
-        guidance=config.guidance,
-        exit_tolerance=config.exit_tolerance,
-    )
+    options = _options(run, config)
     noise, labels = _start(model, config, options)
     if config.renoise:
         key = jax.random.fold_in(jax.random.key(config.seed), 1)
@@ -103,7 +111,8 @@ def _draw(model: DiT, run: Path, config: SampleConfig) -> tuple[list[Path], Solv
     else:
         images, stats = sample_with_stats(model, noise, labels, **options)
     try:
-        raise_failures(images, stats, time, config.length or model.config.length)
+        plans = setting(model, noise, labels, options)
+        raise_failures(images, stats, plans.time, plans.length)
     except SolveError as error:
         if (stats.time_failed | stats.length_failed).all():
             raise
@@ -127,12 +136,27 @@ def _draw(model: DiT, run: Path, config: SampleConfig) -> tuple[list[Path], Solv
     return paths, stats
 
 
+def _options(run: Path, config: SampleConfig) -> Options:
+    """Return how the network is run."""
+    if config.budget_ms is not None:
+        found = recommend(run, milliseconds=config.budget_ms)
+        if is_first():
+            print(f"note: {found}", file=sys.stderr)
+        return found.options
+    return Options(
+        time=config.time or run_config(run).time,
+        length=config.length,
+        depth=None if config.depth == "plain" else config.depth,
+        guidance=config.guidance,
+        exit_tolerance=config.exit_tolerance,
+    )
+
+
 def _start(model: DiT, config: SampleConfig, options: Options) -> tuple[Array, Array]:
     """Return the noise to start from and the labels to ask for."""
     if config.from_images is None:
         labels = np.resize(config.labels or range(model.config.num_classes), config.count)
-        shape = (config.count, *model.config.image_shape)
-        noise = jax.random.normal(jax.random.key(config.seed), shape)
+        noise = noise_of(config.seed, np.arange(config.count), model.config.image_shape)
         return noise, jnp.asarray(labels, jnp.int32)
     try:
         with np.load(config.from_images, allow_pickle=False) as file:

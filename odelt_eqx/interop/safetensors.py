@@ -1,8 +1,9 @@
 """Weights in the safetensors format: arrays by name, and the config beside them."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cattrs
 import equinox as eqx
@@ -15,13 +16,12 @@ from odelt_eqx.files import replacing
 from odelt_eqx.nn.dit import DiT, DiTConfig
 from odelt_eqx.serial import converter
 
+Module = TypeVar("Module", bound=eqx.Module)
+
 
 def save_safetensors(model: DiT, path: str | Path) -> None:
     """Write a network: arrays by their path in the tree, the config as metadata."""
-    arrays = {name: jax.device_get(leaf) for name, leaf in _named(model)}
-    metadata = {"config": json.dumps(converter().unstructure(model.config))}
-    with replacing(Path(path)) as beside:
-        safetensors.numpy.save_file(arrays, beside, metadata)
+    write_module(model, model.config, Path(path))
 
 
 def load_safetensors(path: str | Path) -> DiT:
@@ -30,13 +30,35 @@ def load_safetensors(path: str | Path) -> DiT:
     Raises:
         InputError: there is no such file, or it is no network of this package.
     """
-    if not Path(path).is_file():
+    return read_module(Path(path), DiT, DiTConfig)
+
+
+def write_module(module: eqx.Module, config: Any, path: Path) -> None:
+    """Write a module: arrays by their path in the tree, its config as metadata."""
+    arrays = {name: jax.device_get(leaf) for name, leaf in _named(module)}
+    metadata = {"config": json.dumps(converter().unstructure(config))}
+    with replacing(path) as beside:
+        safetensors.numpy.save_file(arrays, beside, metadata)
+
+
+def read_module(path: Path, kind: Callable[..., Module], config_type: type) -> Module:
+    """Return the module that `write_module` wrote.
+
+    Args:
+        path: the file.
+        kind: makes the module from its config and a key.
+        config_type: the type of the config.
+
+    Raises:
+        InputError: there is no such file, or it holds no such module.
+    """
+    if not path.is_file():
         raise InputError(f"there is no file {path}")
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             text = json.loads((file.metadata() or {}).get("config", "null"))
-            config = converter().structure(text, DiTConfig)
-            template = eqx.filter_eval_shape(DiT, config, key=jax.random.key(0))
+            config = converter().structure(text, config_type)
+            template = eqx.filter_eval_shape(kind, config, key=jax.random.key(0))
             arrays = [file.get_tensor(name) for name, _ in _named(template)]
     except (
         safetensors.SafetensorError,
@@ -49,11 +71,17 @@ def load_safetensors(path: str | Path) -> DiT:
     shapes = [leaf.shape for _, leaf in _named(template)]
     if [array.shape for array in arrays] != shapes:
         raise InputError(f"{path} holds arrays of other shapes than its config says")
-    return jax.tree.unflatten(jax.tree.structure(template), map(jax.numpy.asarray, arrays))
+    leaves = iter(map(jax.numpy.asarray, arrays))
+    return jax.tree.map(lambda leaf: next(leaves) if _is_array(leaf) else leaf, template)
 
 
-def _named(model: DiT) -> list[tuple[str, Any]]:
+def _named(module: Any) -> list[tuple[str, Any]]:
     return [
         (jax.tree_util.keystr(path, simple=True, separator="."), leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(model)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(module)
+        if _is_array(leaf)
     ]
+
+
+def _is_array(leaf: Any) -> bool:
+    return eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)

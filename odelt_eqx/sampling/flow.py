@@ -1,7 +1,7 @@
 """Noise to images and back along the flow."""
 
 from collections.abc import Sequence
-from typing import Unpack
+from typing import Any, Unpack
 
 import equinox as eqx
 import jax
@@ -75,6 +75,53 @@ def sample_with_stats(
     plans = setting(model, noise, labels, options)
     solution = _solve(model, noise, labels, plans, False, None)
     return solution.states[-1], jax.tree.map(np.asarray, solution.stats)
+
+
+class Program:
+    """`sample_with_stats` compiled beforehand, for one shape of batch and one kind of plan.
+
+    What may change without compiling is the noise, the labels, the numbers of the time plan,
+    its steps or tolerances, but not its solver; and the guidance between numbers but 0 and 1.
+
+    Args:
+        model: the network.
+        noise: as for `sample`.
+        labels: as for `sample`.
+        **options: as for `sample`.
+    """
+
+    def __init__(
+        self,
+        model: DiT,
+        noise: Float[Array, "batch height width channels"],
+        labels: Int[Array, " batch"],
+        **options: Unpack[Options],
+    ):
+        """Compile, and run nothing."""
+        self._model, self._options = model, options
+        plans = setting(model, noise, labels, options)
+        self._compiled = _solve.lower(model, noise, labels, plans, False, None).compile()
+
+    @property
+    def peak_bytes(self) -> int:
+        """What the program needs on a device at once: arguments, results, all in between."""
+        memory: Any = self._compiled.compiled.memory_analysis()
+        kept = memory.argument_size_in_bytes + memory.output_size_in_bytes
+        return kept + memory.temp_size_in_bytes - memory.alias_size_in_bytes
+
+    def __call__(
+        self,
+        noise: Float[Array, "batch height width channels"],
+        labels: Int[Array, " batch"],
+        time: Plan,
+        guidance: float,
+    ) -> tuple[Float[Array, "batch height width channels"], SolveStats]:
+        """Return images and what they took, both ready, as `sample_with_stats` does."""
+        options = Options(**{**self._options, "time": time, "guidance": guidance})
+        plans = setting(self._model, noise, labels, options)
+        solution = self._compiled(self._model, noise, labels, plans, False, None)
+        solution = jax.block_until_ready(solution)
+        return solution.states[-1], jax.tree.map(np.asarray, solution.stats)
 
 
 def trajectory(

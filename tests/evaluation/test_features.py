@@ -9,7 +9,12 @@ import pytest
 from PIL import Image
 
 from odelt_eqx.errors import InputError
-from odelt_eqx.evaluation.features import Inception, Pixels, as_clean_fid, as_the_reference
+from odelt_eqx.evaluation.features import (
+    InceptionFeatures,
+    PixelFeatures,
+    as_clean_fid,
+    as_the_reference,
+)
 from odelt_eqx.interop.inception import inception_from_weights
 from tests.conftest import GOLDEN, golden_weight
 
@@ -54,7 +59,7 @@ def test_the_references_resize_takes_the_nearest_two_pixels():
 
 
 def test_grey_images_are_shown_in_three_colours(network):
-    features = Inception(network)
+    features = InceptionFeatures(network)
     grey = images(32, channels=1)
     np.testing.assert_allclose(features(grey), features(np.repeat(grey, 3, -1)), rtol=1e-5)
     assert features(grey).shape == (2, 2048)
@@ -63,17 +68,17 @@ def test_grey_images_are_shown_in_three_colours(network):
 
 
 def test_names_tell_the_features_apart(network):
-    assert Pixels().name == "pixels"
-    assert Inception(network).name == "inception"
-    clean = Inception(network, "clean")
+    assert PixelFeatures().name == "pixels"
+    assert InceptionFeatures(network).name == "inception"
+    clean = InceptionFeatures(network, "clean")
     assert clean.name == "inception-clean"
     given = images(40)
-    assert not np.allclose(clean(given), Inception(network)(given))
+    assert not np.allclose(clean(given), InceptionFeatures(network)(given))
     with pytest.raises(InputError, match="one of reference, clean; got 'dirty'"):
-        Inception(network, "dirty")
+        InceptionFeatures(network, "dirty")
 
 
 def test_pixels_are_clipped_rows():
     given = 2 * images(4)
-    np.testing.assert_array_equal(Pixels()(given), np.clip(given, -1, 1).reshape(2, -1))
-    assert isinstance(Pixels()(given), jax.Array)
+    np.testing.assert_array_equal(PixelFeatures()(given), np.clip(given, -1, 1).reshape(2, -1))
+    assert isinstance(PixelFeatures()(given), jax.Array)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from odelt_eqx.errors import InputError
-from odelt_eqx.evaluation.features import Pixels
+from odelt_eqx.evaluation.features import PixelFeatures
 from odelt_eqx.evaluation.moments import (
     Moments,
     Statistics,
@@ -39,14 +39,14 @@ def test_nothing_and_nothing_is_nothing():
     with pytest.raises(InputError, match="2 features cannot join those of 3"):
         nothing.add(np.zeros((1, 2)))
     with pytest.raises(InputError, match="got no images"):
-        statistics_of(Pixels(), [])
+        statistics_of(PixelFeatures(), [])
     with pytest.raises(InputError, match="not finite"):
         Moments.of(np.full((3, 2), np.nan)).statistics()
 
 
 def test_images_are_seen_one_batch_at_a_time():
     images = RNG.uniform(-1, 1, (10, 2, 2, 1)).astype(np.float32)
-    found = statistics_of(Pixels(), (images[i : i + 4] for i in (0, 4, 8)))
+    found = statistics_of(PixelFeatures(), (images[i : i + 4] for i in (0, 4, 8)))
     expected = np.cov(images.reshape(10, 4).astype(np.float64), rowvar=False)
     np.testing.assert_allclose(found.covariance, expected, rtol=1e-12)
     assert (found.count, found.features) == (10, "pixels")

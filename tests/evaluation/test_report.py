@@ -1,79 +1,75 @@
-"""The judge, the map and its files."""
+"""The report's files, and the page in a real browser."""
 
 import dataclasses
 import json
+import re
+import shutil
+import subprocess
 
-import jax
-import numpy as np
 import pytest
 from PIL import Image
 
 import odelt_eqx as odelt
-from odelt_eqx.data import digits
-from odelt_eqx.evaluation.grid import GridConfig, measure
-from odelt_eqx.evaluation.quality import Judge
+from odelt_eqx.evaluation.grid import GridConfig
 from odelt_eqx.evaluation.report import evaluate
-from odelt_eqx.evaluation.samples import SampleConfig, draw_samples
-from odelt_eqx.images import tile
+from odelt_eqx.evaluation.table import front, load_map
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 @pytest.fixture(scope="module")
-def judge():
-    return Judge(digits("train"), digits("held-out"))
+def results(tiny_run, tmp_path_factory):
+    """The folder of an evaluation, and the files written."""
+    folder = tmp_path_factory.mktemp("results")
+    config = GridConfig(steps=(1, 2), guidance=(1.0, 2.0), count=100, batch_size=50)
+    return folder, evaluate(tiny_run, config, folder, command="python scripts/evaluate.py <run>")
 
 
-def test_the_judge_knows_real_digits_from_noise(judge):
-    held_out, train = digits("held-out"), digits("train")
-    real = judge(held_out.images, held_out.labels)
-    assert real.accuracy > 0.97
-    assert real.frechet == pytest.approx(0, abs=1e-6)
-    noise = np.asarray(jax.random.normal(jax.random.key(0), (360, 8, 8, 1)))
-    worst = judge(noise, held_out.labels)
-    assert worst.accuracy < 0.2
-    assert worst.frechet > 20 * judge(train.images[:360], train.labels[:360]).frechet
-
-
-def test_the_judge_counts_the_class_that_was_asked_for(judge):
-    train = digits("train")
-    wrong = (train.labels + 1) % 10
-    assert judge(train.images, wrong).accuracy < 0.02
-
-
-def test_tiles_lie_in_rows():
-    images = np.stack([np.full((2, 2, 1), v, np.float32) for v in (-1, 0, 1)])
-    sheet = tile(images, 2)[..., 0]
-    assert sheet.shape == (7, 7)
-    assert [sheet[1, 1], sheet[1, 4], sheet[4, 1], sheet[4, 4]] == [0, 0.5, 1, 1]
-
-
-def test_the_map_has_a_cell_for_each_depth_and_step_count(model, judge):
-    config = GridConfig(
-        steps=(1, 3), solvers=("bosh3",), tolerances=(1e-1,), count=20, batch_size=10
-    )
-    cells = list(measure(model, judge, config))
-    fixed = [
-        (c.depth, c.time.steps, c.evaluations, c.blocks) for c in cells if c.time.solver == "euler"
-    ]
-    assert fixed == [(d, steps, steps, d * steps) for d in (2, 4) for steps in (1, 3)]
-    adaptive = [c for c in cells if c.time.solver == "bosh3"]
-    assert [c.depth for c in adaptive] == [2, 4]
-    assert all(c.blocks == c.depth * c.evaluations for c in adaptive)
-    assert all(cell.milliseconds > 0 for cell in cells)
-    assert cells[0].milliseconds * 10 < 300  # a batch of 10; compiling alone takes a second
-
-
-def test_evaluation_writes_a_table_its_data_and_two_pictures(tiny_run, tmp_path):
-    config = GridConfig(steps=(1, 2), count=100, batch_size=50, likelihood=1)
-    grid, markdown, data, curves = evaluate(tiny_run, config, tmp_path / "results")
+def test_evaluation_writes_a_table_its_data_two_pictures_and_a_page(results):
+    _, (grid, markdown, data, curves, page) = results
     rows = [line for line in markdown.read_text().splitlines() if line.startswith("|")]
-    assert len(rows) == 2 + 2 * 2 + 2 + 2 + 2
+    assert len(rows) == 2 + 8 + 2
     document = json.loads(data.read_text())
-    assert len(document["cells"]) == 4
-    assert document["features"] == "pixels"
-    assert [row["depth"] for row in document["likelihood"]] == [2, 4]
-    assert all(row["bits"] > 0 and row["error"] > 0 for row in document["likelihood"])
+    assert [document[name] for name in ("features", "count", "step")] == ["pixels", 100, 6]
+    cells = [(c["depth"], c["guidance"], c["time"]["steps"]) for c in document["cells"]]
+    assert cells == [(d, w, t) for d in (2, 4) for w in (1, 2) for t in (1, 2)]
+    for cell in document["cells"]:
+        assert cell["evaluations"] == cell["time"]["steps"] * (1 if cell["guidance"] == 1 else 2)
+        assert cell["memory"] > 1000
+        assert cell["quality"]["frechet_error"] > 0
     for picture in (grid, curves):
         assert min(Image.open(picture).size) > 300
+    assert page.exists()
+
+
+def test_a_second_evaluation_measures_what_is_new_and_no_more(
+    tiny_run, results, tmp_path, monkeypatch
+):
+    folder = tmp_path / "copy"
+    shutil.copytree(results[0], folder)
+    config = GridConfig(steps=(1,), depths=(2,), count=100, batch_size=50)
+    before, known = load_map(folder), (folder / "rows.jsonl").read_text()
+    with monkeypatch.context() as patch:
+        nothing = lambda *_, **__: pytest.fail("this was measured before")
+        patch.setattr("odelt_eqx.evaluation.measure.generate", nothing)
+        evaluate(tiny_run, config, folder)
+    assert (folder / "rows.jsonl").read_text() == known
+    after = load_map(folder)
+    assert after.cells == before.cells[:1]
+    assert after.bounds == before.bounds
+    evaluate(tiny_run, dataclasses.replace(config, seed=1, likelihood=1), folder)
+    rows = (folder / "rows.jsonl").read_text()
+    assert rows.startswith(known)
+    assert len(rows[len(known) :].splitlines()) == 3  # a cell, its bounds, its bits
+    (bits,) = load_map(folder).likelihood
+    assert bits.bits > 0 < bits.error
+    assert "| 2 | 1 | " in (folder / "table.md").read_text().split("bits per dimension")[1]
+
+
+def test_rows_that_are_none_are_one_line(tiny_run, tmp_path):
+    (tmp_path / "rows.jsonl").write_text("no rows\n")
+    with pytest.raises(odelt.InputError, match="holds no measured rows"):
+        evaluate(tiny_run, GridConfig(steps=(1,), count=100, batch_size=50), tmp_path)
 
 
 def test_a_depth_the_run_has_not_is_refused_before_anything_is_measured(tiny_run):
@@ -81,68 +77,63 @@ def test_a_depth_the_run_has_not_is_refused_before_anything_is_measured(tiny_run
         evaluate(tiny_run, GridConfig(depths=(3,)))
 
 
-def test_samples_are_a_sheet_and_arrays_and_repeat_by_seed(tiny_run, tmp_path):
-    def draw(name, **changes):
-        config = SampleConfig(labels=(3, 7), count=4, out=tmp_path / name, **changes)
-        (sheet, arrays), _ = draw_samples(tiny_run, config)
-        assert Image.open(sheet).size[0] > 100
-        return np.load(arrays)
-
-    first, again, other = draw("a"), draw("b"), draw("c", seed=1)
-    assert first["images"].shape == (4, 8, 8, 1)
-    assert first["labels"].tolist() == [3, 7, 3, 7]
-    np.testing.assert_array_equal(first["images"], again["images"])
-    assert np.abs(first["images"] - other["images"]).max() > 0.1
-    assert np.abs(first["images"] - draw("d", depth="plain")["images"]).max() > 0
+def test_the_page_holds_all_it_needs_and_nothing_else_is_executed(results):
+    text = (results[0] / "report.html").read_text()
+    assert "python scripts/evaluate.py &lt;run&gt;" in text
+    assert not re.search(r"(src|href)=[\"']?http", text)
+    data = json.loads(re.search(r'application/json">(.*?)</script>', text, re.DOTALL)[1])
+    assert len(data["cells"]) == 8
+    assert all(cell["sheet"].startswith("data:image/png;base64,") for cell in data["cells"])
+    for cell in load_map(results[0]).cells:
+        assert Image.open(results[0] / cell.samples).size == (91, 37)  # ten by four digits
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"steps": (0,)}, r"steps must be positive numbers; got \(0,\)"),
-        ({"steps": ()}, "there is nothing to measure: give steps, or solvers and tolerances"),
-        ({"likelihood": -1}, "likelihood must be a number of probes; got -1"),
-        ({"count": 100, "batch_size": 30}, "count must be a multiple of batch_size 30; got 100"),
-    ],
-)
-def test_a_map_that_cannot_be_measured_is_refused(change, message):
-    with pytest.raises(odelt.InputError, match=message):
-        GridConfig(**change)
+def test_the_front_is_what_nothing_beats(results):
+    cells = load_map(results[0]).cells
+    best = front(cells)
+    for cell in cells:
+        beaten = any(
+            other.milliseconds <= cell.milliseconds
+            and other.quality.frechet <= cell.quality.frechet
+            and other != cell
+            for other in cells
+        )
+        assert (cell in best) != beaten
 
 
-def test_a_film_strip_and_a_way_back_from_images(tiny_run, tmp_path):
-    time = odelt.FixedSteps(steps=32, solver="heun")
-    there = SampleConfig(
-        count=4, time=time, depth=2, trajectory=(0.0, 0.5, 1.0), out=tmp_path / "there"
+def browse(page, words="", script=""):
+    """Return what a browser makes of a page: the document after its scripts ran."""
+    path = page.with_name("browsed.html")
+    text = page.read_text()
+    path.write_text(text.replace("</body>", f"<script>{script}</script></body>"))
+    command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+    command += [f"--user-data-dir={page.parent / 'browser'}", "--virtual-time-budget=3000"]
+    done = subprocess.run(
+        [*command, f"file://{path}{words}"], capture_output=True, text=True, timeout=120, check=True
     )
-    paths, _ = draw_samples(tiny_run, there)
-    assert [path.name for path in paths] == ["there.png", "there.npz", "there-strip.png"]
-    first = np.load(paths[1])
-    assert first["states"].shape == (3, 4, 8, 8, 1)
-    np.testing.assert_allclose(first["states"][0], first["noise"], atol=1e-6)
-
-    back = SampleConfig(time=time, depth=2, from_images=paths[1], out=tmp_path / "back")
-    second = np.load(draw_samples(tiny_run, back)[0][1])
-    np.testing.assert_allclose(second["noise"], first["noise"], atol=1e-2)
-    np.testing.assert_allclose(second["images"], first["images"], atol=1e-2)
-    np.testing.assert_array_equal(second["labels"], first["labels"])
-
-    other = dataclasses.replace(back, labels=(7,), out=tmp_path / "other")
-    assert np.load(draw_samples(tiny_run, other)[0][1])["labels"].tolist() == [7] * 4
+    return done.stdout
 
 
-@pytest.mark.parametrize(("labels", "count"), [((), 100), ((3,), 100), (tuple(range(9)) * 4, 36)])
-def test_a_sheet_is_a_picture_that_fits_a_screen(tiny_run, tmp_path, labels, count):
-    config = SampleConfig(labels=labels, count=count, depth=2, out=tmp_path / "sheet")
-    width, height = Image.open(draw_samples(tiny_run, config)[0][0]).size
-    assert 200 < width <= 640
-    assert 100 < height <= 1280
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
+def test_the_dials_choose_the_pictures_in_a_browser(results):
+    page = results[0] / "report.html"
+    data = json.loads(re.search(r'application/json">(.*?)</script>', page.read_text(), re.S)[1])
+    shown = lambda text: re.search(r'<img id="sheet"[^>]* src="([^"]*)"', text)[1]
+    sheet = {(c["plan"], c["depth"], c["guidance"]): c["sheet"] for c in data["cells"]}
 
-
-@pytest.mark.parametrize("content", [b"", b"PK nonsense"])
-def test_a_file_that_holds_no_images_is_one_line(tiny_run, tmp_path, content):
-    path = tmp_path / "images.npz"
-    path.write_bytes(content)
-    for file in (path, tmp_path / "nothing.npz"):
-        with pytest.raises(odelt.InputError, match="holds no images and labels to start from"):
-            draw_samples(tiny_run, SampleConfig(from_images=file))
+    linked = browse(page, "#time=1&depth=4&guidance=2")
+    assert shown(linked) == sheet["2 time steps", 4, 2]
+    assert linked.count('class="dot') == len(data["cells"]) == linked.count('class="strip') * 2
+    turned = browse(
+        page,
+        "#time=1&depth=4&guidance=2",
+        "const depth = document.getElementById('depth'); depth.value = 0;"
+        "depth.dispatchEvent(new Event('input'));",
+    )
+    assert shown(turned) == sheet["2 time steps", 2, 2]
+    assert "--depth 2 --guidance 2 time:fixed-steps --time.steps 2" in turned
+    clicked = browse(
+        page, script="document.querySelector('.strip').dispatchEvent(new MouseEvent('click'));"
+    )
+    assert shown(clicked) == sheet["1 time step", 2, 1]

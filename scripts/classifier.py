@@ -1,0 +1,36 @@
+"""Train a small classifier on a data set, whose features tell its pictures apart."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from odelt_eqx import cli
+from odelt_eqx.training.classifier import ClassifierConfig, train_classifier
+
+
+@dataclasses.dataclass(frozen=True)
+class Classifier:
+    """Train a classifier, and tell how often it is right on held-out data.
+
+    Args:
+        out: folder to write to.
+        config: how it is trained.
+    """
+
+    out: tyro.conf.Positional[Path] = Path("runs/classifier")
+    config: Annotated[ClassifierConfig, tyro.conf.arg(name="")] = dataclasses.field(
+        default_factory=ClassifierConfig
+    )
+
+
+def run() -> None:
+    """Read the command line, train, print the accuracy and where the files are."""
+    args = tyro.cli(Classifier)
+    accuracy, paths = train_classifier(args.config, args.out)
+    cli.tell(f"held-out accuracy: {100 * accuracy:.1f} %", *paths)
+
+
+if __name__ == "__main__":
+    cli.main(run)
