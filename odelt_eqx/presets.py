@@ -116,7 +116,8 @@ def celeba_b() -> TrainConfig:
 
     Command: `python scripts/train.py celeba-b --init-from SHORTCUT_RUN --run runs/celeba-1`, then
     `python scripts/train.py celeba-b --init-from runs/celeba-1 --run runs/celeba-2
-    --optimizer.learning-rate 1e-5`. The shards of latents are read from shards/celeba-latents;
+    --optimizer.learning-rate 1e-5`. It reads shards/celeba-latents, which `python
+    scripts/prepare.py PICTURES shards/celeba-latents --latents AUTOENCODER` makes;
     `data:shards --data.folder FOLDER` at the end of a command names another folder. Hardware and
     the number to expect: not measured yet.
     """
@@ -128,9 +129,10 @@ def imagenet_b() -> TrainConfig:
     """DiT-B/2 on ImageNet 256 latents with bootstrapped guidance (131,101,456 parameters).
 
     Command: `python scripts/train.py imagenet-b --init-from SHORTCUT_RUN --run runs/imagenet-1`,
-    then the same from runs/imagenet-1 with `--optimizer.learning-rate 1e-5`. The shards of latents
-    are read from shards/imagenet-latents; `data:shards --data.folder FOLDER` at the end of a
-    command names another folder. Hardware and the number to expect: not measured yet.
+    then the same from runs/imagenet-1 with `--optimizer.learning-rate 1e-5`. It reads
+    shards/imagenet-latents, which `python scripts/prepare.py PICTURES shards/imagenet-latents
+    --latents AUTOENCODER` makes; `data:shards --data.folder FOLDER` at the end of a command names
+    another folder. Hardware and the number to expect: not measured yet.
     """
     objective = Shortcut(every=8, guidance=1.5, class_dropout=0.1)
     return _published(_dit_b(num_classes=1000, dropout=0.0), objective, "shards/imagenet-latents")

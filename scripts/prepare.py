@@ -9,6 +9,8 @@ import tyro
 
 from odelt_eqx import cli
 from odelt_eqx.data.prepare import PrepareConfig, prepare
+from odelt_eqx.interop import load_autoencoder
+from odelt_eqx.latents import prepare_latents
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +24,9 @@ class Prepare:
         source: a folder of pictures, a zip, an uncompressed tar, or Parquet files.
         out: folder of the shards.
         config: how.
+        latents: write latents, of an autoencoder as diffusers publishes it: a folder, a
+            `.safetensors` file or hub:OWNER/NAME. The source may be shards of pictures.
+        batch_size: pictures that the autoencoder is shown at once.
     """
 
     source: tyro.conf.Positional[Path]
@@ -29,13 +34,20 @@ class Prepare:
     config: Annotated[PrepareConfig, tyro.conf.arg(name="")] = dataclasses.field(
         default_factory=PrepareConfig
     )
+    latents: str | None = None
+    batch_size: int = 16
 
 
 def run() -> None:
     """Read the command line, prepare, print where the results are."""
-    jax.config.update("jax_platforms", "cpu")  # nothing here is for an accelerator
     args = tyro.cli(Prepare)
-    print(*prepare(args.source, args.out, args.config), sep="\n")
+    if args.latents is None:
+        jax.config.update("jax_platforms", "cpu")  # nothing here is for an accelerator
+        paths = prepare(args.source, args.out, args.config)
+    else:
+        network = load_autoencoder(args.latents)
+        paths = prepare_latents(args.source, args.out, args.config, network, args.batch_size)
+    print(*(paths or ["the other parts are yet to be done"]), sep="\n")
 
 
 if __name__ == "__main__":

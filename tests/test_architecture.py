@@ -24,6 +24,7 @@ LAYERS = {
     "nn": 3,
     "data": 3,
     "interop": 4,
+    "latents": 4,
     "objective": 4,
     "sampling": 4,
     "config": 5,

@@ -5,7 +5,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 import cattrs
@@ -77,9 +77,7 @@ def write_chunk(chunk: Chunk) -> Outcome:
     """
     try:
         with ExitStack() as stack:
-            files = {split: _Shard(chunk.shard(split)) for split in SPLITS}
-            for file in files.values():
-                stack.callback(file.discard)
+            files = {split: stack.enter_context(ShardFile(chunk.shard(split))) for split in SPLITS}
             skipped = []
             classes: dict[Split, Counter[int]] = {split: Counter() for split in SPLITS}
             for place, outcome in enumerate(_pixels(chunk)):
@@ -127,19 +125,22 @@ def _pixels(chunk: Chunk) -> Iterator[np.ndarray | str]:
             yield " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
-class _Shard:
+class ShardFile(AbstractContextManager):
     """A file of records, written beside its place; without records there is none."""
 
     def __init__(self, path: Path):
+        """Write what is to become `path`."""
         self._path, self._partial = path, beside(path)
         self._writer: ArrayRecordWriter | None = None
 
     def write(self, record: bytes) -> None:
+        """Add a record."""
         writer = self._writer or ArrayRecordWriter(str(self._partial), OPTIONS)
         self._writer = writer
         writer.write(record)
 
     def keep(self) -> None:
+        """Put the file in its place; without this nothing is left of it."""
         if self._writer is None:
             self._path.unlink(missing_ok=True)
             return
@@ -147,7 +148,8 @@ class _Shard:
         self._writer = None
         os.replace(self._partial, self._path)
 
-    def discard(self) -> None:
+    def __exit__(self, *_: object) -> None:
+        """Remove what was not kept."""
         if self._writer is not None:
             self._writer.close()
         self._partial.unlink(missing_ok=True)

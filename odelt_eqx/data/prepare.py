@@ -66,10 +66,10 @@ class PrepareConfig:
                 raise InputError(f"{name} must be at least 1; got {getattr(self, name)}")
         if not 0 <= self.max_failures <= 1:
             raise InputError(f"max_failures must lie in [0, 1]; got {self.max_failures}")
-        _share(self.part)
+        share_of(self.part)
 
 
-def _share(part: str) -> tuple[int, int]:
+def share_of(part: str) -> tuple[int, int]:
     """Return which part, from 0, of how many."""
     found = re.fullmatch(r"(\d+)/(\d+)", part)
     which, of = map(int, found.groups()) if found else (0, 0)
@@ -98,7 +98,7 @@ def prepare(source: Path, out: Path, config: PrepareConfig) -> list[Path]:
     """
     chunks, class_names, layout = _chunks(source, out, config)
     _begin(out, chunks, class_names, config)
-    which, of = _share(config.part)
+    which, of = share_of(config.part)
     own = chunks[which::of]
     total = sum(len(chunk.originals) for chunk in own)
     outcomes = {chunk.number: known for chunk in own if (known := outcome_of(chunk))}
@@ -171,7 +171,7 @@ def _begin(
     shape = {name: getattr(config, name) for name in ("size", "channels", "chunk")}
     plan = {"version": VERSION, **shape, "pictures": fingerprint.hexdigest()}
     path = out / PLAN
-    with _writing(out):
+    with writing(out):
         if path.is_file():
             begun = _begun(path)
             different = [name for name in plan if begun.get(name) != plan[name]]
@@ -215,7 +215,7 @@ def _outcomes(chunks: Sequence[Chunk], workers: int) -> Iterator[Outcome]:
 
 
 def _write_skipped(out: Path, outcomes: Iterable[Outcome]) -> None:
-    with _writing(out), replacing(out / SKIPPED) as beside, beside.open("w") as file:
+    with writing(out), replacing(out / SKIPPED) as beside, beside.open("w") as file:
         for name, reason in itertools.chain.from_iterable(o.skipped for o in outcomes):
             print(json.dumps({"name": name, "reason": reason}), file=file)
 
@@ -237,12 +237,12 @@ def _write_index(
         classes[split] = tuple(total[label] for label in range(len(class_names)))
     skipped = sum(len(outcome.skipped) for outcome in outcomes)
     index = Index(VERSION, layout, class_names, shards, classes, held_out, skipped)
-    with _writing(out):
+    with writing(out):
         save_index(index, out)
 
 
 @contextmanager
-def _writing(out: Path) -> Iterator[None]:
+def writing(out: Path) -> Iterator[None]:
     """Turn a file system's refusal into one line."""
     try:
         yield

@@ -104,7 +104,12 @@ class ArraySource(Source):
 
 def as_float(pixels: np.ndarray) -> Float[np.ndarray, "..."]:
     """Return pixels as float32 in [-1, 1]; those that are no bytes are so already."""
-    return pixels.astype(np.float32) / 127.5 - 1 if pixels.dtype == np.uint8 else pixels
+    if pixels.dtype != np.uint8:
+        return pixels
+    scaled = pixels.astype(np.float32)
+    scaled /= np.float32(127.5)
+    scaled -= np.float32(1)
+    return scaled
 
 
 def mirrored(example: Example) -> Example:

@@ -1,0 +1,116 @@
+"""Pictures per second and core of each way to read them, beside a plain Pillow loop."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from importlib.metadata import version
+from io import BytesIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import tyro
+from measure import interleaved
+from PIL import Image
+
+from odelt_eqx.data import Folder, HeldOut, Loading, Shards, Source, stream
+from odelt_eqx.data.prepare import PrepareConfig, prepare
+
+LOADING = Loading(flip=True, threads=1, buffer=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What is measured, on one core.
+
+    Args:
+        folder: pictures to read; JPEG files of noise that falls off like a photograph's by default.
+        size: height and width that training sees.
+        originals: width and height of the pictures that are made.
+        count: how many are made.
+        rounds: how often each way is timed.
+    """
+
+    folder: Path | None = None
+    size: int = 256
+    originals: tuple[int, int] = (500, 375)
+    count: int = 256
+    rounds: int = 5
+
+
+def main(config: Config) -> None:
+    """Print the table."""
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    with TemporaryDirectory() as scratch:
+        folder = config.folder or _made(Path(scratch) / "pictures", config)
+        everything = HeldOut(share=0.0)
+        own = PrepareConfig(size=config.size, held_out=everything, workers=1, max_failures=1.0)
+        preparing = lambda: prepare(folder, Path(TemporaryDirectory(dir=scratch).name), own)
+        prepare(folder, Path(scratch) / "shards", own)
+        files = Folder(folder, size=config.size, held_out=everything).open("train")
+        shards = Shards(Path(scratch) / "shards").open("train")
+        paths = sorted(p for p in folder.rglob("*") if p.is_file())
+        ways: dict[str, Callable[[], Any]] = {
+            "plain Pillow loop over the files": lambda: _plain(paths, config.size),
+            "`Folder`, one by one": lambda: _each(files),
+            "`Folder`, the stream": lambda: _stream(files, LOADING),
+            "`prepare`, one worker": preparing,
+            "`Shards`, one by one": lambda: _each(shards),
+            "`Shards`, the stream": lambda: _stream(shards, LOADING),
+        }
+        timings = interleaved(ways, next(iter(ways)), config.rounds)
+    print(
+        f"{len(files)} pictures at {config.size} x {config.size}, one core, {config.rounds} rounds"
+    )
+    print(", ".join(f"{name} {version(name)}" for name in ("pillow", "grain", "array_record")))
+    print("\n| way | pictures per second and core | range | × plain |\n|---|---|---|---|")
+    for name, timing in timings.items():
+        rates = [len(files) / seconds for seconds in (timing.median, timing.high, timing.low)]
+        middle, low, high = (f"{rate:,.0f}" for rate in rates)
+        print(f"| {name} | {middle} | {low} to {high} | {1 / timing.ratio:.2f} |")
+
+
+def _plain(paths: Sequence[Path], size: int) -> None:
+    """Do what anyone would: open, crop, resize, scale."""
+    for path in paths:
+        with Image.open(path) as image:
+            side, (width, height) = min(image.size), image.size
+            left, top = (width - side) // 2, (height - side) // 2
+            box = (left, top, left + side, top + side)
+            square = image.convert("RGB").crop(box)
+            resized = square.resize((size, size), Image.Resampling.BILINEAR)
+            _ = np.asarray(resized, np.float32) / 127.5 - 1
+
+
+def _each(source: Source) -> None:
+    for index in range(len(source)):
+        _ = source[index]
+
+
+def _stream(source: Source, loading: Loading) -> None:
+    """Read an epoch in batches of 8, of which but a few are read ahead in vain."""
+    size = min(8, len(source))
+    with closing(stream(source, size, 0, loading=loading)) as batches:
+        for _ in range(len(source) // size):
+            next(batches)
+
+
+def _made(folder: Path, config: Config) -> Path:
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    width, height = config.originals
+    radius = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)) + 1 / width
+    for number in range(config.count):
+        noise = np.fft.fft2(rng.standard_normal((3, height, width))) / radius**1.2
+        picture = np.fft.ifft2(noise).real.transpose(1, 2, 0)
+        pixels = 128 + 50 * (picture - picture.mean()) / picture.std()
+        file = BytesIO()
+        Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(file, "JPEG", quality=95)
+        (folder / f"{number}.jpg").write_bytes(file.getvalue())
+    return folder
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))

@@ -1,0 +1,96 @@
+"""Pictures to shards of latents, which training draws from."""
+
+import jax
+import numpy as np
+import pytest
+
+import odelt_eqx as odelt
+from odelt_eqx import latents
+from odelt_eqx.data import HeldOut, Shards
+from odelt_eqx.data.prepare import PrepareConfig, prepare
+from odelt_eqx.data.records import load_index
+from odelt_eqx.latents import prepare_latents
+from odelt_eqx.nn.autoencoder import Autoencoder, AutoencoderConfig
+from tests.data.makers import write_pictures
+
+SHAPE = AutoencoderConfig((4, 4), layers_per_block=1, norm_num_groups=2, latent_channels=2)
+SEED = 2
+"""One by which a picture is mirrored where it may be."""
+
+
+@pytest.fixture(scope="module")
+def autoencoder():
+    return Autoencoder(SHAPE, key=jax.random.key(0))
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    return write_pictures(tmp_path / "pictures", count=5, size=(8, 8))
+
+
+def config(**changes):
+    own = {"size": 8, "held_out": HeldOut(0.3), "chunk": 4, "workers": 1}
+    return PrepareConfig(**{**own, **changes})
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.glob("*.*") if path.is_file()}
+
+
+def test_a_record_is_the_moments_of_the_picture_and_its_mirror_image(
+    autoencoder, pictures, tmp_path
+):
+    (path,) = prepare_latents(pictures, tmp_path / "out", config(), autoencoder, batch_size=3)
+    assert load_index(path.parent).layout.shape == (2, 4, 4, 4)
+    ours, plain = (Shards(f).open("train") for f in (path.parent, path.parent / "pictures"))
+    assert len(ours) == len(plain)
+    for index in range(len(ours)):
+        image = plain[index]["image"][None]
+        for flip, shown in ((False, image), (True, image[:, :, ::-1])):
+            mean, log_variance = map(np.asarray, autoencoder.encode(shown))
+            rng = np.random.default_rng(SEED)
+            assert not flip or rng.random() < 0.5
+            noise = rng.standard_normal((4, 4, 2), np.float32)
+            expected = mean[0] + np.exp(log_variance[0] / 2) * noise
+            drawn = ours.draw(index, np.random.default_rng(SEED), flip)
+            np.testing.assert_allclose(drawn["image"], expected, atol=2e-3)
+            assert drawn["label"] == plain[index]["label"]
+
+
+def test_encoding_goes_on_where_it_was_and_is_shared_out(
+    autoencoder, pictures, tmp_path, monkeypatch
+):
+    shards, whole, parts = tmp_path / "shards", tmp_path / "whole", tmp_path / "parts"
+    prepare(pictures, shards, config())
+    prepare_latents(shards, whole, config(), autoencoder, batch_size=4)
+    real, calls = latents._moments, []
+
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(latents, "_moments", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prepare_latents(shards, parts, config(part="1/2"), autoencoder, batch_size=4)
+    assert len(list(parts.glob("*.array_record"))) == 1
+    assert prepare_latents(shards, parts, config(part="1/2"), autoencoder, batch_size=4) == []
+    prepare_latents(shards, parts, config(part="2/2"), autoencoder, batch_size=4)
+    assert contents(parts) == contents(whole)
+
+
+def test_what_does_not_fit_is_one_line(autoencoder, pictures, tmp_path):
+    with pytest.raises(odelt.InputError, match="multiple of 2, in 3 channels"):
+        prepare_latents(pictures, tmp_path / "odd", config(size=7), autoencoder)
+    with pytest.raises(odelt.InputError, match="batch_size must be at least 1; got 0"):
+        prepare_latents(pictures, tmp_path / "out", config(), autoencoder, batch_size=0)
+    out = tmp_path / "out"
+    prepare_latents(pictures, out, config(), autoencoder)
+    other = Autoencoder(SHAPE, key=jax.random.key(1))
+    with pytest.raises(odelt.InputError, match="was begun with other pictures or another"):
+        prepare_latents(pictures, out, config(), other)
+    with pytest.raises(odelt.InputError, match="holds latents"):
+        prepare_latents(out, tmp_path / "twice", config(), autoencoder)
+    with pytest.raises(odelt.InputError, match="exists and is no folder of latents"):
+        prepare_latents(out / "pictures", pictures, config(), autoencoder)
