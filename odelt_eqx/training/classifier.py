@@ -7,12 +7,13 @@ from pathlib import Path
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
 from odelt_eqx.data import Data, Digits, Loading, Source, open_source, stream
-from odelt_eqx.data.reading import in_batches
+from odelt_eqx.data.reading import in_batches, some
 from odelt_eqx.errors import InputError
 from odelt_eqx.files import replacing
 from odelt_eqx.interop.safetensors import write_module
@@ -22,6 +23,9 @@ from odelt_eqx.serial import converter
 
 WEIGHTS = "classifier.safetensors"
 REPORT = "classifier.json"
+
+SCALED_BY = 5000
+"""Training pictures at most whose features are brought to a deviation of 1."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +84,7 @@ def train_classifier(config: ClassifierConfig, out: Path) -> tuple[float, list[P
         (rows, columns, channels), train.num_classes, config.width, config.features
     )
     network = _fitted(config, ConvNet(shape, key=jax.random.key(config.seed)), train)
+    network = _in_standard_units(network, train)
     accuracy = held_out_accuracy(network, held_out)
     out.mkdir(parents=True, exist_ok=True)
     weights, report = out / WEIGHTS, out / REPORT
@@ -115,6 +120,24 @@ def _fitted(config: ClassifierConfig, network: ConvNet, train: Source) -> ConvNe
                 progress.show(loss=float(loss))
             progress.advance()
     return network
+
+
+def _in_standard_units(network: ConvNet, train: Source) -> ConvNet:
+    """Return a network of the same answers whose features deviate by 1 over the training data.
+
+    So no feature outweighs others in a distance. Features are rectified: scaling the layer that
+    makes them scales them.
+    """
+    batches = in_batches(train, some(train, SCALED_BY), 500)
+    seen = np.concatenate([np.asarray(network.features(images)) for images, _ in batches])
+    deviation = seen.std(0)
+    scale = jnp.asarray(1 / np.where(deviation > 0, deviation, 1))
+    hidden, out = network.hidden, network.out
+    return eqx.tree_at(
+        lambda n: (n.hidden.weight, n.hidden.bias, n.out.weight),
+        network,
+        (hidden.weight * scale[:, None], hidden.bias * scale, out.weight / scale),
+    )
 
 
 def _cross_entropy(

@@ -23,6 +23,8 @@ from odelt_eqx.evaluation.table import Bounds, Map
 from odelt_eqx.images import tile
 from odelt_eqx.sampling import Program, noise_of, sample_with_stats
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*samples cannot tell")
+
 
 @pytest.fixture(scope="module")
 def judge():

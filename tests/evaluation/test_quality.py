@@ -112,7 +112,9 @@ def test_a_classifier_learns_digits_and_is_read_back(trained):
     features = Classifier(folder).open()
     assert features.name == Classifier(weights).open().name
     assert features.name.startswith("classifier-")
-    held_out = digits("held-out")
+    held_out, train = digits("held-out"), digits("train")
+    deviations = np.asarray(features(train.images)).std(0)
+    np.testing.assert_allclose(deviations[deviations > 0], 1, rtol=1e-3)
     judge = Judge(features, digits("train"), held_out, num_classes=10)
     found = of(judge, held_out.images, held_out.labels)
     assert found.accuracy == pytest.approx(accuracy)

@@ -124,7 +124,8 @@ def test_the_dials_choose_the_pictures_in_a_browser(results):
 
     linked = browse(page, "#time=1&depth=4&guidance=2")
     assert shown(linked) == sheet["2 time steps", 4, 2]
-    assert linked.count('class="dot') == len(data["cells"]) == linked.count('class="strip') * 2
+    assert linked.count('class="dot') == len(data["cells"]) == linked.count('class="strip')
+    assert linked.count('class="strip other') == len(data["cells"]) / 2  # of the other guidance
     turned = browse(
         page,
         "#time=1&depth=4&guidance=2",

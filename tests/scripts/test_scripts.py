@@ -54,6 +54,45 @@ def test_evaluate_rebuilds_the_table(command, tiny_run):
     assert (tiny_run / "table.md").read_text().count("\n| 2 | euler | 1 |") == 1
 
 
+def test_a_classifier_and_statistics_are_what_a_run_is_measured_by(command, tiny_run, tmp_path):
+    classifier, statistics = tmp_path / "classifier", tmp_path / "stats.npz"
+    status, out, _ = command("classifier.py", classifier, "--width", 4, "--steps", 20)
+    assert status == 0
+    assert "held-out accuracy: " in out
+    seen = ("features:classifier", "--features.path", classifier)
+    status, out, _ = command("stats.py", statistics, "--split", "held-out", *seen)
+    assert status == 0
+    assert out.startswith("360 pictures, 128 features (classifier-")
+    words = ("--steps", 1, "--depths", 2, "--count", 200, "--batch-size", 200)
+    words += ("--out", tmp_path, "--guidance", 1, "--reference", statistics)
+    assert command("evaluate.py", tiny_run, *words, *seen)[0] == 0
+    table = (tmp_path / "table.md").read_text()
+    assert "by the classifier" in table
+    assert "to given statistics" in table
+    status, _, errors = command("evaluate.py", tiny_run, *words)  # statistics of other features
+    assert status == 2
+    assert "are no features of one kind: compare like to like" in errors
+
+
+def test_a_budget_chooses_what_was_measured(command, tiny_run, tmp_path):
+    (tiny_run / "table.json").unlink(missing_ok=True)
+    status, _, errors = command("sample.py", tiny_run, "--budget-ms", 20)
+    assert status == 2
+    assert "there is no map" in errors
+    words = ("--steps", 1, 2, "--depths", 2, "--count", 100, "--batch-size", 50)
+    assert command("evaluate.py", tiny_run, *words)[0] == 0
+    words = ("--count", 2, "--out", tmp_path / "drawn", "--budget-ms")
+    status, _, errors = command("sample.py", tiny_run, *words, 1e6)
+    assert status == 0
+    assert "note: depth 2, euler, " in errors
+    status, _, errors = command("sample.py", tiny_run, *words, 1e-6)
+    assert status == 2
+    assert "was measured within this budget: the fastest setting takes" in errors
+    status, _, errors = command("sample.py", tiny_run, *words, 1, "--depth", 2)
+    assert status == 2
+    assert "budget_ms chooses time, length, depth and guidance: leave them out" in errors
+
+
 def test_convert_makes_a_run_that_samples_and_evaluates(command, tmp_path):
     shape = {"hidden-size": 16, "num-heads": 2, "depth": 3, "depth-min": 1, "depth-group": 1}
     words = [w for name, value in shape.items() for w in (f"--model.{name}", value)]
@@ -192,6 +231,9 @@ MISTAKES = [
     (("train.py", "--model.depth-min", "1"), "depth_min must lie between"),
     (("train.py", "--model.image-size", "16"), "the network takes images of shape (16, 16, 1)"),
     (("train.py", "--model.num-classes", "5"), "model.num_classes is 5, digits has 10"),
+    (("stats.py", "x.npz", "--batch-size", "0"), "batch_size must be at least 1; got 0"),
+    (("classifier.py", "x", "--steps", "0"), "steps must be at least 1; got 0"),
+    (("evaluate.py", "RUN", "features:inception", "--features.path", "x.pickle"), "no file"),
     (("sample.py", "nowhere"), "nowhere is not a run folder"),
     (("info.py", "nowhere"), "nowhere is not a run folder"),
     (("train.py", "--watch.sample-depths", "3"), "depth must be one of 2, 4, 6"),
