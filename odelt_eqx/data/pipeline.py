@@ -79,7 +79,8 @@ def stream(
             f"batch_size must be a multiple of the {count} processes; got {batch_size}"
         )
     read = _Read(source, seed, batch_size, batch_size // count, process, loading.flip)
-    order = grain.MapDataset.range(len(source)).shuffle(seed).repeat().batch(batch_size)
+    order = grain.MapDataset.range(len(source)).shuffle(seed).repeat()
+    order = order.batch(batch_size, drop_remainder=True)  # rounded up, its length would overflow
     batches = order.map_with_index(read)[start:]
     if not loading.workers:
         return iter(batches.to_iter_dataset(_ahead(loading)))

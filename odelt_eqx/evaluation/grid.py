@@ -28,6 +28,8 @@ class GridConfig:
         length: how each group's unit of length is solved; None as the run was trained.
         reference: an `.npz` file of statistics that Fréchet distances are taken to, see
             scripts/stats.py; None for those of the held-out split.
+        autoencoder: weights of the autoencoder that latents are decoded by, see
+            `odelt_eqx.interop.load_autoencoder`; None where images are made.
         likelihood: probes for the bits per dimension of the held-out data; 0 leaves them out.
         seed: decides the noise, the same in every cell.
     """
@@ -42,6 +44,7 @@ class GridConfig:
     batch_size: int = 250
     length: FixedSteps | Adaptive | None = None
     reference: Path | None = None
+    autoencoder: str | None = None
     likelihood: int = 0
     seed: int = 0
 

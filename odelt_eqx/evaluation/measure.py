@@ -57,7 +57,8 @@ def measure(
     maker, points = _Maker(model, config), config.points(model.config.depths)
     settings = [_settings(base, point) for point in points]
     known = first_says(np.array([row in store for row in settings]))
-    show = shown_count(model.config.image_shape, model.config.num_classes, config.count)
+    shape = judge.decoder.shape(model.config.image_shape)
+    show = shown_count(shape, model.config.num_classes, config.count)
     if not known.all():
         judge.prepare()
     with StopSignals() as stop:
@@ -81,7 +82,7 @@ def measure(
             )
             if is_first():
                 samples = f"{SAMPLES}/{_filename(point)}-{digest}.png"
-                save_sheet(made.shown, model.config.num_classes, folder / samples)
+                save_sheet(judge.decoder(made.shown), model.config.num_classes, folder / samples)
                 cell = maker.cell(point, made, judge.quality(made.tally), samples)
                 store[row] = converter().unstructure(cell)
                 partial.unlink(missing_ok=True)
@@ -147,6 +148,7 @@ def base_settings(model: DiT, judge: Judge, config: GridConfig, data: Any) -> di
         "data": data,
         "features": judge.features.name,
         "reference": judge.reference,
+        "decoder": judge.decoder.name,
         "length": converter().unstructure(plan, FixedSteps | Adaptive),
         "count": config.count,
         "batch_size": config.batch_size,

@@ -90,13 +90,15 @@ def _sampling(cell: Cell, measured: Map, config: TrainConfig, run: Path) -> str:
             words += [f"--{axis}.per-example"] if plan.per_example else []
         if plan is not None and plan.solver != type(plan)().solver:
             words += [f"--{axis}.solver", plan.solver]
+    if measured.image_shape != config.model.image_shape:
+        words += ["--autoencoder", "AUTOENCODER"]
     return shlex.join(words)
 
 
 def _data(measured: Map, config: TrainConfig, folder: Path, run: Path) -> dict[str, Any]:
     """Return what the page's script draws from."""
     cells, best = measured.cells, front(measured.cells)
-    height, width, _ = shape = config.model.image_shape
+    height, width, _ = shape = measured.image_shape
     wide = min(columns(shape, config.model.num_classes), measured.count)
     unique = lambda values: list(dict.fromkeys(values))
     return {

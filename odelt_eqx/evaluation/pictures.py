@@ -19,7 +19,6 @@ PANELS = 3
 def save_depth_grid(
     measured: Map,
     folder: Path,
-    image_shape: tuple[int, int, int],
     num_classes: int,
     path: Path,
 ) -> None:
@@ -31,7 +30,6 @@ def save_depth_grid(
     Args:
         measured: the map.
         folder: where its sheets of samples lie.
-        image_shape: of one picture.
         num_classes: of the model.
         path: where to write the PNG.
     """
@@ -43,8 +41,8 @@ def save_depth_grid(
     found = {(plan_name(c), c.depth): c for c in measured.cells if c.guidance == guidance}
     figure = Figure(figsize=(6.8, len(plans) * (0.45 + 0.6 * len(depths))), layout="constrained")
     axes = figure.subplots(len(plans), 1, squeeze=False)[:, 0]
-    height, width, _ = image_shape
-    shown = min(columns(image_shape, num_classes), measured.count)
+    height, width, _ = measured.image_shape
+    shown = min(columns(measured.image_shape, num_classes), measured.count)
     for panel, plan in zip(axes, plans, strict=True):
         strips = [first_row(folder / found[plan, d].samples, height)[1:] for d in depths]
         panel.imshow(np.concatenate(strips), interpolation="nearest", aspect="equal")

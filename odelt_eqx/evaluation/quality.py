@@ -12,6 +12,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from odelt_eqx.data import Source
 from odelt_eqx.data.reading import in_batches, some
 from odelt_eqx.evaluation.coverage import precision_recall
+from odelt_eqx.evaluation.decoding import Decoder
 from odelt_eqx.evaluation.distances import jackknifed_frechet_distance, kernel_distance
 from odelt_eqx.evaluation.features import ClassifierFeatures, Features, Images, features_of
 from odelt_eqx.evaluation.moments import Moments, Statistics
@@ -82,6 +83,7 @@ class Judge:
         *,
         num_classes: int,
         reference: Statistics | None = None,
+        decoder: Decoder = Decoder(),
         batch_size: int = 250,
     ):
         """Compare with `held_out`, or with `reference` where it is given.
@@ -92,9 +94,10 @@ class Judge:
             held_out: real pictures.
             num_classes: of the data; with one, no class is looked for.
             reference: statistics to take Fréchet distances to.
+            decoder: what makes images of what is judged, real data included.
             batch_size: pictures in memory at once.
         """
-        self.features = features
+        self.features, self.decoder = features, decoder
         self._train, self._held_out = train, held_out
         self._conditional = num_classes > 1
         self._reference, self._batch_size = reference, batch_size
@@ -121,11 +124,15 @@ class Judge:
 
     def add(self, tally: Tally, images: Images, labels: Labels) -> None:
         """Count pictures that were asked to show `labels`; all processes must."""
-        rows = features_of(self.features, images)[: len(labels)]
+        rows = self._rows(images)[: len(labels)]
         hits = None
         if self._conditional:
             hits = int(np.sum(self._classify(rows) == labels))
         tally.add(rows, hits)
+
+    def _rows(self, images: Images) -> Rows:
+        """Return the features of what is judged."""
+        return features_of(self.features, self.decoder(images))
 
     def quality(self, tally: Tally) -> Quality:
         """Return what a tally of pictures says."""
@@ -179,7 +186,7 @@ class Judge:
         rows, classes = [], []
         places = some(self._train, TRAINING_PICTURES)
         for images, labels in in_batches(self._train, places, self._batch_size):
-            rows.append(features_of(self.features, images))
+            rows.append(self._rows(images))
             classes.append(labels)
         fitted = KNeighborsClassifier(NEIGHBOURS)
         return fitted.fit(np.concatenate(rows), np.concatenate(classes)).predict

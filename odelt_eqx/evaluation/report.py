@@ -10,6 +10,7 @@ import numpy as np
 from odelt_eqx.config import TrainConfig, to_dict
 from odelt_eqx.data import open_source
 from odelt_eqx.evaluation.choice import FeaturesConfig, Pixels
+from odelt_eqx.evaluation.decoding import open_decoder
 from odelt_eqx.evaluation.devices import device, on_all_devices
 from odelt_eqx.evaluation.generation import inputs
 from odelt_eqx.evaluation.grid import GridConfig
@@ -29,6 +30,9 @@ from odelt_eqx.serial import converter
 from odelt_eqx.training.checkpoint import Checkpoints, run_config
 
 FILES = ("grid.png", "table.md", TABLE, "table.png", "report.html")
+
+NAMED = ("data", "features", "reference", "decoder", "count", "seed")
+"""What the bounds depend on."""
 
 NOISE = 1000
 """Pictures of noise at most that the worst is measured with."""
@@ -77,7 +81,7 @@ def evaluate(
             beside.write_text(markdown(measured))
         with replacing(data) as beside:
             beside.write_text(measured.text())
-        save_depth_grid(measured, folder, asked.model.image_shape, asked.model.num_classes, grid)
+        save_depth_grid(measured, folder, asked.model.num_classes, grid)
         save_map(measured, curves)
         save_page(measured, asked, folder, page, command=command, run=run)
 
@@ -92,6 +96,7 @@ def _judge(asked: TrainConfig, config: GridConfig, features: FeaturesConfig) -> 
         open_source(asked.data, "held-out"),
         num_classes=asked.model.num_classes,
         reference=None if config.reference is None else load_statistics(config.reference),
+        decoder=open_decoder(config.autoencoder, asked.model),
         batch_size=config.batch_size,
     )
 
@@ -121,6 +126,7 @@ def _measured(
         return None
     return Map(
         run=run.resolve().name,
+        image_shape=judge.decoder.shape(model.config.image_shape),
         step=step,
         features=judge.features.name,
         reference=judge.reference,
@@ -141,7 +147,7 @@ def _bounds(
     judge: Judge, model: DiT, config: GridConfig, store: Store, base: dict[str, Any]
 ) -> Bounds:
     """Return the best and the worst that could be expected."""
-    settings = {"bounds": {k: base[k] for k in ("data", "features", "reference", "count", "seed")}}
+    settings = {"bounds": {k: base[k] for k in NAMED}}
     if first_says(np.array(settings in store)):
         return converter().structure(store[settings], Bounds)
     worst = min(config.count, NOISE)

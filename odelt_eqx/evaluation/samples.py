@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array
 
 from odelt_eqx.errors import InputError, SolveError
+from odelt_eqx.evaluation.decoding import open_decoder
 from odelt_eqx.evaluation.devices import on_all_devices
 from odelt_eqx.evaluation.recommend import recommend
 from odelt_eqx.files import replacing
@@ -56,6 +57,8 @@ class SampleConfig:
             first; then `labels`, if any are given, are what is made of that noise.
         budget_ms: milliseconds per picture: the plans, depth and guidance are those of the best row
             within it of the run's map, which scripts/evaluate.py measures.
+        autoencoder: weights of the autoencoder that latents are decoded by, see
+            `odelt_eqx.interop.load_autoencoder`; None where images are made.
         out: path of the pictures without suffix; RUN/samples by default.
     """
 
@@ -71,6 +74,7 @@ class SampleConfig:
     trajectory: tuple[float, ...] = ()
     from_images: Path | None = None
     budget_ms: float | None = None
+    autoencoder: str | None = None
     out: Path | None = None
 
     def __post_init__(self) -> None:
@@ -87,9 +91,9 @@ class SampleConfig:
 def draw_samples(run: Path, config: SampleConfig) -> tuple[list[Path], SolveStats]:
     """Write pictures from a run as a PNG sheet and as NPZ arrays, and a film strip if asked for.
 
-    The arrays are `images`, `labels`, `noise`, one for each of the statistics, and with a
-    trajectory `times` and `states`. A picture whose solve ran out of steps is drawn as far as it
-    got, with a warning that names it.
+    The arrays are `images`, `labels`, `noise`, one for each of the statistics, with a trajectory
+    `times` and `states`, and with an autoencoder `latents`, of which the images are. A picture
+    whose solve ran out of steps is drawn as far as it got, with a warning that names it.
 
     Returns:
         The paths, and what each picture took on its way from the noise.
@@ -103,7 +107,7 @@ def draw_samples(run: Path, config: SampleConfig) -> tuple[list[Path], SolveStat
 
 
 def _draw(model: DiT, run: Path, config: SampleConfig) -> tuple[list[Path], SolveStats]:
-    options = _options(run, config)
+    options, decoder = _options(run, config), open_decoder(config.autoencoder, model.config)
     noise, labels = _start(model, config, options)
     if config.renoise:
         key = jax.random.fold_in(jax.random.key(config.seed), 1)
@@ -118,18 +122,21 @@ def _draw(model: DiT, run: Path, config: SampleConfig) -> tuple[list[Path], Solv
             raise
         warnings.warn(f"these pictures are unfinished: {error}", stacklevel=2)
     arrays = {"images": images, "labels": labels, "noise": noise, **stats._asdict()}
+    if config.autoencoder is not None:
+        arrays |= {"latents": images, "images": decoder(images)}
     out = config.out or run / "samples"
     out.parent.mkdir(parents=True, exist_ok=True)
     picture, data, strip = (out.with_name(out.name + end) for end in (".png", ".npz", "-strip.png"))
     asked = len(config.labels) or model.config.num_classes
     columns = min(asked if 2 < asked <= 20 else 10, len(labels))
-    save_png(sheet(np.asarray(images), columns), picture)
+    save_png(sheet(np.asarray(arrays["images"]), columns), picture)
     paths = [picture, data]
     if config.trajectory:
         states = trajectory(model, noise, labels, config.trajectory, **options)
         arrays |= {"times": np.asarray(config.trajectory), "states": states}
         shown = np.asarray(states)[:, :STRIP_ROWS].swapaxes(0, 1)
-        save_png(sheet(shown.reshape(-1, *model.config.image_shape), len(states)), strip)
+        shown = decoder(shown.reshape(-1, *model.config.image_shape))
+        save_png(sheet(shown, len(states)), strip)
         paths.append(strip)
     with replacing(data) as beside:
         np.savez(beside, **arrays)  # pyright: ignore[reportArgumentType]

@@ -38,6 +38,7 @@ class Map:
 
     Args:
         run: name of the run.
+        image_shape: of one picture.
         step: training steps of the checkpoint.
         features: what pictures are compared by.
         reference: what Fréchet distances are taken to.
@@ -54,6 +55,7 @@ class Map:
     """
 
     run: str
+    image_shape: tuple[int, int, int]
     step: int
     features: str
     reference: str

@@ -13,6 +13,7 @@ from odelt_eqx.config import TrainConfig, to_dict
 from odelt_eqx.data import Batch, Batches, Loading, Source, open_source, stream
 from odelt_eqx.errors import InputError
 from odelt_eqx.hosts import first_does
+from odelt_eqx.objective import TrainingTime
 from odelt_eqx.progress import Progress
 from odelt_eqx.sharding import check_batch, make_mesh, placed, spread_rows
 from odelt_eqx.training.checkpoint import Checkpoints
@@ -145,8 +146,21 @@ class _Job:
         )
         self._data = data
         size = min(len(unseen), HELD_OUT) // self._mesh.size * self._mesh.size
+        self._check_held_out(size)
         with closing(self._stream(unseen, size, loading=Loading())) as batches:
             self._held_out = self._rows(next(batches))
+
+    def _check_held_out(self, size: int) -> None:
+        """Raise an InputError if the objective cannot be measured on so few examples."""
+        config = self._config
+        try:
+            when = TrainingTime(self.state.step, config.steps)
+            draw = lambda key: config.objective.draw(key, size, config.model, when)
+            eqx.filter_eval_shape(draw, self._held_out_key)
+        except InputError as error:
+            raise InputError(
+                f"{size} examples are held out, too few for this objective: {error}"
+            ) from None
 
     def _stream(self, source: Source, size: int, start: int = 0, *, loading: Loading) -> Batches:
         """Return this process's share of the batches of a source."""

@@ -36,6 +36,12 @@ def test_a_stream_begins_anywhere(source):
     assert labels(stream(source, 5, seed=0, start=4), 4) == labels(batches, 4)
 
 
+@pytest.mark.parametrize("size", [1, 12])
+def test_a_batch_may_be_one_example_or_all(source, size):
+    batches = stream(source, size, seed=0)
+    assert sorted(labels(batches, 12 // size)) == list(range(12))
+
+
 def test_processes_share_each_batch(source):
     whole = stream(source, 6, seed=0)
     parts = [stream(source, 6, seed=0, process=i, count=3) for i in range(3)]

@@ -187,6 +187,7 @@ def measured(tmp_path):
         for (depth, steps), (ms, size, distance) in figures.items()
     )
     made = Map(
+        image_shape=(8, 8, 1),
         **{"run": "run", "step": 1, "features": "pixels", "reference": "", "accuracy_by": ""},
         **{"count": 10, "batch_size": 10, "length": odelt.FixedSteps(), "seed": 0},
         **{"device": "here", "jax": "", "bounds": Bounds(Quality(1.0), Quality(9.0))},

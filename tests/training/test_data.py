@@ -9,12 +9,20 @@ import numpy as np
 import pytest
 
 import odelt_eqx as odelt
-from odelt_eqx.data import Loading
+from odelt_eqx.data import Idx, Loading
 from odelt_eqx.presets import preset
 from odelt_eqx.training.info import describe
 from odelt_eqx.training.loop import train
 from tests.conftest import TINY_RUN
 from tests.data.makers import write_fashion
+
+
+def test_too_few_held_out_examples_are_one_line(tmp_path):
+    data = Idx(write_fashion(tmp_path / "data", held_out=4))
+    model = dataclasses.replace(TINY_RUN.model, image_size=28)
+    config = dataclasses.replace(TINY_RUN, data=data, model=model)
+    with pytest.raises(odelt.InputError, match="4 examples are held out, too few for this objec"):
+        train(config, tmp_path / "run")
 
 
 def test_the_fashion_preset_learns_from_idx_files(tmp_path):

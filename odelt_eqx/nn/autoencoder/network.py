@@ -18,6 +18,7 @@ from odelt_eqx.nn.autoencoder.layers import (
     levels_of,
 )
 from odelt_eqx.nn.convolution import Convolution, convolution
+from odelt_eqx.sharding import devices_in_use, evenly, whole
 
 LOG_VARIANCES = (-30.0, 20.0)
 """Bounds of the encoder's log-variance, before scaling."""
@@ -201,13 +202,13 @@ def decode_in_chunks(
 ) -> Float[np.ndarray, "count height width 3"]:
     """Return the images of many (scaled) latents, in the host's memory.
 
-    The device holds `chunk` of them at a time, and one program decodes every chunk: the last is
-    filled up with its own latents again.
+    Each device of `jax.set_mesh`, if any, holds `chunk` of them at a time, and one program decodes
+    every chunk: the last is filled up with its own latents again.
 
     Args:
         autoencoder: the network.
         latents: (count, h, w, latent channels).
-        chunk: latents at a time; at 256 x 256 pixels each takes about 0.25 GiB.
+        chunk: latents at a time on a device; at 256 x 256 pixels each takes about 0.25 GiB.
 
     Raises:
         InputError: `chunk` is less than 1, or the latents have another number of channels.
@@ -216,8 +217,17 @@ def decode_in_chunks(
         raise InputError(f"chunk must be at least 1; got {chunk}")
     count, (h, w), reduction = len(latents), latents.shape[1:3], autoencoder.config.reduction
     images = np.empty((count, h * reduction, w * reduction, 3), np.float32)
+    chunk = max(1, min(chunk * devices_in_use(), count))
     for start in range(0, count, chunk):
         part = np.arange(start, min(start + chunk, count))
-        decoded = autoencoder.decode(jnp.asarray(latents[np.resize(part, chunk)]))
+        decoded = _dealt_out(autoencoder, jnp.asarray(latents[np.resize(part, chunk)]))
         images[part] = np.asarray(decoded)[: len(part)]
     return images
+
+
+@eqx.filter_jit
+def _dealt_out(
+    autoencoder: Autoencoder, latents: Float[Array, "batch h w channels"]
+) -> Float[Array, "batch height width 3"]:
+    """Decode on all devices of `jax.set_mesh`."""
+    return whole(autoencoder.decode(evenly(whole(latents))))
