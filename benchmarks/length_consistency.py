@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from jaxtyping import Array, Key
-from measure import interleaved, machine, peak_bytes
+from measure import interleaved, machine
 
 from odelt_eqx.config import OptimizerConfig
 from odelt_eqx.nn import DiT, DiTConfig
@@ -24,6 +24,7 @@ from odelt_eqx.objective import (
     TrainingTime,
 )
 from odelt_eqx.ode import FixedSteps
+from odelt_eqx.sampling.flow import peak_bytes
 from odelt_eqx.training.optimizer import make_optimizer
 from odelt_eqx.training.step import TrainState, init_state, make_train_step, squared_error
 

@@ -1,6 +1,5 @@
 """How every benchmark measures: warm, synchronised, contestants in turn, medians and ranges."""
 
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -8,6 +7,8 @@ from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import jax
+
+from odelt_eqx.evaluation.devices import device
 
 
 class Timing(NamedTuple):
@@ -55,25 +56,7 @@ def interleaved(
     }
 
 
-def peak_bytes(program: Any) -> int:
-    """Return what a program needs at once: arguments, results and everything in between.
-
-    Args:
-        program: what `eqx.filter_jit(function).lower(...).compile()` returns.
-    """
-    memory = program.compiled.memory_analysis()
-    aliased = memory.alias_size_in_bytes
-    return (
-        memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        + memory.temp_size_in_bytes
-        - aliased
-    )
-
-
 def machine() -> str:
     """Return the device and the versions that a result belongs to."""
-    device = jax.devices()[0]
-    kind = platform.machine() if device.platform == "cpu" else device.device_kind
     packages = ", ".join(f"{name} {version(name)}" for name in ("jax", "equinox", "diffrax"))
-    return f"{len(jax.devices())} x {device.platform} ({kind}), {packages}"
+    return f"{device()}, {packages}"

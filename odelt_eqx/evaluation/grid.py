@@ -130,7 +130,7 @@ class Cell:
     quality: Quality
     milliseconds: float
     memory: int
-    device_memory: int | None
+    device_memory: float | None
     samples: str
 
     @property

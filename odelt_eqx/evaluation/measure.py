@@ -21,6 +21,7 @@ from odelt_eqx.ode.plan import Adaptive, FixedSteps
 from odelt_eqx.sampling import Program
 from odelt_eqx.sampling.options import Options, raise_failures
 from odelt_eqx.serial import converter
+from odelt_eqx.training.pace import memory
 from odelt_eqx.training.signals import StopSignals
 
 SAMPLES = "samples"
@@ -126,7 +127,6 @@ class _Maker:
     def cell(self, point: Point, made: Generation, quality: Quality, samples: str) -> Cell:
         """Return the row of a point."""
         count = self._config.count
-        used = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
         return Cell(
             depth=point.depth,
             guidance=point.guidance,
@@ -135,7 +135,7 @@ class _Maker:
             quality=quality,
             milliseconds=1e3 * statistics.median(made.seconds) / self._config.batch_size,
             memory=self._compiled(point).peak_bytes,
-            device_memory=used,
+            device_memory=memory().get("device_peak_bytes"),
             samples=samples,
         )
 

@@ -104,10 +104,8 @@ class Program:
 
     @property
     def peak_bytes(self) -> int:
-        """What the program needs on a device at once: arguments, results, all in between."""
-        memory: Any = self._compiled.compiled.memory_analysis()
-        kept = memory.argument_size_in_bytes + memory.output_size_in_bytes
-        return kept + memory.temp_size_in_bytes - memory.alias_size_in_bytes
+        """What it needs on a device at once, see `peak_bytes`."""
+        return peak_bytes(self._compiled)
 
     def __call__(
         self,
@@ -122,6 +120,17 @@ class Program:
         solution = self._compiled(self._model, noise, labels, plans, False, None)
         solution = jax.block_until_ready(solution)
         return solution.states[-1], jax.tree.map(np.asarray, solution.stats)
+
+
+def peak_bytes(program: Any) -> int:
+    """Return what a program needs on a device at once: arguments, results and all in between.
+
+    Args:
+        program: what `eqx.filter_jit(function).lower(...).compile()` returns.
+    """
+    memory = program.compiled.memory_analysis()
+    kept = memory.argument_size_in_bytes + memory.output_size_in_bytes
+    return kept + memory.temp_size_in_bytes - memory.alias_size_in_bytes
 
 
 def trajectory(

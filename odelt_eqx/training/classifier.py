@@ -133,6 +133,7 @@ def _in_standard_units(network: ConvNet, train: Source) -> ConvNet:
     deviation = seen.std(0)
     scale = jnp.asarray(1 / np.where(deviation > 0, deviation, 1))
     hidden, out = network.hidden, network.out
+    assert hidden.bias is not None  # for the type checker
     return eqx.tree_at(
         lambda n: (n.hidden.weight, n.hidden.bias, n.out.weight),
         network,
