@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import jax
 import numpy as np
 import tyro
 from measure import interleaved
@@ -17,7 +18,12 @@ from PIL import Image
 
 from odelt_eqx.data import Folder, HeldOut, Loading, Shards, Source, stream
 from odelt_eqx.data.prepare import PrepareConfig, prepare
+from odelt_eqx.errors import InputError
+from odelt_eqx.latents import prepare_latents
+from odelt_eqx.nn.autoencoder import Autoencoder, AutoencoderConfig
 
+SHAPE = AutoencoderConfig((4, 4, 4, 4), layers_per_block=1, norm_num_groups=4)
+"""A small autoencoder whose latents have the published shape: an eighth of the size, 4 channels."""
 LOADING = Loading(flip=True, threads=1, buffer=1)
 
 
@@ -51,6 +57,12 @@ def main(config: Config) -> None:
         prepare(folder, Path(scratch) / "shards", own)
         files = Folder(folder, size=config.size, held_out=everything).open("train")
         shards = Shards(Path(scratch) / "shards").open("train")
+        reduction = 2 ** (len(SHAPE.block_out_channels) - 1)
+        if config.size % reduction:
+            raise InputError(f"size must be a multiple of {reduction}; got {config.size}")
+        network = Autoencoder(SHAPE, key=jax.random.key(0))
+        prepare_latents(Path(scratch) / "shards", Path(scratch) / "latents", own, network, 64)
+        latents = Shards(Path(scratch) / "latents").open("train")
         paths = sorted(p for p in folder.rglob("*") if p.is_file())
         ways: dict[str, Callable[[], Any]] = {
             "plain Pillow loop over the files": lambda: _plain(paths, config.size),
@@ -59,6 +71,7 @@ def main(config: Config) -> None:
             "`prepare`, one worker": preparing,
             "`Shards`, one by one": lambda: _each(shards),
             "`Shards`, the stream": lambda: _stream(shards, LOADING),
+            "`Shards` of latents, the stream": lambda: _stream(latents, LOADING),
         }
         timings = interleaved(ways, next(iter(ways)), config.rounds)
     print(
