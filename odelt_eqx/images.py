@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from matplotlib import image as matplotlib_image
+from PIL import Image
 
 from odelt_eqx.files import replacing
 
@@ -39,4 +39,4 @@ def sheet(
 def save_png(image: UInt8[np.ndarray, "height width 3"], path: Path) -> None:
     """Write an image, whole or not at all."""
     with replacing(path) as beside:
-        matplotlib_image.imsave(beside, image)
+        Image.fromarray(image).save(beside)

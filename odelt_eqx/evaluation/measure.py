@@ -60,8 +60,6 @@ def measure(
     known = first_says(np.array([row in store for row in settings]))
     shape = judge.decoder.shape(model.config.image_shape)
     show = shown_count(shape, model.config.num_classes, config.count)
-    if not known.all():
-        judge.prepare()
     with StopSignals() as stop:
         for point, row, is_known in zip(points, settings, known, strict=True):
             if is_known:
@@ -69,6 +67,7 @@ def measure(
                 if is_first():
                     yield converter().structure(store[row], Cell)
                 continue
+            judge.prepare()
             digest = f"{zlib.crc32(repr(sorted(row.items())).encode()):08x}"
             partial = folder / f".{digest}.partial.npz"
             made = generate(

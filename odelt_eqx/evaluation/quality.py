@@ -7,7 +7,6 @@ from functools import cached_property, reduce
 
 import numpy as np
 from jaxtyping import Float, Int
-from sklearn.neighbors import KNeighborsClassifier
 
 from odelt_eqx.data import Source
 from odelt_eqx.data.reading import in_batches, some
@@ -181,6 +180,8 @@ class Judge:
     @cached_property
     def _classify(self) -> Callable[[Rows], Labels]:
         """Return what names the class of a picture from its features."""
+        from sklearn.neighbors import KNeighborsClassifier
+
         if isinstance(self.features, ClassifierFeatures):
             return self.features.classify
         rows, classes = [], []

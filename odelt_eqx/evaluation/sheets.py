@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
-from matplotlib import image as matplotlib_image
+from PIL import Image
 
 from odelt_eqx.images import rgb, save_png, tile
 
@@ -44,4 +44,5 @@ def first_row(path: Path, height: int) -> Float[np.ndarray, "tall wide 3"]:
         path: the sheet.
         height: of one picture, in pixels.
     """
-    return np.asarray(matplotlib_image.imread(path), np.float32)[: height + 2, :, :3]
+    with Image.open(path) as sheet:
+        return np.asarray(sheet.convert("RGB"), np.float32)[: height + 2] / 255
