@@ -14,7 +14,8 @@ from odelt_eqx.files import beside, replacing
 from odelt_eqx.training.checkpoint import CHECKPOINTS, CONFIG, can_resume, run_config
 
 LOCK = ".lock"
-FREE = ("watch.", "sharding", "loading.threads", "loading.workers", "loading.buffer")
+READING = ("data.folder", "data.path", "loading.threads", "loading.workers", "loading.buffer")
+FREE = ("watch.", "sharding", *READING)
 """Fields of a config that may change when a run goes on."""
 REFUSALS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
@@ -61,6 +62,11 @@ def begin_folder(config: TrainConfig, run: Path) -> None:
             shutil.rmtree(path)
         elif path.name not in (CONFIG, LOCK):
             path.unlink()
+    write_config(config, run)
+
+
+def write_config(config: TrainConfig, run: Path) -> None:
+    """Write the config that a run goes on with: what may change may have."""
     with replacing(run / CONFIG) as partial:
         save_config(config, partial)
 
@@ -111,8 +117,8 @@ def _fresh(path: Path) -> Path:
 def _check_same(config: TrainConfig, run: Path) -> None:
     """Raise an InputError that names the first fields in which `config` is not the run's.
 
-    What is watched, how devices share the work and how data are read ahead may change: they are
-    nothing of the run.
+    What is watched, how devices share the work, where the data lie and how they are read ahead may
+    change: they are nothing of the run.
     """
     asked, saved = map(flat, (config, run_config(run)))
     different = [

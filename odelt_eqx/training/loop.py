@@ -18,7 +18,7 @@ from odelt_eqx.progress import Progress
 from odelt_eqx.sharding import check_batch, make_mesh, placed, spread_rows
 from odelt_eqx.training.checkpoint import Checkpoints
 from odelt_eqx.training.convert import init_from
-from odelt_eqx.training.folder import begin_folder, check_folder, locked, writing
+from odelt_eqx.training.folder import begin_folder, check_folder, locked, write_config, writing
 from odelt_eqx.training.guard import RecentBatches
 from odelt_eqx.training.optimizer import learning_rate, make_optimizer
 from odelt_eqx.training.pace import Pace
@@ -110,8 +110,7 @@ def _opened(config: TrainConfig, run: Path, resume: bool) -> Iterator[Checkpoint
         def begin() -> None:
             with writing(run):
                 stack.enter_context(locked(run))
-                if not resume:
-                    begin_folder(config, run)
+                (write_config if resume else begin_folder)(config, run)
 
         first_does(begin)
         yield stack.enter_context(Checkpoints(run, keep=config.keep, keep_every=config.keep_every))

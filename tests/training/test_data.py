@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import odelt_eqx as odelt
+from odelt_eqx.config import load_config
 from odelt_eqx.data import Idx, Loading
 from odelt_eqx.presets import preset
 from odelt_eqx.training.info import describe
@@ -43,6 +44,10 @@ def test_the_fashion_preset_learns_from_idx_files(tmp_path):
     losses = [row["held_out_loss"] for row in rows if "held_out_loss" in row]
     assert losses[-1] < 0.8 * losses[0]
     assert "10: T-shirt/top, Trouser" in describe(run)
+    moved = dataclasses.replace(config, data=dataclasses.replace(data, folder=tmp_path / "moved"))
+    shutil.copytree(folder, tmp_path / "moved")
+    train(moved, run, resume=True)
+    assert load_config(run / "config.json") == moved
     (folder / "train-images-idx3-ubyte.gz").unlink()
     assert "has no file train-images-idx*" in describe(run)
 
