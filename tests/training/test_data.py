@@ -48,7 +48,7 @@ def test_the_fashion_preset_learns_from_idx_files(tmp_path):
     shutil.copytree(folder, tmp_path / "moved")
     train(moved, run, resume=True)
     assert load_config(run / "config.json") == moved
-    (folder / "train-images-idx3-ubyte.gz").unlink()
+    (tmp_path / "moved" / "train-images-idx3-ubyte.gz").unlink()
     assert "has no file train-images-idx*" in describe(run)
 
 
