@@ -28,4 +28,4 @@ def noise_of(
     """
     key = jax.random.key(seed)
     draw = lambda place: jax.random.normal(jax.random.fold_in(key, place), shape)
-    return jax.vmap(draw)(evenly(whole(jnp.asarray(places))))
+    return whole(jax.vmap(draw)(evenly(whole(jnp.asarray(places)))))

@@ -14,6 +14,8 @@ import pytest
 
 import odelt_eqx as odelt
 from odelt_eqx.config import save_config
+from odelt_eqx.evaluation.grid import GridConfig
+from odelt_eqx.evaluation.report import evaluate
 from odelt_eqx.evaluation.samples import SampleConfig, draw_samples
 from odelt_eqx.hosts import Hosts
 from odelt_eqx.sharding import check_batch, make_mesh
@@ -36,6 +38,8 @@ import jax
 from odelt_eqx import cli
 from odelt_eqx.config import load_config
 from odelt_eqx.errors import Interrupted
+from odelt_eqx.evaluation.grid import GridConfig
+from odelt_eqx.evaluation.report import evaluate
 from odelt_eqx.evaluation.samples import SampleConfig, draw_samples
 from odelt_eqx.hosts import Hosts
 from odelt_eqx.training import loop
@@ -61,6 +65,8 @@ except Interrupted as order:
 else:
     status = 0
 draw_samples(Path(run), SampleConfig(count=10))  # 10 do not come out even among 8
+if port:
+    evaluate(Path(run), GridConfig(steps=(1,), depths=(2,), count=20, batch_size=10))
 sys.exit(status)
 """
 
@@ -104,6 +110,19 @@ def assert_same_samples(run, out):
         np.testing.assert_allclose(ours["images"], theirs["images"], atol=1e-4)
 
 
+def assert_same_map(run, out):
+    """What all its devices measured of a run is what one does."""
+    evaluate(run, GridConfig(steps=(1,), depths=(2,), count=20, batch_size=10), out)
+    ours, theirs = (json.loads((f / "table.json").read_text()) for f in (run, out))
+    for a, b in zip(ours["cells"], theirs["cells"], strict=True):
+        assert a["quality"]["frechet"] == pytest.approx(b["quality"]["frechet"], rel=1e-3)
+        assert a["quality"]["accuracy"] == b["quality"]["accuracy"]
+    assert ours["bounds"]["noise"] == pytest.approx(theirs["bounds"]["noise"], rel=1e-3)
+    names = {path.name for path in run.iterdir()}
+    assert {"report.html", "table.png", "rows.jsonl"} <= names
+    assert not [name for name in names if "partial" in name]
+
+
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     """The run on one device."""
@@ -127,6 +146,7 @@ def test_two_processes_then_two_devices_then_one_make_one_run(alone, tmp_path):
     for process in both:
         end(process, 143)
     assert_same_samples(run, tmp_path / "one")
+    assert_same_map(run, tmp_path / "map")
     end(start(run, "dp", devices=2, stop=4), 143)
     train(RUN, run, resume=True)
     assert sorted(int(p.name) for p in run.glob("checkpoints/*")) == [2, 4, 6]
