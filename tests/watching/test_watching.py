@@ -67,10 +67,13 @@ def test_tensorboard_gets_them_too_and_forgets_what_comes_again(tmp_path):
 def test_weights_and_biases_gets_them_too_and_goes_on_with_the_same_run(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
+    import wandb
+
     for done in (0, 2):
         with watching(WatchConfig(to=("wandb",)), tmp_path, done, {"steps": 6}) as log:
             log.write(done + 1, loss=0.5)
             log.picture(done + 1, "depth-4", IMAGE)
+    wandb.teardown()  # its own process writes on after a run has finished; this waits for its end
     name = (tmp_path / "wandb-id.txt").read_text()
     records = list((tmp_path / "wandb").glob(f"offline-run-*/run-{name}.wandb"))
     assert records
