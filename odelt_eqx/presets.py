@@ -50,7 +50,7 @@ FASHION = (
 
 
 def fashion() -> TrainConfig:
-    """A mid-size transformer on Fashion-MNIST, 60,000 grey pictures padded to 32 x 32.
+    """A small transformer on Fashion-MNIST, 60,000 grey pictures of 28 x 28.
 
     Command: `python scripts/train.py fashion`, after `apt install dataset-fashion-mnist` (Debian,
     Ubuntu), or `python scripts/train.py fashion data:idx --data.folder FOLDER` with
@@ -59,20 +59,21 @@ def fashion() -> TrainConfig:
     """
     return TrainConfig(
         model=DiTConfig(
-            image_size=32,
+            image_size=28,
             channels=1,
             patch_size=4,
-            hidden_size=128,
+            hidden_size=64,
             num_heads=4,
             mlp_ratio=4,
-            depth=8,
-            depth_min=4,
+            depth=6,
+            depth_min=2,
             depth_group=2,
             num_classes=10,
+            denoise_timesteps=32,
         ),
-        optimizer=OptimizerConfig(learning_rate=1e-3, warmup=500, weight_decay=0.01, ema=0.999),
-        data=Idx(Path("/usr/share/datasets/fashion-mnist"), pad=2, class_names=FASHION),
-        steps=12_000,
+        optimizer=OptimizerConfig(learning_rate=2e-3, warmup=200, weight_decay=0.01, ema=0.995),
+        data=Idx(Path("/usr/share/datasets/fashion-mnist"), class_names=FASHION),
+        steps=8000,
         batch_size=64,
         eval_every=1000,
         save_every=1000,
