@@ -29,7 +29,7 @@ def test_too_few_held_out_examples_are_one_line(tmp_path):
 def test_the_fashion_preset_learns_from_idx_files(tmp_path):
     config = preset("fashion")
     model = dataclasses.replace(
-        config.model, hidden_size=32, depth=2, depth_min=1, depth_group=1, patch_size=8
+        config.model, hidden_size=32, depth=2, depth_min=1, depth_group=1, patch_size=7
     )
     optimizer = dataclasses.replace(config.optimizer, learning_rate=3e-3, warmup=10)
     folder = write_fashion(tmp_path / "idx", train=160)
