@@ -25,9 +25,12 @@ class Attention(eqx.Module):
     def __call__(self, x: Float[Array, "tokens width"]) -> Float[Array, "tokens width"]:
         """Mix the tokens of one example."""
         tokens, width = x.shape
-        q, k, v = affine(self.qkv, x).reshape(tokens, 3, self.num_heads, -1).swapaxes(0, 1)
-        mixed = jax.nn.dot_product_attention(q, k, v, scale=self.num_heads / width)
-        return affine(self.out, mixed.reshape(tokens, width))
+        heads = affine(self.qkv, x).reshape(tokens, 3, self.num_heads, -1)
+        q, k, v = heads.transpose(1, 2, 0, 3)  # (heads, tokens, d_head) each: plain matrix products
+        scaled = q * (self.num_heads / width)
+        logits = jnp.matmul(scaled, k.mT, preferred_element_type=jnp.float32)
+        mixed = jax.nn.softmax(logits).astype(x.dtype) @ v
+        return affine(self.out, mixed.swapaxes(0, 1).reshape(tokens, width))
 
 
 class Mlp(eqx.Module):

@@ -255,7 +255,7 @@ class DiT(eqx.Module):
             inputs, back = take(inputs, dealt), places(dealt, counts)
             depth = depth[dealt.ravel()]
         times, x, step, labels, keys = evenly(inputs)
-        condition = self.time_embedding(times) + self.step_embedding(step)
+        condition = jax.vmap(self.time_embedding)(times) + jax.vmap(self.step_embedding)(step)
         condition = condition + self.label_embedding.weight[labels]
         tokens = jax.vmap(patches, in_axes=(0, None))(x, config.patch_size)
         tokens = affine(self.patch_embedding, tokens)

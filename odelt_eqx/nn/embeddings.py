@@ -30,11 +30,11 @@ class ScalarEmbedding(eqx.Module):
         self.hidden = linear(FREQUENCIES, width, hidden_key, init)
         self.out = linear(width, width, out_key, init)
 
-    def __call__(self, value: Float[Array, " batch"]) -> Float[Array, "batch width"]:
-        """Embed one scalar per example."""
+    def __call__(self, value: Float[Array, ""]) -> Float[Array, " width"]:
+        """Embed a scalar."""
         half = FREQUENCIES // 2
-        angles = value[:, None] * jnp.exp(-jnp.log(10_000.0) * jnp.arange(half) / half)
-        features = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+        angles = value * jnp.exp(-jnp.log(10_000.0) * jnp.arange(half) / half)
+        features = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)])
         return affine(self.out, jax.nn.silu(affine(self.hidden, features)))
 
 

@@ -18,10 +18,12 @@ norm and computes it again in the backward pass, at several times the cost.
 def affine(linear: eqx.nn.Linear, x: Float[Array, "*any in"]) -> Float[Array, "*any out"]:
     """Apply `linear` over the last axis, in the dtype of `x`.
 
-    Unlike `jax.vmap(linear)`, whose batched `weight @ x` leaves a transpose for the backward pass
-    (1.3 x the time of an MLP's gradient on CPU), this is one matrix product as it stands.
+    Many rows are one matrix product as it stands; `jax.vmap(linear)` would leave a transpose for
+    the backward pass (1.3 x the time of an MLP's gradient on CPU). A single row is `weight @ x`:
+    for the product the other way round XLA's CPU backend copies the whole weight first.
     """
-    y = x @ linear.weight.T.astype(x.dtype)
+    weight = linear.weight.astype(x.dtype)
+    y = weight @ x if x.ndim == 1 else x @ weight.T
     return y if linear.bias is None else y + linear.bias.astype(x.dtype)
 
 

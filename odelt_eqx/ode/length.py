@@ -106,12 +106,17 @@ class ODEBlock(eqx.Module, Generic[AnyBlock]):
         if isinstance(plan, Adaptive):
             end, steps, failed = jax.vmap(partial(solve, self.field))(state, args)
         else:
-            batched = lambda length, *rest: jax.vmap(partial(self.field, length))(*rest)
+            group = self._recomputing() if plan.adjoint == "recompute" else self
+            batched = lambda length, *rest: jax.vmap(partial(group.field, length))(*rest)
             end, steps, failed = solve(batched, state, args)
         size = len(self.blocks)
         counts = (size, size * plan.evaluations(steps), failed)
         as_floats = lambda x: jnp.broadcast_to(jnp.asarray(x, jnp.float32), condition.shape[:1])
         return end, LengthCost(*map(as_floats, counts))
+
+    def _recomputing(self) -> "ODEBlock":
+        """Return the group that keeps what goes into each block, not what it computes."""
+        return ODEBlock(tuple(map(eqx.filter_checkpoint, self.blocks)))
 
 
 def integrate_length(

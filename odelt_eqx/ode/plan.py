@@ -97,8 +97,8 @@ class FixedSteps(Plan):
     Args:
         steps: number of steps, at least 1; `times`, where given, say it instead.
         solver: any of the eight; "euler" is the published method on both axes.
-        adjoint: what the gradient of a length solve does: "keep" stores what each step
-            computed (fast), "recompute" stores each step's start only (small).
+        adjoint: what the gradient of a length solve does: "keep" stores what each block
+            computed (fast), "recompute" stores what went into each block only (small).
         grid: where the steps end: "uniform", "cosine" (dense at both ends) or "logit-normal"
             (the quantiles of that distribution).
         times: the ends themselves instead of a named grid, rising from 0 to 1.
@@ -142,10 +142,8 @@ class FixedSteps(Plan):
         max_steps = self.count if isinstance(self.count, int) else None
         if max_steps is None:
             adjoint = diffrax.RecursiveCheckpointAdjoint()
-        elif self.adjoint == "keep":
-            adjoint = KeepAdjoint()
         else:
-            adjoint = diffrax.RecursiveCheckpointAdjoint(checkpoints=max_steps)
+            adjoint = KeepAdjoint()
         return {
             "solver": SOLVERS[self.solver](),
             "stepsize_controller": self._grid,
