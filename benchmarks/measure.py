@@ -1,14 +1,18 @@
 """How every benchmark measures: warm, synchronised, contestants in turn, medians and ranges."""
 
+import json
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
 from odelt_eqx.evaluation.devices import device
+from odelt_eqx.files import replacing
 
 
 class Timing(NamedTuple):
@@ -54,6 +58,43 @@ def interleaved(
         )
         for name, own in seconds.items()
     }
+
+
+class Report:
+    """A table that grows on the screen as it is measured, and is kept as JSON.
+
+    Args:
+        columns: what each row holds; JSON has the numbers as they are.
+        config: what was asked for; it is part of the JSON.
+        out: file to write the JSON to after each row, or None for none.
+    """
+
+    def __init__(self, columns: Sequence[str], config: Any, out: Path | None):
+        """Print the machine and the head of the table."""
+        self._columns, self._out, self._rows = tuple(columns), out, []
+        self._head = {
+            "machine": machine(),
+            "config": asdict(config) if is_dataclass(config) else {},
+        }
+        print(f"{self._head['machine']}\n\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+
+    def row(self, *values: Any) -> None:
+        """Add a row."""
+        self._rows.append(dict(zip(self._columns, values, strict=True)))
+        print(f"| {' | '.join(map(_cell, values))} |", flush=True)
+        if self._out is not None:
+            self._out.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(self._out) as beside:
+                found = {**self._head, "rows": self._rows}
+                beside.write_text(json.dumps(found, indent=1, default=str) + "\n")
+
+
+def _cell(value: Any) -> str:
+    """Return a value as people read it; times come in seconds and are shown in milliseconds."""
+    if isinstance(value, Timing):
+        middle, low, high = (f"{1e3 * t:.3g}" for t in (value.median, value.low, value.high))
+        return f"{middle} ({low} to {high})"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def machine() -> str:

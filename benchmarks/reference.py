@@ -134,7 +134,7 @@ def open_reference(
         try:
             config_dict = importlib.import_module("ml_collections").ConfigDict
             stubs["utils.wandb"].__dict__["default_wandb_config"] = config_dict
-            importlib.import_module("targets_shortcut")  # the step imports it again, as it is traced
+            importlib.import_module("targets_shortcut")  # again by the step, as it is traced
             module = importlib.import_module("model")
             module.DiT = partial(module.DiT, dtype=jnp.dtype(config.dtype))
             train = importlib.import_module("train")

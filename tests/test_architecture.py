@@ -13,6 +13,7 @@ import odelt_eqx
 ROOT = Path(odelt_eqx.__file__).parent
 LAYERS = {
     "errors": 0,
+    "draws": 1,
     "files": 2,
     "progress": 2,
     "sharding": 1,

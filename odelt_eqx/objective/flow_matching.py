@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from odelt_eqx.draws import normal
 from odelt_eqx.errors import InputError
 from odelt_eqx.nn.dit import DiTConfig
 from odelt_eqx.objective.base import Networks, Objective, Targets, TaughtBy, TrainingTime
@@ -105,12 +106,12 @@ class FlowMatching(Objective):
         shape = (batch_size, *config.image_shape)
         if self.sigma:
             key, spread_key = jax.random.split(key)
-            spread = jax.random.normal(spread_key, shape)
+            spread = normal(spread_key, shape)
         drop, time, noise = jax.random.split(key, 3)
         return FlowDraws(
             drop=jax.random.bernoulli(drop, self.class_dropout, (batch_size,)),
             time=jax.random.uniform(time, (batch_size,)),
-            noise=jax.random.normal(noise, shape),
+            noise=normal(noise, shape),
             spread=spread,
         )
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from odelt_eqx.draws import normal
 from odelt_eqx.nn.dit import DiTConfig
 from odelt_eqx.objective.base import (
     Networks,
@@ -89,7 +90,7 @@ class LiveReflow(Objective):
         pairs = share(batch_size, self.every)
         step, time, noise, flow = jax.random.split(key, 4)
         index = jax.random.randint(step, (pairs,), 0, config.flow_index)
-        start = jax.random.normal(noise, (batch_size, *config.image_shape))
+        start = normal(noise, (batch_size, *config.image_shape))
         rest = self._flow.draw(flow, batch_size - pairs, config, when)
         if self.as_published:
             index = jnp.zeros_like(index)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from odelt_eqx.draws import normal
 from odelt_eqx.nn.dit import DiTConfig
 from odelt_eqx.objective.base import (
     Networks,
@@ -87,13 +88,13 @@ class Shortcut(Objective):
         step, time, noise, flow = jax.random.split(key, 4)
         rest = self._flow.draw(flow, batch_size - shortcuts, config, when)
         if self.as_published:
-            same_key = jax.random.normal(noise, rest.noise.shape)
+            same_key = normal(noise, rest.noise.shape)
             rest = dataclasses.replace(rest, noise=same_key)
             shortcuts = shortcuts if self.guidance in (0, 1) else shortcuts // 2
         return ShortcutDraws(
             step_index=jax.random.randint(step, (shortcuts,), 0, config.flow_index),
             time=jax.random.uniform(time, (shortcuts,)),
-            noise=jax.random.normal(noise, (shortcuts, *config.image_shape)),
+            noise=normal(noise, (shortcuts, *config.image_shape)),
             flow=rest,
         )
 

@@ -140,10 +140,8 @@ class FixedSteps(Plan):
     def arguments(self, backwards: bool = False) -> dict[str, Any]:  # noqa: D102
         del backwards  # the grid follows the direction of the solve
         max_steps = self.count if isinstance(self.count, int) else None
-        if max_steps is None:
-            adjoint = diffrax.RecursiveCheckpointAdjoint()
-        else:
-            adjoint = KeepAdjoint()
+        known = max_steps is not None
+        adjoint = KeepAdjoint() if known else diffrax.RecursiveCheckpointAdjoint()
         return {
             "solver": SOLVERS[self.solver](),
             "stepsize_controller": self._grid,

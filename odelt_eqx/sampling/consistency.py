@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from odelt_eqx.draws import normal
 from odelt_eqx.errors import InputError
 from odelt_eqx.nn.dit import DiT
 from odelt_eqx.ode.cost import Cost, no_cost
@@ -62,7 +63,7 @@ def _renoise(
         x, cost = state
         now, then = time.point(index), time.point(index + 1)
         v, taken = field(jnp.broadcast_to(now, batch), x, step_index)
-        fresh = jax.random.normal(jax.random.fold_in(key, index), x.shape)
+        fresh = normal(jax.random.fold_in(key, index), x.shape)
         x = then * (x + (1 - now) * v) + (1 - then) * fresh
         return x, jax.tree.map(jnp.add, cost, taken)
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from odelt_eqx.draws import normal
 from odelt_eqx.sharding import evenly, whole
 
 
@@ -27,5 +28,5 @@ def noise_of(
         shape: (height, width, channels) of one.
     """
     key = jax.random.key(seed)
-    draw = lambda place: jax.random.normal(jax.random.fold_in(key, place), shape)
+    draw = lambda place: normal(jax.random.fold_in(key, place), shape)
     return whole(jax.vmap(draw)(evenly(whole(jnp.asarray(places)))))

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from odelt_eqx.config import TrainConfig
+from odelt_eqx.draws import normal
 from odelt_eqx.images import sheet
 from odelt_eqx.nn.dit import DiT
 from odelt_eqx.ode.plan import FixedSteps
@@ -31,7 +32,7 @@ class Previews:
         watch = self._watch
         if not watch.sample_every or step % watch.sample_every:
             return
-        noise = jax.random.normal(jax.random.key(self._seed), self._shape)
+        noise = normal(jax.random.key(self._seed), self._shape)
         for depth in self._depths:
             for steps in watch.sample_steps:
                 time = FixedSteps(steps=steps)
