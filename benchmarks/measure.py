@@ -4,7 +4,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -80,7 +80,8 @@ class Report:
 
     def row(self, *values: Any) -> None:
         """Add a row."""
-        self._rows.append(dict(zip(self._columns, values, strict=True)))
+        kept = [v._asdict() if isinstance(v, Timing) else v for v in values]
+        self._rows.append(dict(zip(self._columns, kept, strict=True)))
         print(f"| {' | '.join(map(_cell, values))} |", flush=True)
         if self._out is not None:
             self._out.parent.mkdir(parents=True, exist_ok=True)
