@@ -74,7 +74,7 @@ class Report:
         self._columns, self._out, self._rows = tuple(columns), out, []
         self._head = {
             "machine": machine(),
-            "config": asdict(config) if is_dataclass(config) else {},
+            "config": asdict(config),
         }
         print(f"{self._head['machine']}\n\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
 
