@@ -95,6 +95,8 @@ def _cell(value: Any) -> str:
     if isinstance(value, Timing):
         middle, low, high = (f"{1e3 * t:.3g}" for t in (value.median, value.low, value.high))
         return f"{middle} ({low} to {high})"
+    if value is None:
+        return ""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
