@@ -1,9 +1,10 @@
 """Latency and memory of sampling over batch, depth, steps and guidance, beside loops by hand."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -11,13 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from jaxtyping import Array
+from limits import matmul_rate
 from measure import Report, interleaved
 from reference import Reference, open_reference
 
 import odelt_eqx as odelt
 from odelt_eqx.nn import DiT, DiTConfig
 from odelt_eqx.nn.embeddings import image_of, patches, position_table
+from odelt_eqx.nn.flops import velocity_flops
 from odelt_eqx.nn.layers import affine
+from odelt_eqx.ode.plan import EmbeddedSolver
 from odelt_eqx.sampling.flow import Program, peak_bytes
 
 
@@ -49,8 +53,8 @@ class Config:
     depths: tuple[int, ...] = ()
     steps: tuple[int, ...] = (1, 4, 16)
     guidance: tuple[float, ...] = (1.0,)
-    solvers: tuple[str, ...] = ()
-    dtype: str = "float32"
+    solvers: tuple[EmbeddedSolver, ...] = ()
+    dtype: Literal["float32", "bfloat16"] = "float32"
     rounds: int = 7
     reference: Path | None = None
     out: Path | None = None
@@ -73,9 +77,42 @@ class Config:
         )
 
 
+class Case(NamedTuple):
+    """What all contestants draw with.
+
+    Attributes:
+        model: the network.
+        reference: the reference with the same weights, or None.
+        noise: where the pictures start.
+        labels: their classes.
+        depth: blocks that are run.
+        guidance: weight of classifier-free guidance.
+        matmul_rate: operations per second that the machine does at most.
+    """
+
+    model: DiT
+    reference: Reference | None
+    noise: Array
+    labels: Array
+    depth: int
+    guidance: float
+    matmul_rate: float
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """As `odelt.sample` takes them."""
+        return {"depth": self.depth, "guidance": self.guidance}
+
+    @property
+    def flops(self) -> int:
+        """Operations of one step in time, matrix products alone."""
+        halves = 1 if self.guidance in (0, 1) else 2
+        return halves * len(self.noise) * velocity_flops(self.model.config, self.depth)
+
+
 COLUMNS = (
-    *("batch", "depth", "time", "guidance", "contestant"),
-    *("ms (range)", "x loop", "x reference", "MiB"),
+    *("batch", "depth", "guidance", "time", "contestant", "ms (range)"),
+    *("x loop", "x reference", "of matmul rate", "MiB"),
 )
 
 
@@ -83,14 +120,15 @@ def main(config: Config) -> None:
     """Print the table."""
     report = Report(COLUMNS, config, config.out)
     model, reference = networks(config)
+    rate = matmul_rate(config.dtype)
     for batch in config.batches:
         noise = jax.random.normal(jax.random.key(0), (batch, *model.config.image_shape))
         labels = jnp.arange(batch) % model.config.num_classes
         for depth in config.depths or model.config.depths:
             for guidance in config.guidance:
-                told = (batch, depth)
-                for row in compare(config, model, reference, noise, labels, depth, guidance):
-                    report.row(*told, *row)
+                case = Case(model, reference, noise, labels, depth, guidance, rate)
+                for row in compare(case, config):
+                    report.row(batch, depth, guidance, *row)
 
 
 def networks(config: Config) -> tuple[DiT, Reference | None]:
@@ -103,49 +141,51 @@ def networks(config: Config) -> tuple[DiT, Reference | None]:
     return eqx.tree_at(lambda m: m.final.out.weight, model, final), None
 
 
-def compare(
-    config: Config,
-    model: DiT,
-    reference: Reference | None,
-    noise: Array,
-    labels: Array,
-    depth: int,
-    guidance: float,
-) -> Iterator[tuple[Any, ...]]:
+def compare(case: Case, config: Config) -> Iterator[tuple[Any, ...]]:
     """Yield what each contestant takes for each plan; all draw the same pictures."""
-    options: dict[str, Any] = {"depth": depth, "guidance": guidance}
-    euler = Program(model, noise, labels, time=odelt.FixedSteps(1), **options)
-    loop = by_hand(model, depth, guidance)
-    loop_bytes = peak_bytes(loop.lower(jax.tree.leaves(model), noise, labels, 1).compile())
+    model, noise, labels = case.model, case.noise, case.labels
+    program = Program(model, noise, labels, time=odelt.FixedSteps(1), **case.options)
+    loop, weights = by_hand(model, case.depth, case.guidance), jax.tree.leaves(model)
+    loop_bytes = peak_bytes(loop.lower(weights, noise, labels, 1).compile())
+    sizes = {"loop by hand": loop_bytes / 2**20, "Program": program.peak_bytes / 2**20}
     for steps in config.steps:
-        plan, weights = odelt.FixedSteps(steps), jax.tree.leaves(model)
+        plan = odelt.FixedSteps(steps)
         calls: dict[str, Callable[[], Array]] = {
-            "loop by hand": lambda: loop(weights, noise, labels, steps),
-            "odelt.sample": lambda: odelt.sample(model, noise, labels, time=plan, **options),
-            "Program": lambda: euler(noise, labels, plan, guidance)[0],
+            "loop by hand": partial(loop, weights, noise, labels, steps),
+            "odelt.sample": partial(odelt.sample, model, noise, labels, time=plan, **case.options),
+            "Program": images_of(partial(program, noise, labels, plan, case.guidance)),
         }
-        if reference is not None:
-            run = reference.sampler(depth, steps, guidance)
-            calls["reference"] = lambda: run(noise, labels)
-        pictures = {name: np.asarray(call()) for name, call in calls.items()}
-        for name, found in pictures.items():
-            limit = (1e-2 if config.dtype == "bfloat16" else 1e-4) * np.abs(found).max()
-            np.testing.assert_allclose(found, pictures["Program"], atol=limit, err_msg=name)
-        beside_loop = interleaved(calls, "loop by hand", config.rounds)
-        memory = {"loop by hand": loop_bytes, "Program": euler.peak_bytes}
-        base = beside_loop.get("reference")
-        for name, timing in beside_loop.items():
+        if case.reference is not None:
+            sampler = case.reference.sampler(case.depth, steps, case.guidance)
+            calls["reference"] = partial(sampler, noise, labels)
+        check_alike(calls, 1e-2 if config.dtype == "bfloat16" else 1e-4)
+        timings = interleaved(calls, "loop by hand", config.rounds)
+        base = timings.get("reference")
+        for name, timing in timings.items():
             against = timing.ratio / base.ratio if base else None
-            size = memory.get(name)
-            mebibytes = None if size is None else size / 2**20
-            yield f"{steps} steps", guidance, name, timing, timing.ratio, against, mebibytes
+            share = steps * case.flops / timing.median / case.matmul_rate
+            yield f"{steps} steps", name, timing, timing.ratio, against, share, sizes.get(name)
     for solver in config.solvers:
-        plan = odelt.Adaptive(solver=solver, rtol=1e-2, atol=1e-2)  # pyright: ignore
-        adaptive = Program(model, noise, labels, time=plan, **options)
-        call = lambda: adaptive(noise, labels, plan, guidance)[0]
-        timing = interleaved({"": call}, "", config.rounds)[""]
+        plan = odelt.Adaptive(solver=solver, rtol=1e-2, atol=1e-2)
+        adaptive = Program(model, noise, labels, time=plan, **case.options)
+        call = images_of(partial(adaptive, noise, labels, plan, case.guidance))
+        timing = interleaved({solver: call}, solver, config.rounds)[solver]
         size = adaptive.peak_bytes / 2**20
-        yield f"{solver} 1e-2", guidance, "Program", timing, None, None, size
+        yield f"{solver} 1e-2", "Program", timing, None, None, None, size
+
+
+def images_of(call: Callable[[], tuple[Array, Any]]) -> Callable[[], Array]:
+    """Return `call` without its statistics."""
+    return lambda: call()[0]
+
+
+def check_alike(calls: Mapping[str, Callable[[], Array]], tolerance: float) -> None:
+    """Fail unless all contestants draw the same pictures."""
+    pictures = {name: np.asarray(call()) for name, call in calls.items()}
+    first = next(iter(pictures.values()))
+    for name, found in pictures.items():
+        limit = tolerance * np.abs(first).max()
+        np.testing.assert_allclose(found, first, rtol=0, atol=limit, err_msg=name)
 
 
 def by_hand(model: DiT, depth: int, guidance: float) -> Any:
