@@ -82,7 +82,7 @@ class Config:
 
 
 STEPS = 1000
-COLUMNS = ("proportions", "part", "examples", "time", "ratio of time", "MiB", "ratio of MiB")
+COLUMNS = ("proportions", "part", "examples", "ms (range)", "ratio of ms", "MiB", "ratio of MiB")
 PROPORTIONS = {"B, 12 blocks in groups of 4": (12, 4, 4), "XL, 28 in groups of 8": (28, 8, 12)}
 
 

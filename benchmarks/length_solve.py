@@ -19,7 +19,7 @@ from odelt_eqx.nn.block import DiTBlock
 from odelt_eqx.ode import FixedSteps, ODEBlock, integrate_length
 
 COLUMNS = ("solver", "program", "contestant", "compile s", "ratio of compile s")
-COLUMNS += ("time", "ratio of time", "MiB", "ratio of MiB")
+COLUMNS += ("ms (range)", "ratio of ms", "MiB", "ratio of MiB")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -120,7 +120,9 @@ def _cell(value: Any) -> str:
     """Return a value as people read it; times come in seconds and are shown in milliseconds."""
     if isinstance(value, Timing):
         middle, low, high = (f"{1e3 * t:.3g}" for t in (value.median, value.low, value.high))
-        return f"{middle} ms ({low} to {high})"
+        return f"{middle} ({low} to {high})"
+    if value is None:
+        return ""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 

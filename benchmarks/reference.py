@@ -124,9 +124,9 @@ def open_reference(
         "utils.wandb": {"setup_wandb": _nothing},
         "utils.stable_vae": {"StableVAE": None},
         "utils.fid": {"fid_from_stats": None},
-        "utils.datasets": {"get_dataset": lambda *_: itertools.repeat((images, labels))},
+        "utils.datasets": {"get_dataset": None},
         "helper_eval": {"eval_model": None},
-        "helper_inference": {"do_inference": caught},
+        "helper_inference": {"do_inference": None},
     }.items():
         stubs.setdefault(module, ModuleType(module)).__dict__.update(names)
     jax.tree_map = jax.tree.map  # pyright: ignore[reportAttributeAccessIssue]
@@ -135,14 +135,15 @@ def open_reference(
             config_dict = importlib.import_module("ml_collections").ConfigDict
             stubs["utils.wandb"].__dict__["default_wandb_config"] = config_dict
             importlib.import_module("targets_shortcut")  # again by the step, as it is traced
-            module = importlib.import_module("model")
-            module.DiT = partial(module.DiT, dtype=jnp.dtype(config.dtype))
             train = importlib.import_module("train")
-            del sys.modules["tensorflow"]  # einops would look for its arrays
         except ModuleNotFoundError as error:
             raise InputError(
                 f"the reference needs {error.name}: pip install flax einops ml_collections"
             ) from None
+        del sys.modules["tensorflow"]  # einops would look for its arrays
+        train.DiT = partial(importlib.import_module("model").DiT, dtype=jnp.dtype(config.dtype))
+        train.get_dataset = lambda *_: itertools.repeat((images, labels))
+        train.do_inference = caught
         train.jax.debug.visualize_array_sharding = _nothing
         train.flax.linen.tabulate = lambda *_: _nothing
         train.FLAGS.unparse_flags()

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, Real
 
 from odelt_eqx.errors import InputError
 from odelt_eqx.nn.dit import DiT, DiTConfig
+from odelt_eqx.ode.plan import undifferentiated
 
 TaughtBy = Literal["data", "student", "average", "frozen", "stages"]
 
@@ -59,8 +60,10 @@ class Teacher(eqx.Module):
     ) -> Float[Array, "batch height width channels"]:
         """Return the velocity at `depth`, by default at full depth."""
         depth = self.config.depth if depth is None else depth
+        length = undifferentiated(self.config.length)
         # The weights, not the answer: a derivative along x and t may still be asked for.
-        return jax.lax.stop_gradient(self.model)(t, x, step_index, labels, depth=depth)
+        model = jax.lax.stop_gradient(self.model)
+        return model(t, x, step_index, labels, depth=depth, length=length)
 
 
 class Networks(eqx.Module):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import diffrax
 import equinox as eqx
@@ -52,17 +52,24 @@ class ODEBlock(eqx.Module, Generic[AnyBlock]):
 
     blocks: tuple[AnyBlock, ...]
 
-    def field(
-        self, length: Float[Array, ""], state: State, args: tuple[Array, Key[Array, ""] | None]
-    ) -> State:
-        """Return `(dh/dl, du/dl)` for one example; the dropout masks are the same everywhere."""
-        del length
-        (h, _), (condition, key) = state, args
-        keys = [None] * len(self.blocks) if key is None else jax.random.split(key, len(self.blocks))
-        before, after = h, h
-        for block, block_key in zip(self.blocks, keys, strict=True):
-            before, after = after, block(after, condition, key=block_key)
-        return before + after - h, after
+    def field(self, recompute: bool = False) -> Callable[..., State]:
+        """Return `(l, state, (condition, key)) -> (dh/dl, du/dl)`, for one example.
+
+        The dropout masks are the same wherever it is evaluated.
+
+        Args:
+            recompute: differentiating it keeps only what goes into each block.
+        """
+        run = _rolled(self.blocks) if recompute else partial(_in_turn, self.blocks)
+
+        def field(length: Array, state: State, args: tuple[Array, Key[Array, ""] | None]) -> State:
+            del length
+            (h, _), (condition, key) = state, args
+            keys = None if key is None else jax.random.split(key, len(self.blocks))
+            before, after = run(h, condition, keys)
+            return before + after - h, after
+
+        return field
 
     @eqx.filter_jit
     def __call__(
@@ -104,19 +111,48 @@ class ODEBlock(eqx.Module, Generic[AnyBlock]):
 
         args = (condition, keys)
         if isinstance(plan, Adaptive):
-            end, steps, failed = jax.vmap(partial(solve, self.field))(state, args)
+            end, steps, failed = jax.vmap(partial(solve, self.field()))(state, args)
         else:
-            group = self._recomputing() if plan.adjoint == "recompute" else self
-            batched = lambda length, *rest: jax.vmap(partial(group.field, length))(*rest)
+            field = self.field(plan.adjoint == "recompute")
+            batched = lambda length, *rest: jax.vmap(partial(field, length))(*rest)
             end, steps, failed = solve(batched, state, args)
         size = len(self.blocks)
         counts = (size, size * plan.evaluations(steps), failed)
         as_floats = lambda x: jnp.broadcast_to(jnp.asarray(x, jnp.float32), condition.shape[:1])
         return end, LengthCost(*map(as_floats, counts))
 
-    def _recomputing(self) -> "ODEBlock":
-        """Return the group that keeps what goes into each block, not what it computes."""
-        return ODEBlock(tuple(map(eqx.filter_checkpoint, self.blocks)))
+
+def _in_turn(
+    blocks: Sequence[Block], h: Array, condition: Array, keys: Key[Array, " blocks"] | None
+) -> tuple[Array, Array]:
+    """Return what goes into the last block and what comes out of it."""
+    before, after = h, h
+    for index, block in enumerate(blocks):
+        key = None if keys is None else keys[index]
+        before, after = after, block(after, condition, key=key)
+    return before, after
+
+
+def _rolled(blocks: Sequence[Block]) -> Callable[..., tuple[Array, Array]]:
+    """Return `_in_turn` as a loop over blocks that are computed again in the backward pass.
+
+    Without the loop XLA's CPU backend keeps everything all the same. The blocks' weights are
+    stacked for it: one copy of the group's.
+    """
+    parts = [eqx.partition(block, eqx.is_array) for block in blocks]
+    weights = jax.tree.map(lambda *each: jnp.stack(each), *(arrays for arrays, _ in parts))
+    _, rest = parts[0]
+
+    def run(h: Array, condition: Array, keys: Array | None) -> tuple[Array, Array]:
+        @partial(jax.checkpoint, prevent_cse=False)
+        def step(carry: tuple[Array, Array], inputs: Any) -> tuple[tuple[Array, Array], None]:
+            arrays, key = inputs
+            _, before = carry
+            return (before, eqx.combine(arrays, rest)(before, condition, key=key)), None
+
+        return jax.lax.scan(step, (h, h), (weights, keys))[0]
+
+    return run
 
 
 def integrate_length(

@@ -1,6 +1,7 @@
 """How an ODE is solved: one description that serves the time axis and the length axis."""
 
 import abc
+import dataclasses
 import itertools
 from collections.abc import Callable
 from typing import Any, Literal, get_args
@@ -222,6 +223,11 @@ class Adaptive(Plan):
             f"the {axis} axis needed more than {self.max_steps} steps of {self.solver} at these "
             f"tolerances{whose}: raise {axis}.max_steps or loosen {axis}.rtol and {axis}.atol"
         )
+
+
+def undifferentiated(plan: Plan) -> Plan:
+    """Return `plan` for a solve that is not differentiated, in which nothing is kept anyway."""
+    return dataclasses.replace(plan, adjoint="keep") if isinstance(plan, FixedSteps) else plan
 
 
 def _check_name(field: str, name: str, known: tuple[str, ...]) -> None:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 from odelt_eqx.errors import InputError, SolveError
 from odelt_eqx.nn.dit import DiT, DiTConfig
 from odelt_eqx.ode.cost import Cost
-from odelt_eqx.ode.plan import Adaptive, FixedSteps, Plan, traced
+from odelt_eqx.ode.plan import Adaptive, FixedSteps, Plan, traced, undifferentiated
 from odelt_eqx.ode.time import SolveStats, guided_with_cost
 
 BFLOAT16_TOLERANCE = 1e-3
@@ -101,7 +101,7 @@ def setting(
     _warn_of_precision(config, time=time, length=length)
     return Setting(
         time=traced(time),
-        length=traced(length) if isinstance(length, Adaptive) else length,
+        length=traced(length) if isinstance(length, Adaptive) else undifferentiated(length),
         depth=depth,
         guidance=guidance if guidance in (0, 1) else jnp.asarray(guidance, jnp.float32),
         exit_tolerance=None if tolerance is None else jnp.asarray(tolerance, jnp.float32),

@@ -58,10 +58,11 @@ def test_the_solve_of_the_length_agrees_with_loops_by_hand(benchmark, tmp_path):
     words += ("--solvers", "heun", "--rounds", 1)
     printed = benchmark("length_solve.py", *words, "--out", out)
     columns = "solver | program | contestant | compile s | ratio of compile s"
-    rows = assert_reported(printed, out, f"{columns} | time | ratio of time | MiB | ratio of MiB")
+    columns += " | ms (range) | ratio of ms | MiB | ratio of MiB"
+    rows = assert_reported(printed, out, columns)
     assert [row["solver"] for row in rows] == ["heun"] * 6
     assert [row["program"] for row in rows] == ["forward"] * 3 + ["gradient"] * 3
-    assert all(row["time"].keys() == {"median", "low", "high", "ratio"} for row in rows)
+    assert all(row["ms (range)"].keys() == {"median", "low", "high", "ratio"} for row in rows)
     assert all(row["MiB"] > 0 for row in rows)
 
 
@@ -101,6 +102,27 @@ def test_one_process_measures_a_first_step(module, monkeypatch):
     monkeypatch.setitem(first.GROUPS, 2, (1, 1))
     seconds = first.here(first.Config(hidden_size=64, tokens=4), 2, "step", "ours")
     assert min(seconds) > 0
+
+
+TINY = ("--hidden-size", 64, "--tokens", 4, "--rounds", 1)
+
+
+@pytest.mark.slow
+def test_sampling(benchmark, module, tmp_path):
+    out = tmp_path / "rows.json"
+    words = ("--depth", 1, "--group", 1, "--batches", 2, "--steps", 1, "--out", out)
+    printed = benchmark("sampling.py", *TINY, *words)
+    rows = assert_reported(printed, out, " | ".join(module("sampling").COLUMNS))
+    assert all(row["contestant"] for row in rows)
+
+
+@pytest.mark.slow
+def test_training(benchmark, module, tmp_path):
+    out = tmp_path / "rows.json"
+    words = ("--batch-size", 8, "--shapes", 1, 1, 1, "--out", out)
+    printed = benchmark("training.py", *TINY, *words)
+    rows = assert_reported(printed, out, " | ".join(module("training").COLUMNS))
+    assert [row["contestant"] for row in rows] == ["keep", "recompute"]
 
 
 def test_pictures_per_second(benchmark):

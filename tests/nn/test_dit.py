@@ -132,3 +132,16 @@ def test_no_block_runs_for_an_example_that_is_done(model):
     assert jnp.isnan(velocity).any(axis=(1, 2, 3)).tolist() == [False, True, False]
     expected = model(0.5, X, 7, LABELS, depth=2)
     np.testing.assert_allclose(velocity[::2], expected[::2], rtol=1e-4, atol=1e-5)
+
+
+def test_sampling_one_picture_copies_no_weights(model):
+    """What a network evaluation needs beside its weights does not grow with them."""
+
+    def scratch(width):
+        config = dataclasses.replace(TINY, hidden_size=width, num_heads=2)
+        network = odelt.DiT(config, key=jax.random.key(0))
+        call = eqx.filter_jit(lambda m, x, y: m(0.5, x, 7, y, depth=4))
+        program = call.lower(network, X[:1], LABELS[:1]).compile().compiled
+        return program.memory_analysis().temp_size_in_bytes / width
+
+    assert scratch(256) < 1.5 * scratch(128)

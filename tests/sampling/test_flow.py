@@ -215,3 +215,11 @@ def test_a_tolerance_that_bfloat16_cannot_meet_is_warned_of(model, axis):
         warnings.simplefilter("error")
         odelt.sample(half, NOISE, LABELS, depth=2, **{axis: odelt.Adaptive()})
         odelt.sample(model, NOISE, LABELS, depth=2, **fine)
+
+
+def test_a_network_that_recomputes_in_training_is_sampled_as_any_other(model):
+    length = odelt.FixedSteps(adjoint="recompute")
+    config = dataclasses.replace(model.config, length=length)
+    twin = odelt.DiT(config, key=jax.random.key(0))
+    programs = [flow.Program(m, NOISE, LABELS) for m in (model, twin)]
+    assert programs[0].peak_bytes == programs[1].peak_bytes
