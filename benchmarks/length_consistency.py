@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from jaxtyping import Array, Key
-from measure import interleaved, machine
+from measure import Report, interleaved, network
 
 from odelt_eqx.config import OptimizerConfig
 from odelt_eqx.nn import DiT, DiTConfig
@@ -70,33 +71,24 @@ class Config:
         tokens: tokens of an image, a square number.
         batch_size: examples in the batch.
         rounds: how often each contestant is timed.
+        out: file for the rows as JSON, or None for none.
     """
 
     hidden_size: int = 256
     tokens: int = 64
     batch_size: int = 24
     rounds: int = 7
+    out: Path | None = None
 
 
 STEPS = 1000
+COLUMNS = ("proportions", "part", "examples", "ms (range)", "ratio of ms", "MiB", "ratio of MiB")
 PROPORTIONS = {"B, 12 blocks in groups of 4": (12, 4, 4), "XL, 28 in groups of 8": (28, 8, 12)}
 
 
-def compare(config: Config, depth: int, group: int, depth_min: int) -> list[str]:
-    """Return a row of the table for each contestant."""
-    side = int(np.sqrt(config.tokens))
-    model = DiTConfig(
-        image_size=2 * side,
-        channels=4,
-        patch_size=2,
-        hidden_size=config.hidden_size,
-        num_heads=config.hidden_size // 64,
-        mlp_ratio=4,
-        depth=depth,
-        depth_min=depth_min,
-        depth_group=group,
-        num_classes=10,
-    )
+def compare(config: Config, proportions: str, report: Report) -> None:
+    """Report a row for each part and contestant."""
+    model = network(config.hidden_size, config.tokens, *PROPORTIONS[proportions])
     objective = LengthConsistency()
     recompute = dataclasses.replace(model, length=FixedSteps(adjoint="recompute"))
     runs = {
@@ -119,16 +111,12 @@ def compare(config: Config, depth: int, group: int, depth_min: int) -> list[str]
         gradient_calls[name] = partial(gradient, *inputs)
         found[name] = [float(metric) for metric in step(*inputs)[1].values()]
         np.testing.assert_allclose(found[name], found["masked"], rtol=1e-4, err_msg=name)
-    rows = []
     for kind, calls in enumerate((step_calls, gradient_calls)):
-        for name, t in interleaved(calls, "masked", config.rounds).items():
+        part = ("whole step", "student")[kind]
+        for name, timing in interleaved(calls, "masked", config.rounds).items():
             size, base = memory[name][kind], memory["masked"][kind]
-            rows.append(
-                f"| {('whole step', 'student')[kind]} | {name} "
-                f"| {1e3 * t.median:.0f} ({1e3 * t.low:.0f} to {1e3 * t.high:.0f}) | {t.ratio:.2f} "
-                f"| {size / 2**20:.0f} | {size / base:.2f} |"
-            )
-    return rows
+            sizes = (size / 2**20, size / base)
+            report.row(proportions, part, name, timing, timing.ratio, *sizes)
 
 
 def compiled(function: Callable, *inputs: Any) -> Any:
@@ -152,12 +140,9 @@ def student_gradient(objective: Objective) -> Callable:
 
 def main(config: Config) -> None:
     """Print the table."""
-    print(f"{machine()}; {config}\n")
-    print("| proportions | part | examples | ms, median (range) | ratio | MiB | ratio |")
-    print("|---|---|---|---|---|---|---|")
-    for name, shape in PROPORTIONS.items():
-        for row in compare(config, *shape):
-            print(f"| {name} {row}", flush=True)
+    report = Report(COLUMNS, config, config.out)
+    for proportions in PROPORTIONS:
+        compare(config, proportions, report)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """How every benchmark measures: warm, synchronised, contestants in turn, medians and ranges."""
 
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ import jax
 
 from odelt_eqx.evaluation.devices import device
 from odelt_eqx.files import replacing
+from odelt_eqx.nn import DiTConfig
 
 
 class Timing(NamedTuple):
@@ -88,6 +90,30 @@ class Report:
             with replacing(self._out) as beside:
                 found = {**self._head, "rows": self._rows}
                 beside.write_text(json.dumps(found, indent=1, default=str) + "\n")
+
+
+def network(hidden_size: int, tokens: int, depth: int, group: int, depth_min: int) -> DiTConfig:
+    """Return a network of the published proportions.
+
+    Args:
+        hidden_size: width of a token, a multiple of 64.
+        tokens: tokens of an image, a square number.
+        depth: blocks.
+        group: blocks per unit of length.
+        depth_min: the smallest depth.
+    """
+    return DiTConfig(
+        image_size=2 * math.isqrt(tokens),
+        channels=4,
+        patch_size=2,
+        hidden_size=hidden_size,
+        num_heads=hidden_size // 64,
+        mlp_ratio=4,
+        depth=depth,
+        depth_min=depth_min,
+        depth_group=group,
+        num_classes=10,
+    )
 
 
 def _cell(value: Any) -> str:
