@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from by_hand import unrolled
 from jaxtyping import Array
 from limits import matmul_rate
-from measure import Report, interleaved
+from measure import Report, interleaved, network
 from reference import Reference, open_reference
 
 import odelt_eqx as odelt
@@ -62,19 +63,8 @@ class Config:
     @property
     def model(self) -> DiTConfig:
         """The network: latents of 4 channels in patches of 2 x 2."""
-        return DiTConfig(
-            image_size=2 * round(self.tokens**0.5),
-            channels=4,
-            patch_size=2,
-            hidden_size=self.hidden_size,
-            num_heads=max(self.hidden_size // 64, 2),
-            mlp_ratio=4,
-            depth=self.depth,
-            depth_min=self.group,
-            depth_group=self.group,
-            num_classes=10,
-            dtype=self.dtype,
-        )
+        shape = network(self.hidden_size, self.tokens, self.depth, self.group, self.group)
+        return dataclasses.replace(shape, dtype=self.dtype)
 
 
 class Case(NamedTuple):
@@ -200,11 +190,8 @@ def by_hand(model: DiT, depth: int, guidance: float) -> Any:
         condition = condition + model.label_embedding.weight[labels]
         h = affine(model.patch_embedding, jax.vmap(patches, (0, None))(x, config.patch_size))
         h = h + position_table(config.image_size // config.patch_size, config.hidden_size)
-        u, shifted = 0.0, condition + model.length_embedding.weight[depth]
-        for number, block in enumerate(model.blocks[:depth], 1):
-            p = jax.vmap(block)(h, shifted)
-            at_edge = number % config.depth_group == 0
-            h, u = (h + p, u + p) if at_edge else (p, u)
+        groups = tuple(group.blocks for group in model.groups[: depth // config.depth_group])
+        u = unrolled(groups, h, condition + model.length_embedding.weight[depth])
         return jax.vmap(image_of, (0, None))(jax.vmap(model.final)(u, condition), config.patch_size)
 
     @eqx.filter_jit

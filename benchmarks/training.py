@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import tyro
 from jaxtyping import Array
 from limits import matmul_rate
-from measure import Report, interleaved
+from measure import Report, interleaved, network
 from reference import open_reference
 
 from odelt_eqx.config import OptimizerConfig
@@ -59,19 +59,8 @@ def main(config: Config) -> None:
     """Print the table; ratios are to the reference if it is there, or else to the first row."""
     report, rate = Report(COLUMNS, config, config.out), matmul_rate(config.dtype)
     for depth, group, depth_min in config.shapes:
-        model = DiTConfig(
-            image_size=2 * round(config.tokens**0.5),
-            channels=4,
-            patch_size=2,
-            hidden_size=config.hidden_size,
-            num_heads=max(config.hidden_size // 64, 2),
-            mlp_ratio=4,
-            depth=depth,
-            depth_min=depth_min,
-            depth_group=group,
-            num_classes=10,
-            dtype=config.dtype,
-        )
+        shape = network(config.hidden_size, config.tokens, depth, group, depth_min)
+        model = dataclasses.replace(shape, dtype=config.dtype)
         programs = contestants(config, model)
         base = "reference" if "reference" in programs else "keep"
         calls = {name: call for name, (call, _) in programs.items()}
