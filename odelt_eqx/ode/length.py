@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from odelt_eqx.ode.dealing import deal, places, take
-from odelt_eqx.ode.plan import Adaptive, Plan
+from odelt_eqx.ode.plan import Adaptive, FixedSteps, Plan
 from odelt_eqx.sharding import devices_in_use, evenly
 
 Block = Callable[..., Float[Array, "tokens width"]]
@@ -113,7 +113,7 @@ class ODEBlock(eqx.Module, Generic[AnyBlock]):
         if isinstance(plan, Adaptive):
             end, steps, failed = jax.vmap(partial(solve, self.field()))(state, args)
         else:
-            field = self.field(plan.adjoint == "recompute")
+            field = self.field(isinstance(plan, FixedSteps) and plan.adjoint == "recompute")
             batched = lambda length, *rest: jax.vmap(partial(field, length))(*rest)
             end, steps, failed = solve(batched, state, args)
         size = len(self.blocks)
