@@ -69,26 +69,27 @@ class Report:
         columns: what each row holds; JSON has the numbers as they are.
         config: what was asked for; it is part of the JSON.
         out: file to write the JSON to after each row, or None for none.
+
+    Attributes:
+        rows: what was measured so far, by column.
     """
 
     def __init__(self, columns: Sequence[str], config: Any, out: Path | None):
         """Print the machine and the head of the table."""
-        self._columns, self._out, self._rows = tuple(columns), out, []
-        self._head = {
-            "machine": machine(),
-            "config": asdict(config),
-        }
+        self._columns, self._out = tuple(columns), out
+        self.rows: list[dict[str, Any]] = []
+        self._head = {"machine": machine(), "config": asdict(config)}
         print(f"{self._head['machine']}\n\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
 
     def row(self, *values: Any) -> None:
         """Add a row."""
         kept = [v._asdict() if isinstance(v, Timing) else v for v in values]
-        self._rows.append(dict(zip(self._columns, kept, strict=True)))
+        self.rows.append(dict(zip(self._columns, kept, strict=True)))
         print(f"| {' | '.join(map(_cell, values))} |", flush=True)
         if self._out is not None:
             self._out.parent.mkdir(parents=True, exist_ok=True)
             with replacing(self._out) as beside:
-                found = {**self._head, "rows": self._rows}
+                found = {**self._head, "rows": self.rows}
                 beside.write_text(json.dumps(found, indent=1, default=str) + "\n")
 
 

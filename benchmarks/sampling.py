@@ -1,7 +1,7 @@
 """Latency and memory of sampling over batch, depth, steps and guidance, beside loops by hand."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -119,6 +119,7 @@ def main(config: Config) -> None:
                 case = Case(model, reference, noise, labels, depth, guidance, rate)
                 for row in compare(case, config):
                     report.row(batch, depth, guidance, *row)
+    print("", *linearity(report.rows), sep="\n")
 
 
 def networks(config: Config) -> tuple[DiT, Reference | None]:
@@ -162,6 +163,28 @@ def compare(case: Case, config: Config) -> Iterator[tuple[Any, ...]]:
         timing = interleaved({solver: call}, solver, config.rounds)[solver]
         size = adaptive.peak_bytes / 2**20
         yield f"{solver} 1e-2", "Program", timing, None, None, None, size
+
+
+def linearity(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield how far `Program` is from a constant plus a rate, along the steps and the depth."""
+    euler = [row for row in rows if row["contestant"] == "Program" and "steps" in row["time"]]
+    place = lambda row: {"steps": int(row["time"].split()[0]), "depth": row["depth"]}
+    for axis, other in (("steps", "depth"), ("depth", "steps")):
+        lines: dict[tuple, list[tuple[int, float]]] = {}
+        for row in euler:
+            at = place(row)
+            line = (row["batch"], row["guidance"], other, at[other])
+            lines.setdefault(line, []).append((at[axis], row["ms (range)"]["median"]))
+        for (batch, guidance, _, fixed), points in lines.items():
+            if len(points) < 3:
+                continue
+            x, y = np.array(points).T
+            rate, constant = np.polyfit(x, y, 1, w=1 / y)
+            off = np.abs((constant + rate * x) / y - 1).max()
+            yield (
+                f"- batch {batch}, guidance {guidance:g}, {other} {fixed}: "
+                f"{1e3 * constant:.2f} ms + {1e3 * rate:.3g} ms x {axis}, within {100 * off:.1f} %"
+            )
 
 
 def images_of(call: Callable[[], tuple[Array, Any]]) -> Callable[[], Array]:
