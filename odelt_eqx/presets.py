@@ -54,8 +54,9 @@ def fashion() -> TrainConfig:
 
     Command: `python scripts/train.py fashion`, after `apt install dataset-fashion-mnist` (Debian,
     Ubuntu), or `python scripts/train.py fashion data:idx --data.folder FOLDER` with
-    the IDX files in FOLDER. Hardware: 2 CPU cores, 0.8 s a step beside other work, so under 3
-    hours. The number to expect: not measured yet.
+    the IDX files in FOLDER. Hardware: 2 CPU cores, 0.12 s a step, so 16 minutes. Expect, by the
+    features of `scripts/classifier.py`: a Frechet distance of 4.0 at depth 6 and 128 time steps,
+    11.1 at depth 2 and one step (real pictures: 0.6), see the README.
     """
     return TrainConfig(
         model=DiTConfig(
