@@ -120,11 +120,16 @@ def network(hidden_size: int, tokens: int, depth: int, group: int, depth_min: in
 def _cell(value: Any) -> str:
     """Return a value as people read it; times come in seconds and are shown in milliseconds."""
     if isinstance(value, Timing):
-        middle, low, high = (f"{1e3 * t:.3g}" for t in (value.median, value.low, value.high))
+        middle, low, high = (_short(1e3 * t) for t in (value.median, value.low, value.high))
         return f"{middle} ({low} to {high})"
     if value is None:
         return ""
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return _short(value) if isinstance(value, float) else str(value)
+
+
+def _short(number: float) -> str:
+    """Return three digits of a number, or all before its point."""
+    return f"{number:,.0f}" if abs(number) >= 100 else f"{number:.3g}"
 
 
 def machine() -> str:
