@@ -26,6 +26,7 @@ from jaxtyping import Array
 from measure import Report, network
 from reference import open_reference
 
+from odelt_eqx import cli
 from odelt_eqx.config import OptimizerConfig
 from odelt_eqx.nn import DiT, DiTConfig
 from odelt_eqx.objective import LengthConsistency
@@ -165,4 +166,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    cli.main(lambda: main(tyro.cli(Config, description=__doc__)))

@@ -91,9 +91,7 @@ class Reference:
         return run
 
 
-def open_reference(
-    path: Path, config: DiTConfig, batch_size: int, options: Mapping[str, Any] | None = None
-) -> Reference:
+def open_reference(path: Path, config: DiTConfig, batch_size: int) -> Reference:
     """Return the reference's network and training step from a checkout of it.
 
     Its own train.py is run up to the point where it would sample; what it prints is kept back.
@@ -104,7 +102,6 @@ def open_reference(
         path: the checkout, https://github.com/gudovskiy/odelt.
         config: shape of the network.
         batch_size: examples in a training step.
-        options: its own `--model` flags beside the shape, by name.
 
     Raises:
         InputError: there is no such checkout, or a package that it needs is missing.
@@ -148,7 +145,7 @@ def open_reference(
         train.flax.linen.tabulate = lambda *_: _nothing
         train.FLAGS.unparse_flags()
         train.FLAGS(["train.py", "--mode=eval", f"--batch_size={batch_size}"])
-        train.FLAGS.model.update(_flags(config), **(options or {}))
+        train.FLAGS.model.update(_flags(config))
         train.main(None)
     return Reference(config, found["state"], found["update"])
 

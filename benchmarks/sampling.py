@@ -18,6 +18,7 @@ from measure import Report, interleaved, network
 from reference import Reference, open_reference
 
 import odelt_eqx as odelt
+from odelt_eqx import cli
 from odelt_eqx.nn import DiT, DiTConfig
 from odelt_eqx.nn.embeddings import image_of, patches, position_table
 from odelt_eqx.nn.flops import velocity_flops
@@ -238,4 +239,4 @@ def by_hand(model: DiT, depth: int, guidance: float) -> Any:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    cli.main(lambda: main(tyro.cli(Config, description=__doc__)))

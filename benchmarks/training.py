@@ -14,6 +14,7 @@ from limits import matmul_rate
 from measure import Report, interleaved, network
 from reference import open_reference
 
+from odelt_eqx import cli
 from odelt_eqx.config import OptimizerConfig
 from odelt_eqx.nn import DiTConfig
 from odelt_eqx.objective import LengthConsistency
@@ -126,4 +127,4 @@ def theirs(
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    cli.main(lambda: main(tyro.cli(Config, description=__doc__)))

@@ -286,8 +286,12 @@ def test_an_overwriting_cut_short_can_be_overwritten_only(tmp_path, monkeypatch)
     run = tmp_path / "run"
     begun = dataclasses.replace(TINY_RUN, steps=1)
     train(begun, run)
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt  # no signal: a job that a shell started with & ignores SIGINT
+
     with monkeypatch.context() as patch:
-        patch.setattr(shutil, "rmtree", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
+        patch.setattr(shutil, "rmtree", interrupted)
         with pytest.raises(KeyboardInterrupt):
             folder.begin_folder(begun, run)
     with pytest.raises(odelt.InputError, match="has no checkpoint to resume; use --overwrite"):
