@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from measure import Report, interleaved
 
 from odelt_eqx.nn.block import DiTBlock
 from odelt_eqx.ode import FixedSteps, ODEBlock, integrate_length
+from odelt_eqx.ode.blocks import Stack
 
 COLUMNS = ("solver", "program", "contestant", "compile s", "ratio of compile s")
 COLUMNS += ("ms (range)", "ratio of ms", "MiB", "ratio of MiB")
@@ -47,12 +48,17 @@ class Config:
     out: Path | None = None
 
 
-def solved(plan: FixedSteps, groups: tuple[Group, ...], h: Array, condition: Array) -> Array:
+def solved(plan: FixedSteps, groups: Sequence[Group | Stack], h: Array, condition: Array) -> Array:
     """Return `u` after one solve per group."""
-    stack = tuple(map(ODEBlock, groups))
-    return integrate_length(stack, h, condition, len(stack), plan)[0]
+    length = tuple(map(ODEBlock, groups))
+    return integrate_length(length, h, condition, len(length), plan)[0]
 
 
+STACKED = partial(solved, FixedSteps())
+LAYOUTS: dict[Callable, Callable] = {
+    scanned: stacked,
+    STACKED: lambda groups: tuple(map(Stack.of, groups)),
+}
 BY_HAND = "by hand, unrolled"
 CONTESTANTS: dict[str, dict[str, Callable]] = {
     "euler": {
@@ -61,6 +67,7 @@ CONTESTANTS: dict[str, dict[str, Callable]] = {
         "by hand, every block checkpointed": partial(unrolled, run=jax.checkpoint(apply)),
         "diffrax, keep": partial(solved, FixedSteps()),
         "diffrax, recompute": partial(solved, FixedSteps(adjoint="recompute")),
+        "diffrax, stacked": STACKED,
     },
     "heun": {
         BY_HAND: unrolled_heun,
@@ -88,7 +95,7 @@ class Network:
 
     def program(self, kind: str, forward: Callable) -> tuple[Callable, tuple]:
         """Return the solve or the gradient of a loss of it, to be compiled, and its inputs."""
-        weights = stacked(self.groups) if forward is scanned else self.groups
+        weights = LAYOUTS.get(forward, tuple)(self.groups)
         leaves, structure = jax.tree.flatten(weights)  # modules are slow to take apart, lists not
 
         def solve(leaves: list[Array], h: Array, condition: Array) -> Array:
@@ -98,11 +105,14 @@ class Network:
         return {"forward": solve, "gradient": gradient}[kind], (leaves, self.h, self.condition)
 
     def comparable(self, found: Array | list[Array]) -> list[Array]:
-        """Return the result of any program as that of stacked weights."""
-        structure = jax.tree.structure(self.groups)
-        if jax.tree.structure(found).num_leaves != structure.num_leaves:
-            return jax.tree.leaves(found)
-        return jax.tree.leaves(stacked(jax.tree.unflatten(structure, jax.tree.leaves(found))))
+        """Return `u`, or the gradient of each array of a block, of all blocks one after another."""
+        leaves, block = jax.tree.leaves(found), jax.tree.leaves(self.groups[0][0])
+        if len(leaves) == 1:
+            return leaves
+        joined = lambda i: jnp.concatenate(
+            [x.reshape(-1, *block[i].shape) for x in leaves[i :: len(block)]]
+        )
+        return list(map(joined, range(len(block))))
 
 
 def compare(network: Network, solver: str, kind: str, config: Config, report: Report) -> None:

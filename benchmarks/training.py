@@ -53,6 +53,7 @@ COLUMNS = (
     *("depth", "group", "contestant", "ms (range)", "examples/s", "ratio"),
     *("of matmul rate", "MiB", "MiB ratio"),
 )
+OURS = ("keep", "recompute", "stacked", "stacked, recompute")
 STEPS = 1000
 
 
@@ -68,8 +69,8 @@ def main(config: Config) -> None:
         for name, timing in interleaved(calls, base, config.rounds).items():
             compiled, base_bytes = programs[name][1], peak_bytes(programs[base][1])
             size, work = peak_bytes(compiled), compiled.compiled.cost_analysis()["flops"]
-            # Blocks that are computed again run in a loop, of which XLA counts one round.
-            share = None if name == "recompute" else work / timing.median / rate
+            # XLA counts one round of a loop over blocks.
+            share = work / timing.median / rate if name in ("keep", "reference") else None
             examples = config.batch_size / timing.median
             told = (examples, timing.ratio, share, size / 2**20, size / base_bytes)
             report.row(depth, group, name, timing, *told)
@@ -80,9 +81,10 @@ def contestants(config: Config, model: DiTConfig) -> dict[str, tuple[Callable[[]
     images = jax.random.normal(jax.random.key(0), (config.batch_size, *model.image_shape))
     labels = jnp.arange(config.batch_size) % model.num_classes
     found = {}
-    for adjoint in ("keep", "recompute"):
-        length = FixedSteps(adjoint=adjoint)
-        found[adjoint] = ours(dataclasses.replace(model, length=length), images, labels)
+    for name in OURS:
+        adjoint = "recompute" if "recompute" in name else "keep"
+        layout = {"length": FixedSteps(adjoint=adjoint), "stacked": "stacked" in name}
+        found[name] = ours(dataclasses.replace(model, **layout), images, labels)
     if config.reference is not None:
         found["reference"] = theirs(config.reference, model, images, labels)
     return found

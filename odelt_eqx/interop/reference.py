@@ -1,5 +1,6 @@
 """Checkpoints of the published Flax code (gudovskiy/odelt, kvfrans/shortcut-models), as ours."""
 
+import dataclasses
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from odelt_eqx.interop.unpickle import unpickle
 from odelt_eqx.nn.block import DiTBlock
 from odelt_eqx.nn.dit import DiT, DiTConfig
 from odelt_eqx.nn.layers import embedding
+from odelt_eqx.nn.layout import stacked
 
 Slot = tuple[tuple[str, ...], Any]
 """What the reference calls a parameter, in one piece or several, and ours."""
@@ -90,7 +92,8 @@ def dit_from_reference(weights: Weights, config: DiTConfig) -> DiT:
     Raises:
         InputError: parameters are missing, left over or of another shape; all are listed.
     """
-    template = eqx.filter_eval_shape(DiT, config, key=jax.random.key(0))
+    apart = dataclasses.replace(config, stacked=False)
+    template = eqx.filter_eval_shape(DiT, apart, key=jax.random.key(0))
     if LENGTH_TABLE not in weights:
         fresh = embedding(config.depth + 1, config.hidden_size, jax.random.key(0))
         weights = {**weights, LENGTH_TABLE: np.asarray(fresh.weight)}
@@ -106,7 +109,8 @@ def dit_from_reference(weights: Weights, config: DiTConfig) -> DiT:
             arrays[id(slot)] = jnp.asarray(array, slot.dtype)
     if wrong:
         raise InputError(f"parameters of another shape than the config's: {listed(wrong)}")
-    return jax.tree.map(lambda slot: arrays[id(slot)], template)
+    model = jax.tree.map(lambda slot: arrays[id(slot)], template)
+    return stacked(model) if config.stacked else model
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:

@@ -14,13 +14,15 @@ import safetensors.numpy
 from odelt_eqx.errors import InputError
 from odelt_eqx.files import replacing
 from odelt_eqx.nn.dit import DiT, DiTConfig
+from odelt_eqx.nn.layout import unstacked
 from odelt_eqx.serial import converter
 
 Module = TypeVar("Module", bound=eqx.Module)
 
 
 def save_safetensors(model: DiT, path: str | Path) -> None:
-    """Write a network: arrays by their path in the tree, the config as metadata."""
+    """Write a network: arrays by their path in the unstacked tree, the config as metadata."""
+    model = unstacked(model)
     write_module(model, model.config, Path(path))
 
 

@@ -3,10 +3,10 @@
 import dataclasses
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 
 from odelt_eqx.nn.dit import DiT
+from odelt_eqx.nn.layout import with_config
 
 
 def truncate(model: DiT, depth: int) -> DiT:
@@ -36,6 +36,4 @@ def truncate(model: DiT, depth: int) -> DiT:
         model,
         (rows, model.groups[: depth // group]),
     )
-    config = dataclasses.replace(config, depth=new[-1], depth_min=new[0])
-    template = eqx.filter_eval_shape(DiT, config, key=jax.random.key(0))
-    return jax.tree.unflatten(jax.tree.structure(template), jax.tree.leaves(shorter))
+    return with_config(shorter, dataclasses.replace(config, depth=new[-1], depth_min=new[0]))

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Generic
 
 import diffrax
 import equinox as eqx
@@ -11,14 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from odelt_eqx.ode.blocks import AnyBlock, Stack, in_loop, in_turn
 from odelt_eqx.ode.dealing import deal, places, take
 from odelt_eqx.ode.plan import Adaptive, FixedSteps, Plan
 from odelt_eqx.sharding import devices_in_use, evenly
-
-Block = Callable[..., Float[Array, "tokens width"]]
-"""`block(tokens, condition, key=None) -> tokens`, for one example."""
-
-AnyBlock = TypeVar("AnyBlock", bound=Block)
 
 State = tuple[Float[Array, "*batch tokens width"], Float[Array, "*batch tokens width"]]
 """`(h, u)`: the hidden tokens, and what they have accumulated so far."""
@@ -48,9 +44,12 @@ class ODEBlock(eqx.Module, Generic[AnyBlock]):
     One Euler step of size 1 gives `h <- p_{g-1} + p_g`, `u <- u + p_g`, the published method
     (arXiv 2506.21714). The field does not depend on `l`; it changes only where one group ends
     and the next begins, so the solve of one group never crosses an edge.
+
+    Args:
+        blocks: at least one; from a `Stack` they are run as a loop.
     """
 
-    blocks: tuple[AnyBlock, ...]
+    blocks: tuple[AnyBlock, ...] | Stack[AnyBlock]
 
     def field(self, recompute: bool = False) -> Callable[..., State]:
         """Return `(l, state, (condition, key)) -> (dh/dl, du/dl)`, for one example.
@@ -60,7 +59,11 @@ class ODEBlock(eqx.Module, Generic[AnyBlock]):
         Args:
             recompute: differentiating it keeps only what goes into each block.
         """
-        run = _rolled(self.blocks) if recompute else partial(_in_turn, self.blocks)
+        if recompute or isinstance(self.blocks, Stack):
+            # Without a loop XLA's CPU backend keeps everything all the same.
+            run = partial(in_loop, Stack.of(self.blocks), recompute)
+        else:
+            run = partial(in_turn, self.blocks)
 
         def field(length: Array, state: State, args: tuple[Array, Key[Array, ""] | None]) -> State:
             del length
@@ -120,39 +123,6 @@ class ODEBlock(eqx.Module, Generic[AnyBlock]):
         counts = (size, size * plan.evaluations(steps), failed)
         as_floats = lambda x: jnp.broadcast_to(jnp.asarray(x, jnp.float32), condition.shape[:1])
         return end, LengthCost(*map(as_floats, counts))
-
-
-def _in_turn(
-    blocks: Sequence[Block], h: Array, condition: Array, keys: Key[Array, " blocks"] | None
-) -> tuple[Array, Array]:
-    """Return what goes into the last block and what comes out of it."""
-    before, after = h, h
-    for index, block in enumerate(blocks):
-        key = None if keys is None else keys[index]
-        before, after = after, block(after, condition, key=key)
-    return before, after
-
-
-def _rolled(blocks: Sequence[Block]) -> Callable[..., tuple[Array, Array]]:
-    """Return `_in_turn` as a loop over blocks that are computed again in the backward pass.
-
-    Without the loop XLA's CPU backend keeps everything all the same. The blocks' weights are
-    stacked for it: one copy of the group's.
-    """
-    parts = [eqx.partition(block, eqx.is_array) for block in blocks]
-    weights = jax.tree.map(lambda *each: jnp.stack(each), *(arrays for arrays, _ in parts))
-    _, rest = parts[0]
-
-    def run(h: Array, condition: Array, keys: Array | None) -> tuple[Array, Array]:
-        @partial(jax.checkpoint, prevent_cse=False)
-        def step(carry: tuple[Array, Array], inputs: Any) -> tuple[tuple[Array, Array], None]:
-            arrays, key = inputs
-            _, before = carry
-            return (before, eqx.combine(arrays, rest)(before, condition, key=key)), None
-
-        return jax.lax.scan(step, (h, h), (weights, keys))[0]
-
-    return run
 
 
 def integrate_length(

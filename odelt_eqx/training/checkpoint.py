@@ -9,6 +9,8 @@ from typing import Any, Literal, TypeVar
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as managers
 
@@ -16,6 +18,7 @@ from odelt_eqx.config import TrainConfig, load_config, to_dict
 from odelt_eqx.errors import InputError
 from odelt_eqx.hosts import first_does
 from odelt_eqx.nn.dit import DiT, DiTConfig
+from odelt_eqx.nn.layout import unstacked
 from odelt_eqx.serial import converter
 from odelt_eqx.training.step import TrainState
 from odelt_eqx.training.storage import by_path, from_paths, quietly, reason, restore_args
@@ -234,11 +237,13 @@ class Checkpoints(AbstractContextManager):
 
     def _weights(self, step: int, item: Weights | Literal["teacher"], template: DiT) -> DiT:
         args = ocp.args.Composite(**{item: restore_args(template)})
-        return from_paths(template, self._manager.restore(step, args=args)[item])
+        restored = from_paths(template, self._manager.restore(step, args=args)[item])
+        # Orbax ties arrays to a device: they could not be computed with on a mesh of several.
+        return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), restored)
 
 
 def load(run: str | Path, weights: Weights = "ema") -> DiT:
-    """Return the network of a run folder's newest checkpoint, config included.
+    """Return the network of a run folder's newest checkpoint, unstacked, config included.
 
     Args:
         run: a folder that training wrote.
@@ -249,7 +254,7 @@ def load(run: str | Path, weights: Weights = "ema") -> DiT:
     """
     template = _template(run_config(run).model)
     with _open(run) as checkpoints:
-        return checkpoints.restore_weights(weights, template)
+        return unstacked(checkpoints.restore_weights(weights, template))
 
 
 def load_teacher(run: str | Path) -> DiT | None:

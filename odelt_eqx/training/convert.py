@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 
@@ -12,6 +13,7 @@ from odelt_eqx.files import replacing
 from odelt_eqx.interop import load_reference_pair, load_safetensors, save_safetensors
 from odelt_eqx.interop.truncate import truncate
 from odelt_eqx.nn.dit import DiT
+from odelt_eqx.nn.layout import stacked, unstacked
 from odelt_eqx.training.checkpoint import CONFIG, Checkpoints, load
 from odelt_eqx.training.step import TrainState
 
@@ -82,7 +84,7 @@ def init_from(state: TrainState, source: Path) -> TrainState:
 
 
 def fitted(weights: DiT, template: DiT, source: str | Path) -> DiT:
-    """Return a copy of `weights` in the form of `template`: its groups, its config.
+    """Return a copy of `weights` in the form of `template`: its groups, its layout, its config.
 
     Args:
         weights: a network.
@@ -92,13 +94,13 @@ def fitted(weights: DiT, template: DiT, source: str | Path) -> DiT:
     Raises:
         InputError: the parameters have other shapes.
     """
-    for (path, ours), theirs in zip(
-        jax.tree_util.tree_leaves_with_path(template), jax.tree.leaves(weights), strict=False
-    ):
+    form, leaves = eqx.filter_eval_shape(unstacked, template), jax.tree.leaves(unstacked(weights))
+    named = jax.tree_util.tree_leaves_with_path(form)
+    for (path, ours), theirs in zip(named, leaves, strict=False):
         if ours.shape != theirs.shape:
             name = jax.tree_util.keystr(path, simple=True, separator=".")
             raise InputError(f"{source} has {name} of shape {theirs.shape}, not {ours.shape}")
-    structure = jax.tree.structure(template)
-    if len(jax.tree.leaves(weights)) != structure.num_leaves:
+    if len(leaves) != len(named):
         raise InputError(f"{source} has depth {weights.config.depth}, another than this network's")
-    return jax.tree.unflatten(structure, map(jnp.copy, jax.tree.leaves(weights)))
+    copied = jax.tree.unflatten(jax.tree.structure(form), map(jnp.copy, leaves))
+    return stacked(copied) if template.config.stacked else copied

@@ -11,6 +11,7 @@ import scipy.linalg
 
 import odelt_eqx as odelt
 from odelt_eqx.ode import SOLVERS, ODEBlock, integrate_length
+from odelt_eqx.ode.blocks import Stack
 
 WIDTH, TOKENS, BATCH = 3, 2, 4
 ORDER = {
@@ -133,6 +134,37 @@ def test_keeping_and_recomputing_have_the_same_gradient(groups, tokens, steps):
         np.testing.assert_allclose(a, b, 1e-10)
 
 
+@pytest.mark.parametrize(
+    "plan", [odelt.FixedSteps(), odelt.FixedSteps(2, "heun"), odelt.Adaptive()]
+)
+def test_stacked_blocks_are_the_same_groups(groups, tokens, plan):
+    stacked = [ODEBlock(Stack.of(group.blocks)) for group in groups]
+    for count in (2, np.array([3, 1, 2, 1])):
+        theirs = solve(groups, tokens, count, plan)
+        np.testing.assert_allclose(solve(stacked, tokens, count, plan), theirs, 1e-12)
+
+
+@pytest.mark.parametrize("adjoint", ["keep", "recompute"])
+def test_stacked_blocks_have_the_same_gradient(groups, tokens, adjoint):
+    def loss(groups):
+        plan = odelt.FixedSteps(3, adjoint=adjoint)
+        u, _ = integrate_length(groups, jnp.asarray(tokens), jnp.zeros((BATCH, WIDTH)), 3, plan)
+        return jnp.sum(u**2)
+
+    apart = jax.grad(loss)(groups)
+    stacked = jax.grad(loss)([ODEBlock(Stack.of(group.blocks)) for group in groups])
+    for ours, theirs in zip(stacked, apart, strict=True):
+        for block, other in zip(ours.blocks, theirs.blocks, strict=True):
+            np.testing.assert_allclose(block.matrix, other.matrix, 1e-10)
+
+
+def test_a_stack_is_cut_into_groups_and_what_is_left():
+    stack = Stack(LinearBlock(jnp.arange(5.0)[:, None, None]))
+    parts = stack.parts(2)
+    assert [len(part) for part in parts] == [2, 2, 1]
+    assert [float(block.matrix[0, 0]) for part in parts for block in part] == [0, 1, 2, 3, 4]
+
+
 def test_forward_mode_goes_through_the_default_plan(groups, tokens):
     def u(h):
         return integrate_length(groups, h, jnp.zeros((BATCH, WIDTH)), 3, odelt.FixedSteps())[0]
@@ -232,19 +264,27 @@ def test_the_gradient_of_a_weight_is_never_held_for_each_example(plan):
     assert memory.temp_size_in_bytes < 2**20
 
 
-def test_recomputing_keeps_what_goes_into_blocks_alone():
-    """Blocks that are wide inside, for 256 tokens: what a block computes is 16 times its input."""
-    weights = jax.random.normal(jax.random.key(0), (2, 4, 16, 256), jnp.float32)
-    blocks = lambda: [ODEBlock(tuple(WideBlock(w) for w in group)) for group in weights]
+def wide_gradient(size, adjoint="keep", layout=tuple):
+    """Compile a gradient through two groups of blocks that compute 16 times as much as goes in."""
+    weights = jax.random.normal(jax.random.key(0), (2, size, 16, 256), jnp.float32)
+    groups = [ODEBlock(layout([WideBlock(w) for w in group])) for group in weights]
     h, condition = jnp.ones((8, 256, 16), jnp.float32), jnp.zeros((8, 16), jnp.float32)
+    plan = odelt.FixedSteps(adjoint=adjoint)
+    loss = lambda groups: jnp.sum(integrate_length(groups, h, condition, 2, plan)[0] ** 2)
+    return jax.jit(jax.grad(loss)).lower(groups)
 
-    def held(adjoint):
-        plan = odelt.FixedSteps(adjoint=adjoint)
-        loss = lambda groups: jnp.sum(integrate_length(groups, h, condition, 2, plan)[0] ** 2)
-        return jax.jit(jax.grad(loss)).lower(blocks()).compile().memory_analysis()
 
+@pytest.mark.parametrize("layout", [tuple, Stack.of])
+def test_recomputing_keeps_what_goes_into_blocks_alone(layout):
+    held = lambda adjoint: wide_gradient(4, adjoint, layout).compile().memory_analysis()
     keep, recompute = held("keep"), held("recompute")
     assert recompute.temp_size_in_bytes < keep.temp_size_in_bytes / 2
+
+
+def test_the_program_of_stacked_blocks_does_not_grow_with_their_number():
+    lines = lambda size, layout: wide_gradient(size, layout=layout).as_text().count("\n")
+    assert lines(8, Stack.of) == lines(3, Stack.of)
+    assert lines(8, tuple) > 1.5 * lines(3, tuple)
 
 
 class WideBlock(eqx.Module):

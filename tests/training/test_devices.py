@@ -19,6 +19,8 @@ from odelt_eqx.evaluation.report import evaluate
 from odelt_eqx.evaluation.samples import SampleConfig, draw_samples
 from odelt_eqx.hosts import Hosts
 from odelt_eqx.sharding import check_batch, make_mesh
+from odelt_eqx.training.checkpoint import run_config
+from odelt_eqx.training.convert import convert
 from odelt_eqx.training.loop import train
 from tests.conftest import TINY_RUN
 
@@ -71,9 +73,9 @@ sys.exit(status)
 """
 
 
-def start(run, layout, *, devices, stop="", index=0, port=""):
+def start(config, run, layout, *, devices, stop="", index=0, port=""):
     """Train in a process of its own, which has so many devices, until it is done."""
-    save_config(dataclasses.replace(RUN, sharding=layout), run.with_name(f"{layout}.json"))
+    save_config(dataclasses.replace(config, sharding=layout), run.with_name(f"{layout}.json"))
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
     words = [sys.executable, "-c", PROCESS, run, layout, stop, index, port]
     return subprocess.Popen(
@@ -125,30 +127,35 @@ def assert_same_map(run, out):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """The run on one device."""
-    run = tmp_path_factory.mktemp("devices") / "alone"
-    train(RUN, run)
-    return run
+    """A run on one device, which begins with the weights of another."""
+    folder = tmp_path_factory.mktemp("devices")
+    weights = odelt.DiT(RUN.model, key=jax.random.key(9))
+    odelt.save_safetensors(weights, folder / "first.safetensors")
+    convert(folder / "first.safetensors", folder / "first", RUN)
+    train(dataclasses.replace(RUN, init_from=str(folder / "first")), folder / "alone")
+    return folder / "alone"
 
 
-def test_a_run_on_eight_devices_is_that_on_one(alone, tmp_path):
-    end(start(tmp_path / "run", "dp", devices=8), 0)
+def test_a_run_of_stacked_blocks_on_eight_devices_is_that_on_one(alone, tmp_path):
+    config = run_config(alone)
+    stacked = dataclasses.replace(config, model=dataclasses.replace(config.model, stacked=True))
+    end(start(stacked, tmp_path / "run", "fsdp", devices=8), 0)
     assert_same_run(tmp_path / "run", alone)
     assert_same_samples(tmp_path / "run", tmp_path / "one")
 
 
 def test_two_processes_then_two_devices_then_one_make_one_run(alone, tmp_path):
     """Two of 4 devices under fsdp, until one gets a signal; one of 2 under dp; one of 1."""
-    run = tmp_path / "run"
+    config, run = run_config(alone), tmp_path / "run"
     with socket.create_server(("localhost", 0)) as free:
         port = free.getsockname()[1]
-    both = [start(run, "fsdp", devices=4, stop=2, index=i, port=port) for i in range(2)]
+    both = [start(config, run, "fsdp", devices=4, stop=2, index=i, port=port) for i in range(2)]
     for process in both:
         end(process, 143)
     assert_same_samples(run, tmp_path / "one")
     assert_same_map(run, tmp_path / "map")
-    end(start(run, "dp", devices=2, stop=4), 143)
-    train(RUN, run, resume=True)
+    end(start(config, run, "dp", devices=2, stop=4), 143)
+    train(config, run, resume=True)
     assert sorted(int(p.name) for p in run.glob("checkpoints/*")) == [2, 4, 6]
     assert_same_run(run, alone)
 
