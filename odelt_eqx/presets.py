@@ -148,9 +148,8 @@ def imagenet_xl() -> TrainConfig:
     are not run.
     """
     base = imagenet_b()
-    model = dataclasses.replace(
-        base.model, hidden_size=1152, depth=28, num_heads=16, depth_group=8, depth_min=12
-    )
+    depths = {"depth": 28, "depth_group": 8, "depth_min": 12, "stacked": True}
+    model = dataclasses.replace(base.model, hidden_size=1152, num_heads=16, **depths)
     return dataclasses.replace(base, model=model)
 
 

@@ -8,3 +8,4 @@ from odelt_eqx.nn.autoencoder import (
 from odelt_eqx.nn.block import DiTBlock as DiTBlock
 from odelt_eqx.nn.dit import DiT as DiT, DiTConfig as DiTConfig
 from odelt_eqx.nn.inception import InceptionV3 as InceptionV3
+from odelt_eqx.nn.layout import stacked as stacked, unstacked as unstacked

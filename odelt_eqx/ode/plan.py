@@ -227,7 +227,9 @@ class Adaptive(Plan):
 
 def undifferentiated(plan: Plan) -> Plan:
     """Return `plan` for a solve that is not differentiated, in which nothing is kept anyway."""
-    return dataclasses.replace(plan, adjoint="keep") if isinstance(plan, FixedSteps) else plan
+    if isinstance(plan, FixedSteps) and plan.adjoint != "keep":
+        return dataclasses.replace(plan, adjoint="keep")
+    return plan
 
 
 def _check_name(field: str, name: str, known: tuple[str, ...]) -> None:
