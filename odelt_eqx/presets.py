@@ -148,8 +148,8 @@ def imagenet_xl() -> TrainConfig:
     are not run.
     """
     base = imagenet_b()
-    depths = {"depth": 28, "depth_group": 8, "depth_min": 12, "stacked": True}
-    model = dataclasses.replace(base.model, hidden_size=1152, num_heads=16, **depths)
+    shape = {"depth": 28, "depth_group": 8, "depth_min": 12, "stacked": True}
+    model = dataclasses.replace(base.model, hidden_size=1152, num_heads=16, **shape)
     return dataclasses.replace(base, model=model)
 
 

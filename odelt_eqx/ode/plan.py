@@ -99,7 +99,8 @@ class FixedSteps(Plan):
         steps: number of steps, at least 1; `times`, where given, say it instead.
         solver: any of the eight; "euler" is the published method on both axes.
         adjoint: what the gradient of a length solve does: "keep" stores what each block
-            computed (fast), "recompute" stores what went into each block only (small).
+            computed (fast; of a `Stack` its products with weights), "recompute" stores what went
+            into each block only (small).
         grid: where the steps end: "uniform", "cosine" (dense at both ends) or "logit-normal"
             (the quantiles of that distribution).
         times: the ends themselves instead of a named grid, rising from 0 to 1.
