@@ -1,5 +1,6 @@
 """How every script begins and ends: with a preset, and with a result or one plain line."""
 
+import logging
 import sys
 import warnings
 from collections.abc import Callable
@@ -59,5 +60,7 @@ def main(run: Callable[[], None]) -> None:
 
 
 def _report(message: str, status: int = 2) -> int:
+    """Say what went wrong; threads that a failed write has left behind say no more after it."""
+    logging.disable()
     print(f"error: {message}", file=sys.stderr)
     return status
