@@ -1,5 +1,7 @@
 """The DiT block and the layer that turns tokens back into patches (arXiv 2212.09748)."""
 
+from collections.abc import Sequence
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -101,6 +103,22 @@ class DiTBlock(eqx.Module):
         tokens = tokens + gate_a * self.attention(x)
         x = modulate(layer_norm(tokens).astype(self.dtype), shift_m, scale_m)
         return tokens + gate_m * self.mlp(x, key)
+
+
+def plain(
+    blocks: Sequence[DiTBlock],
+    tokens: Float[Array, "batch tokens width"],
+    condition: Float[Array, "batch width"],
+    key: Key[Array, ""] | None,
+) -> Float[Array, "batch tokens width"]:
+    """Run the blocks in turn on a batch, as a DiT without a length ODE does; no key, no dropout."""
+    for index, block in enumerate(blocks):
+        keys = None
+        if key is not None:
+            keys = jax.random.split(jax.random.fold_in(key, index), tokens.shape[0])
+        step = lambda x, c, k, block=block: block(x, c, key=k)
+        tokens = jax.vmap(step)(tokens, condition, keys)
+    return tokens
 
 
 class FinalLayer(eqx.Module):

@@ -11,7 +11,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Key, Real
 
 from odelt_eqx.errors import InputError
-from odelt_eqx.nn.block import DiTBlock, FinalLayer
+from odelt_eqx.nn.block import DiTBlock, FinalLayer, plain
 from odelt_eqx.nn.embeddings import ScalarEmbedding, image_of, patches, position_table
 from odelt_eqx.nn.layers import affine, embedding, linear
 from odelt_eqx.ode.blocks import Stack
@@ -153,21 +153,9 @@ class DiT(eqx.Module):
 
     def __init__(self, config: DiTConfig, *, key: Key[Array, ""]):
         """Draw the weights of the network that `config` describes."""
-        patch, time, step, label, length, blocks, final = jax.random.split(key, 7)
-        width, values = config.hidden_size, config.patch_size**2 * config.channels
-        self.patch_embedding = linear(values, width, patch)
-        self.time_embedding = ScalarEmbedding(width, key=time)
-        self.step_embedding = ScalarEmbedding(width, key=step)
-        self.label_embedding = embedding(config.num_classes + 1, width, label)
-        self.length_embedding = embedding(config.depth + 1, width, length)
-        draw = lambda key: DiTBlock(
-            width, config.num_heads, config.mlp_ratio, config.dropout, config.dtype, key=key
-        )
-        stack = Stack(eqx.filter_vmap(draw)(jax.random.split(blocks, config.depth)))
-        parts = stack.parts(config.depth_group)
-        self.groups = tuple(ODEBlock(part if config.stacked else tuple(part)) for part in parts)
-        self.final = FinalLayer(width, values, key=final)
         self.config = config
+        for name, part in _drawn(config, key).items():
+            setattr(self, name, part)
 
     @property
     def blocks(self) -> tuple[DiTBlock, ...]:
@@ -263,7 +251,7 @@ class DiT(eqx.Module):
         tokens = affine(self.patch_embedding, tokens)
         tokens = tokens + position_table(config.image_size // config.patch_size, config.hidden_size)
         if depth is None:
-            tokens = self._plain(tokens, condition, key)
+            tokens = plain(self.blocks, tokens, condition, key)
             spent = jnp.full(batch, float(config.depth))
             taken = LengthCost(spent, spent, jnp.zeros(batch))
         else:
@@ -287,14 +275,23 @@ class DiT(eqx.Module):
         self.config.check_depth(np.asarray(depth))
         return int(depth) if np.ndim(depth) == 0 else depth
 
-    def _plain(
-        self, tokens: Array, condition: Array, key: Key[Array, ""] | None
-    ) -> Float[Array, "batch tokens width"]:
-        """Run every block in turn, as a DiT without a length ODE does."""
-        for index, block in enumerate(self.blocks):
-            keys = None
-            if key is not None:
-                keys = jax.random.split(jax.random.fold_in(key, index), tokens.shape[0])
-            step = lambda x, c, k, block=block: block(x, c, key=k)
-            tokens = jax.vmap(step)(tokens, condition, keys)
-        return tokens
+
+@eqx.filter_jit
+def _drawn(config: DiTConfig, key: Key[Array, ""]) -> dict[str, eqx.Module | tuple[ODEBlock, ...]]:
+    """Return the parts of a fresh `DiT` by name, drawn by one program."""
+    patch, time, step, label, length, blocks, final = jax.random.split(key, 7)
+    width, values = config.hidden_size, config.patch_size**2 * config.channels
+    draw = lambda key: DiTBlock(
+        width, config.num_heads, config.mlp_ratio, config.dropout, config.dtype, key=key
+    )
+    stack = Stack(eqx.filter_vmap(draw)(jax.random.split(blocks, config.depth)))
+    parts = stack.parts(config.depth_group)
+    return {
+        "patch_embedding": linear(values, width, patch),
+        "time_embedding": ScalarEmbedding(width, key=time),
+        "step_embedding": ScalarEmbedding(width, key=step),
+        "label_embedding": embedding(config.num_classes + 1, width, label),
+        "length_embedding": embedding(config.depth + 1, width, length),
+        "groups": tuple(ODEBlock(part if config.stacked else tuple(part)) for part in parts),
+        "final": FinalLayer(width, values, key=final),
+    }
