@@ -12,7 +12,9 @@ import pytest
 import odelt_eqx as odelt
 from odelt_eqx.config import OptimizerConfig, TrainConfig
 from odelt_eqx.interop.unpickle import unpickle
+from odelt_eqx.nn import unstacked
 from odelt_eqx.objective import TRAIN_TYPES
+from odelt_eqx.training.checkpoint import run_config
 from odelt_eqx.training.convert import convert, init_from
 from odelt_eqx.training.loop import train
 from odelt_eqx.training.optimizer import make_optimizer
@@ -65,6 +67,17 @@ def test_the_average_is_not_overwritten_by_the_trained_weights(run):
     begun = init_from(state, run)
     assert_same(begun.model, odelt.load(run, "model"))
     assert_same(begun.ema, odelt.load(run, "ema"))
+
+
+def test_stacked_networks_are_converted_and_begun_as_any_other(run, tmp_path):
+    model = dataclasses.replace(SMALL.model, stacked=True)
+    convert(CHECKPOINT, tmp_path / "run", dataclasses.replace(SMALL, model=model))
+    assert run_config(tmp_path / "run").model.stacked
+    assert_same(odelt.load(tmp_path / "run"), odelt.load(run))
+    state = init_state(model, make_optimizer(SMALL.optimizer, 10), jax.random.key(0))
+    begun = init_from(state, run)
+    assert jax.tree.structure(begun.ema) == jax.tree.structure(state.ema)
+    assert_same(unstacked(begun.ema), odelt.load(run))
 
 
 @pytest.fixture(scope="module")
