@@ -1,32 +1,149 @@
-"""Files that are there whole or not at all."""
+"""Files written whole or not at all, and read without trusting them."""
 
+import errno
+import hashlib
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
 
-from odelt_eqx.hosts import is_first
+from odelt_eqx.errors import InputError, reason
+from odelt_eqx.parallel import is_main_process
+
+WRITE_ERRORS = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
+    *(errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.ENAMETOOLONG, errno.EEXIST),
+}
 
 
-def beside(path: Path) -> Path:
-    """Return where `replacing` writes what is to become `path`."""
+def temporary_path(path: Path) -> Path:
+    """Return the path in the same folder that `atomic_write` writes to first."""
     return path.with_name(f".{path.stem}.partial{path.suffix}")
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a path beside `path` to write to, and rename it to `path` if nothing went wrong.
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yield a temporary path in the folder of `path` and rename it to `path` on success.
 
-    Of several processes that work as one, only the first one's file is kept.
+    In a distributed run only the file of process 0 is kept.
     """
-    partial = beside(path)
-    if not is_first():
-        partial = partial.with_name(f"{partial.stem}-{jax.process_index()}{partial.suffix}")
+    temporary = temporary_path(path)
+    if not is_main_process():
+        temporary = temporary.with_name(f"{temporary.stem}-{jax.process_index()}{path.suffix}")
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        yield partial
-        if is_first():
-            os.replace(partial, path)
+        yield temporary
+        if is_main_process():
+            os.replace(temporary, path)
     finally:
-        partial.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically, as UTF-8."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, "utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically; numbers must be finite."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Write an `.npz` file atomically."""
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
+
+
+def read_json(path: Path, what: str) -> Any:
+    """Return the content of a JSON file.
+
+    Args:
+        path: the file.
+        what: what it should be, for the message: "an index of shards".
+
+    Raises:
+        InputError: it is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not {what}: {reason(error)}") from None
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the objects in a file of JSON lines; damaged lines are skipped, no file has none."""
+    rows = []
+    for line in path.read_bytes().splitlines() if path.is_file() else []:
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):  # half a line: it is being written
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows
+
+
+def read_arrays(path: Path, what: str, *names: str) -> dict[str, np.ndarray]:
+    """Return the arrays of an `.npz` file by name; objects in it are never unpickled.
+
+    Args:
+        path: the file.
+        what: what it should be, for the message: "a file of statistics (mu and sigma)".
+        *names: arrays that it must have.
+
+    Raises:
+        InputError: it is missing or damaged, or lacks one of the arrays.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        for name in names:
+            if name not in arrays:
+                raise KeyError(f"it has no array {name!r}")
+        return arrays
+    except Exception as error:  # a damaged archive raises errors of many kinds
+        raise InputError(f"{path} is not {what}: {reason(error)}") from None
+
+
+@contextmanager
+def write_errors(folder: Path, hint: str = "") -> Iterator[None]:
+    """Turn the refusal of a file system to write into an InputError of one line.
+
+    Args:
+        folder: what is written.
+        hint: what the user can do, appended to the line.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in WRITE_ERRORS:
+            raise
+        hint = f"; {hint}" if hint else ""
+        raise InputError(f"{folder} cannot be written: {error}{hint}") from error
+
+
+def fingerprint(*values: Any) -> str:
+    """Return 16 hexadecimal digits that identify the content of values.
+
+    Args:
+        *values: bytes, strings, numbers, dataclasses, arrays, and pytrees of these.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    for leaf in jax.tree.leaves(values, is_leaf=lambda x: x is None):
+        if isinstance(leaf, np.ndarray | np.generic | jax.Array):
+            array = np.asarray(leaf)
+            digest.update(f"{array.dtype}{array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+        elif isinstance(leaf, bytes):
+            digest.update(leaf)
+        else:
+            digest.update(repr(leaf).encode(errors="surrogateescape"))
+        digest.update(b"\0")
+    return digest.hexdigest()

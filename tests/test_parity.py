@@ -36,7 +36,7 @@ def test_forward_at_every_depth(golden):
 
 def test_forward_as_a_plain_dit(golden):
     recorded = golden.recorded("forward")
-    ours = velocity(golden.model, inputs(recorded), None)
+    ours = velocity(golden.model, inputs(recorded), "plain")
     assert_matches(ours, recorded["velocity/conventional"])
 
 
@@ -80,7 +80,7 @@ def test_dead_blocks_are_not_run(golden):
     for depth in golden.config.depths:
         ours = velocity(broken, inputs(recorded), depth)
         assert_matches(ours, recorded[f"velocity/depth_{depth}"])
-    assert jnp.isnan(velocity(broken, inputs(recorded), None)).all()
+    assert jnp.isnan(velocity(broken, inputs(recorded), "plain")).all()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,10 +92,10 @@ class Recorded(Objective):
     trains_steps = True
     taught_by = "average"
 
-    def draw(self, key, batch_size, config, when):
+    def draw(self, key, batch_size, network, when):
         return None
 
-    def targets(self, draws, images, labels, networks):
+    def targets(self, draws, data, condition, networks):
         return self.batch
 
 
@@ -138,7 +138,7 @@ def test_length_consistency_and_three_steps_of_training(golden):
         opt_state=optimizer.init(golden.model),
         step=jnp.zeros((), jnp.int32),
     )
-    train_step = make_train_step(Recorded(batch), optimizer, config.ema, steps=100)
+    train_step = make_train_step(Recorded(batch), optimizer, steps=100, ema=config.ema)
     for _ in range(3):
         state, _ = train_step(state, x_t, labels, jax.random.key(0))
     width = golden.config.hidden_size

@@ -99,7 +99,7 @@ def test_training_keeps_weights_average_moments_and_loss_in_float32():
     step = make_train_step(LengthConsistency(Shortcut()), optimizer, ema=0.9, steps=100)
 
     def two_steps(images, labels, key):
-        state = init_state(HALF, optimizer, key)
+        state = init_state(HALF.build(key=key), optimizer)
         state, _ = step(state, images, labels, key)
         return step(state, images, labels, key)
 

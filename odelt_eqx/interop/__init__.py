@@ -1,10 +1,15 @@
-"""Weights from elsewhere and for elsewhere; no file is ever trusted."""
+"""Foreign checkpoints and weights, never trusted, and the reference's faulty objectives."""
 
 from odelt_eqx.interop.autoencoder import (
     autoencoder_from_weights as autoencoder_from_weights,
     load_autoencoder as load_autoencoder,
 )
 from odelt_eqx.interop.inception import load_inception as load_inception
+from odelt_eqx.interop.published import (
+    PublishedLengthConsistency as PublishedLengthConsistency,
+    PublishedLiveReflow as PublishedLiveReflow,
+    PublishedShortcut as PublishedShortcut,
+)
 from odelt_eqx.interop.reference import (
     dit_from_reference as dit_from_reference,
     load_reference as load_reference,

@@ -1,37 +1,56 @@
-"""Networks filled with arrays that are known by name, and what to say where they do not fit."""
+"""Arrays by name: flattening, reading, and comparing names."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors
 
-from odelt_eqx.errors import InputError
+from odelt_eqx.errors import InputError, reason
 
 
 def listed(names: list[str], most: int = 8) -> str:
-    """Return the first names, and how many more there are."""
+    """Return the first names, and the number of the others."""
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + rest
 
 
 def check_names(wanted: Collection[str], found: Collection[str], complaint: str) -> None:
-    """Raise an InputError that begins with `complaint` if names are missing or left over."""
-    wanted, found = set(wanted), set(found)
-    problems = [
-        f"{what}: {listed(sorted(names))}"
-        for what, names in (("missing", wanted - found), ("left over", found - wanted))
-        if names
-    ]
+    """Raise an InputError that starts with `complaint` if names are missing or left over."""
+    missing, left_over = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
+    kinds = {"missing": missing, "left over": left_over}
+    problems = [f"{kind}: {listed(names)}" for kind, names in kinds.items() if names]
     if problems:
         raise InputError(f"{complaint}; {'; '.join(problems)}")
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
+def flatten(
+    tree: Mapping[str, Any], prefix: str = "", strict: bool = True
+) -> dict[str, np.ndarray]:
+    """Return the arrays of nested mappings by slashed name.
+
+    Args:
+        tree: the mappings.
+        prefix: what the names start with.
+        strict: raise an InputError for a leaf that is not an array, instead of leaving it out.
+    """
+    flat: dict[str, np.ndarray] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}/", strict)
+        elif isinstance(value, np.ndarray):
+            flat[f"{prefix}{name}"] = value
+        elif strict:
+            raise InputError(f"{prefix}{name} is not an array but {value!r}"[:200])
+    return flat
+
+
+def read_safetensors(path: Path) -> dict[str, np.ndarray]:
     """Return the arrays of a `.safetensors` file by name.
 
     Raises:
-        InputError: there is no such file, or it is of another format or damaged.
+        InputError: the file is missing, damaged or of another format.
     """
     if not path.is_file():
         raise InputError(f"there is no file {path}")
@@ -39,5 +58,4 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         with safetensors.safe_open(path, framework="numpy") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError, TypeError, ValueError) as error:
-        problem = " ".join(str(error).split())[:200]
-        raise InputError(f"{path} is no .safetensors file: {problem}") from None
+        raise InputError(f"{path} is not a .safetensors file: {reason(error)}") from None

@@ -1,4 +1,4 @@
-"""Checkpoints of the published Flax code (gudovskiy/odelt, kvfrans/shortcut-models), as ours."""
+"""Checkpoints of the published Flax code (gudovskiy/odelt, kvfrans/shortcut-models)."""
 
 import dataclasses
 import warnings
@@ -12,15 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from odelt_eqx.errors import InputError
-from odelt_eqx.interop.named import check_names, listed
+from odelt_eqx.interop.named import check_names, flatten, listed
 from odelt_eqx.interop.unpickle import unpickle
 from odelt_eqx.nn.block import DiTBlock
 from odelt_eqx.nn.dit import DiT, DiTConfig
+from odelt_eqx.nn.groups import stacked
 from odelt_eqx.nn.layers import embedding
-from odelt_eqx.nn.layout import stacked
 
 Slot = tuple[tuple[str, ...], Any]
-"""What the reference calls a parameter, in one piece or several, and ours."""
+"""The names of the reference's arrays that make up a parameter, and the parameter."""
 
 Weights = Mapping[str, np.ndarray]
 """Arrays by slashed Flax name, for example "DiTBlock_0/Dense_0/kernel"."""
@@ -75,7 +75,7 @@ def _read(path: Path) -> dict[str, dict[str, np.ndarray]]:
     names = ("params", "params_ema")
     if not isinstance(content, dict) or not isinstance(content.get("params"), dict):
         raise InputError(f"{path} is no checkpoint of the reference: it holds no params")
-    found = {name: _flatten(content[name]) for name in names if isinstance(content.get(name), dict)}
+    found = {name: flatten(content[name]) for name in names if isinstance(content.get(name), dict)}
     if LENGTH_TABLE not in found["params"]:
         warnings.warn(f"{path} has no length table: a fresh one is drawn", stacklevel=3)
     return found
@@ -97,12 +97,12 @@ def dit_from_reference(weights: Weights, config: DiTConfig) -> DiT:
     if LENGTH_TABLE not in weights:
         fresh = embedding(config.depth + 1, config.hidden_size, jax.random.key(0))
         weights = {**weights, LENGTH_TABLE: np.asarray(fresh.weight)}
-    slots = list(_slots(template))
+    slots = list(parameter_slots(template))
     wanted = {name for names, _ in slots for name in names}
     check_names(wanted, set(weights) - UNUSED, "the checkpoint is not of this config")
     arrays, wrong = {}, []
     for names, slot in slots:
-        array = _assemble(names, weights)
+        array = assemble(names, weights)
         if array is None or array.shape != slot.shape:
             wrong.append(" + ".join(f"{name} {weights[name].shape}" for name in names))
         else:
@@ -113,25 +113,15 @@ def dit_from_reference(weights: Weights, config: DiTConfig) -> DiT:
     return stacked(model) if config.stacked else model
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
-    flat: dict[str, np.ndarray] = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{name}/")
-        elif isinstance(value, np.ndarray):
-            flat[f"{prefix}{name}"] = value
-        else:
-            raise InputError(f"{prefix}{name} is no array but {value!r}"[:200])
-    return flat
-
-
-def _slots(model: DiT) -> Iterator[Slot]:
-    """Yield each parameter with the names of what the reference calls it."""
+def parameter_slots(model: DiT) -> Iterator[Slot]:
+    """Yield each parameter of a `DiT` with the names of the reference's arrays in it."""
     yield from _linear(model.patch_embedding, "PatchEmbed_0/Conv_0")
-    for index, scalar in enumerate((model.time_embedding, model.step_embedding)):
+    embeddings = model.condition_embedding
+    for index, scalar in enumerate((embeddings.time, embeddings.step)):
         yield from _linear(scalar.hidden, f"TimestepEmbedder_{index}/Dense_0")
         yield from _linear(scalar.out, f"TimestepEmbedder_{index}/Dense_1")
-    yield ("LabelEmbedder_0/Embed_0/embedding",), model.label_embedding.weight
+    if isinstance(embeddings.condition, eqx.nn.Embedding):
+        yield ("LabelEmbedder_0/Embed_0/embedding",), embeddings.condition.weight
     yield (LENGTH_TABLE,), model.length_embedding.weight
     for index, block in enumerate(model.blocks):
         yield from _block(block, f"DiTBlock_{index}")
@@ -154,8 +144,11 @@ def _linear(layer: eqx.nn.Linear, *names: str) -> Iterator[Slot]:
     yield tuple(f"{name}/bias" for name in names), layer.bias
 
 
-def _assemble(names: tuple[str, ...], weights: Weights) -> np.ndarray | None:
-    """Join what the reference keeps apart, a kernel (..., in, out) as a weight (out, in)."""
+def assemble(names: tuple[str, ...], weights: Weights) -> np.ndarray | None:
+    """Concatenate arrays of the reference; a kernel (..., in, out) becomes a weight (out, in).
+
+    None if they do not fit together.
+    """
     parts = [weights[name] for name in names]
     if names[0].endswith("/kernel"):
         if any(part.ndim < 2 for part in parts):

@@ -1,55 +1,61 @@
-"""Weights in the safetensors format: arrays by name, and the config beside them."""
+"""Weights in the safetensors format: arrays by name, the config as metadata."""
 
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import cattrs
 import equinox as eqx
 import jax
 import safetensors
 import safetensors.numpy
 
-from odelt_eqx.errors import InputError
-from odelt_eqx.files import replacing
-from odelt_eqx.nn.dit import DiT, DiTConfig
-from odelt_eqx.nn.layout import unstacked
-from odelt_eqx.serial import converter
+from odelt_eqx.errors import InputError, reason
+from odelt_eqx.files import atomic_write
+from odelt_eqx.nn import AnyNetworkConfig, DiT, VectorNet, unstacked
+from odelt_eqx.serialize import from_dict, to_dict
 
 Module = TypeVar("Module", bound=eqx.Module)
 
 
-def save_safetensors(model: DiT, path: str | Path) -> None:
+def save_safetensors(model: DiT | VectorNet, path: str | Path) -> None:
     """Write a network: arrays by their path in the unstacked tree, the config as metadata."""
     model = unstacked(model)
-    write_module(model, model.config, Path(path))
+    write_module(model, model.config, Path(path), AnyNetworkConfig)
 
 
-def load_safetensors(path: str | Path) -> DiT:
+def load_safetensors(path: str | Path) -> DiT | VectorNet:
     """Return the network that `save_safetensors` wrote.
 
     Raises:
-        InputError: there is no such file, or it is no network of this package.
+        InputError: there is no such file, or it holds no network of this package.
     """
-    return read_module(Path(path), DiT, DiTConfig)
+    build = lambda config, key: config.build(key=key)
+    return read_module(Path(path), build, AnyNetworkConfig)
 
 
-def write_module(module: eqx.Module, config: Any, path: Path) -> None:
-    """Write a module: arrays by their path in the tree, its config as metadata."""
-    arrays = {name: jax.device_get(leaf) for name, leaf in _named(module)}
-    metadata = {"config": json.dumps(converter().unstructure(config))}
-    with replacing(path) as beside:
-        safetensors.numpy.save_file(arrays, beside, metadata)
+def write_module(module: eqx.Module, config: Any, path: Path, config_type: Any = None) -> None:
+    """Write a module: arrays by their path in the tree, its config as metadata.
+
+    Args:
+        module: the module.
+        config: what it can be built from.
+        path: the file.
+        config_type: the union that `config` is a member of, if any.
+    """
+    arrays = {name: jax.device_get(leaf) for name, leaf in _named_arrays(module)}
+    metadata = {"config": json.dumps(to_dict(config, config_type))}
+    with atomic_write(path) as temporary:
+        safetensors.numpy.save_file(arrays, temporary, metadata)
 
 
-def read_module(path: Path, kind: Callable[..., Module], config_type: type) -> Module:
+def read_module(path: Path, build: Callable[..., Module], config_type: Any) -> Module:
     """Return the module that `write_module` wrote.
 
     Args:
         path: the file.
-        kind: makes the module from its config and a key.
-        config_type: the type of the config.
+        build: `(config, key=key) -> module`.
+        config_type: the type of the config, or the union it was written as a member of.
 
     Raises:
         InputError: there is no such file, or it holds no such module.
@@ -58,26 +64,19 @@ def read_module(path: Path, kind: Callable[..., Module], config_type: type) -> M
         raise InputError(f"there is no file {path}")
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
-            text = json.loads((file.metadata() or {}).get("config", "null"))
-            config = converter().structure(text, config_type)
-            template = eqx.filter_eval_shape(kind, config, key=jax.random.key(0))
-            arrays = [file.get_tensor(name) for name, _ in _named(template)]
-    except (
-        safetensors.SafetensorError,
-        ValueError,
-        TypeError,
-        cattrs.BaseValidationError,
-    ) as error:
-        problem = " ".join(str(error).split())[:200]
-        raise InputError(f"{path} is no network of this package: {problem}") from None
-    shapes = [leaf.shape for _, leaf in _named(template)]
-    if [array.shape for array in arrays] != shapes:
+            data = json.loads((file.metadata() or {}).get("config", "null"))
+            config = from_dict(data, config_type, "its config")
+            template = eqx.filter_eval_shape(build, config, key=jax.random.key(0))
+            arrays = {name: file.get_tensor(name) for name, _ in _named_arrays(template)}
+    except (safetensors.SafetensorError, ValueError, TypeError) as error:
+        raise InputError(f"{path} is no network of this package: {reason(error)}") from None
+    if any(arrays[name].shape != leaf.shape for name, leaf in _named_arrays(template)):
         raise InputError(f"{path} holds arrays of other shapes than its config says")
-    leaves = iter(map(jax.numpy.asarray, arrays))
+    leaves = iter(map(jax.numpy.asarray, arrays.values()))
     return jax.tree.map(lambda leaf: next(leaves) if _is_array(leaf) else leaf, template)
 
 
-def _named(module: Any) -> list[tuple[str, Any]]:
+def _named_arrays(module: Any) -> list[tuple[str, Any]]:
     return [
         (jax.tree_util.keystr(path, simple=True, separator="."), leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(module)

@@ -1,36 +1,38 @@
-"""A network that ends where a depth ends."""
+"""Cut a network off at one of its depths."""
 
 import dataclasses
+from typing import TypeVar
 
 import equinox as eqx
 import jax.numpy as jnp
 
-from odelt_eqx.nn.dit import DiT
-from odelt_eqx.nn.layout import with_config
+from odelt_eqx.network import check_depth
+from odelt_eqx.nn import DiT, VectorNet
+from odelt_eqx.nn.groups import with_config
+
+AnyNetwork = TypeVar("AnyNetwork", bound=DiT | VectorNet)
 
 
-def truncate(model: DiT, depth: int) -> DiT:
-    """Return a network of its own that holds only the blocks which `model` runs at `depth`.
+def truncate(model: AnyNetwork, depth: int) -> AnyNetwork:
+    """Return a smaller network that holds only the blocks which `model` runs at `depth`.
 
     Its depths are those of `model` up to `depth`, each counted without the blocks past its last
-    full group: depth 12 in groups of 8 becomes depth 8. Its output is the same, bit for bit.
+    full group: depth 12 in groups of 8 becomes depth 8. Its output is the same, bit-for-bit.
 
     Args:
         model: the network.
-        depth: one of `model.config.depths`.
+        depth: one of `model.depths`.
 
     Raises:
-        InputError: `depth` is not one of the network's.
+        InputError: the network does not have that depth.
     """
-    config = model.config
-    config.check_depth(depth)
-    group = config.depth_group
-    old = [d for d in config.depths if d <= depth]
+    check_depth(depth, model.depths)
+    config, group = model.config, model.config.depth_group
+    old = [d for d in model.depths if d <= depth]
     new = [d // group * group for d in old]
     table = model.length_embedding.weight
-    rows = (
-        jnp.zeros((new[-1] + 1, config.hidden_size)).at[jnp.array(new)].set(table[jnp.array(old)])
-    )
+    rows = jnp.zeros((new[-1] + 1, config.hidden_size))
+    rows = rows.at[jnp.array(new)].set(table[jnp.array(old)])
     shorter = eqx.tree_at(
         lambda m: (m.length_embedding.weight, m.groups),
         model,

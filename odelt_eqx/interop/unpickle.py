@@ -1,8 +1,8 @@
-"""Pickles read as data: arrays, numbers, strings and plain containers come out, nothing is run.
+"""Pickles read as data: arrays, numbers, strings and plain containers; nothing is executed.
 
 A pickle is a program for a small machine that may name any Python object and call it. Here every
-name stands for an inert record of what was asked for; the few that describe arrays are read as the
-bytes, shape and dtype they are. So no class or function of the file is ever imported or called.
+name becomes an inert record; the few names that describe arrays become the bytes, shape and dtype
+they carry. So no class or function named in the file is ever imported or called.
 """
 
 import os
@@ -14,36 +14,28 @@ from typing import Any, BinaryIO
 import jax.numpy as jnp
 import numpy as np
 
-from odelt_eqx.errors import InputError
+from odelt_eqx.errors import InputError, reason
 
-DTYPES = {
-    f"{kind}{size}": np.dtype(f"{kind}{size}")
-    for kind in "iuf"
-    for size in (1, 2, 4, 8)
-    if kind + str(size) != "f1"
-} | {"b1": np.dtype("b1")}
-"""The element types an array may have, by NumPy's short names, besides bfloat16."""
+NUMBERS = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
+DTYPES = {name: np.dtype(name) for name in NUMBERS}
+"""The element types that are read, by NumPy's short names, besides bfloat16."""
 
 
 class Inert:
-    """What a file asked for by name and was not given: a record, of which nothing can be called."""
+    """An object that a file names, not loaded: a record that cannot be called."""
 
-    def __init__(self, name: str, *arguments: Any):
-        """Remember the name and what it was to be made from."""
-        self.name = name
-        self.arguments = arguments
-        self.state: Any = None
+    def __init__(self, name: str, *arguments: Any, state: Any = None):
+        self.name, self.arguments, self.state = name, arguments, state
 
     def __repr__(self) -> str:
-        """Return the name."""
         return f"<{self.name}, not loaded>"
 
 
 class DType(Inert):
-    """An element type, known by NumPy's short name."""
+    """An element type, by NumPy's short name."""
 
     def resolve(self) -> np.dtype:
-        """Return the dtype, little-endian or big-endian as stored; only plain numbers are known."""
+        """Return the dtype, in the byte order of the file; only plain numbers are known."""
         code = self.arguments[0] if self.arguments else None
         if isinstance(code, Inert) and code.name == "ml_dtypes.bfloat16":
             return np.dtype(jnp.bfloat16)
@@ -51,15 +43,15 @@ class DType(Inert):
             raise ValueError(f"an array of {code!r} is not an array of numbers")
         order = self.state[1] if isinstance(self.state, tuple) and len(self.state) > 1 else "|"
         if order not in ("<", ">", "=", "|"):
-            raise ValueError(f"{order!r} is no byte order")
+            raise ValueError(f"{order!r} is not a byte order")
         return DTYPES[code].newbyteorder(order) if order in "<>" else DTYPES[code]
 
 
 class Array(Inert):
-    """An array, known by its shape, element type and bytes."""
+    """An array, by its shape, element type and bytes."""
 
     def resolve(self) -> np.ndarray:
-        """Return the array; its bytes must fit its shape exactly."""
+        """Return the array; its bytes must match its shape exactly."""
         if not isinstance(self.state, tuple) or len(self.state) != 5:
             raise ValueError("an array without its contents")
         _, shape, dtype, fortran, data = self.state
@@ -69,42 +61,30 @@ class Array(Inert):
         return flat.reshape(shape, order="F" if fortran else "C")
 
 
-def _array(name: str, *arguments: Any) -> Array:
+def _jax_array(name: str, *arguments: Any) -> Array:
     """Stand for `jax._src.array._reconstruct_array`, whose third argument is NumPy's state."""
-    array = Array(name)
-    if len(arguments) > 2:
-        array.state = arguments[2]
-    return array
+    return Array(name, state=arguments[2] if len(arguments) > 2 else None)
 
 
 def _scalar(name: str, *arguments: Any) -> Array:
     """Stand for NumPy's scalars: an element type and the bytes of one element."""
-    array = Array(name)
-    array.state = (1, (), *arguments[:1], False, *arguments[1:])
-    return array
+    return Array(name, state=(1, (), *arguments[:1], False, *arguments[1:]))
 
 
 def _buffer(name: str, data: Any, dtype: Any, shape: Any, order: Any) -> Array:
     """Stand for NumPy's arrays in pickles of protocol 5."""
-    array = Array(name)
-    array.state = (1, shape, dtype, order == "F", bytes(data))
-    return array
+    return Array(name, state=(1, shape, dtype, order == "F", bytes(data)))
 
 
 def _latin(name: str, text: Any, encoding: Any) -> bytes:
-    """Stand for the way in which pickles of protocol 2 write bytes."""
+    """Stand for bytes in pickles of protocol 2."""
     if encoding != "latin1":
-        raise ValueError(f"{encoding!r} is not how bytes are written")
+        raise ValueError(f"{encoding!r} is not an encoding of bytes")
     return text.encode("latin1")
 
 
-def _empty(name: str) -> bytes:
-    """Stand for the way in which pickles of protocol 2 write no bytes."""
-    return b""
-
-
 def _mapping(name: str, *arguments: Any) -> dict:
-    """Stand for mappings that are plain dictionaries to us."""
+    """Stand for mappings, which become plain dictionaries."""
     return dict(*arguments[:1])
 
 
@@ -116,14 +96,14 @@ MADE: dict[str, Callable[..., Any]] = {
     "numpy._core.numeric._frombuffer": _buffer,
     "numpy.core.multiarray.scalar": _scalar,
     "numpy._core.multiarray.scalar": _scalar,
-    "jax._src.array._reconstruct_array": _array,
-    "jax._src.device_array.reconstruct_device_array": _array,
+    "jax._src.array._reconstruct_array": _jax_array,
+    "jax._src.device_array.reconstruct_device_array": _jax_array,
     "_codecs.encode": _latin,
-    "__builtin__.bytes": _empty,
+    "__builtin__.bytes": lambda _: b"",  # empty bytes of protocol 2
     "collections.OrderedDict": _mapping,
     "flax.core.frozen_dict.FrozenDict": _mapping,
 }
-"""What stands for the few names that describe data; every other name is an `Inert`."""
+"""Stand-ins for the few names that describe data; every other name becomes an `Inert`."""
 
 PLAIN = {
     *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
@@ -131,11 +111,11 @@ PLAIN = {
     *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
     *("UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
 }
-"""Instructions that put the number, string or bytes they carry on the stack."""
+"""Instructions that push the number, string or bytes they carry."""
 
 
 class _Machine:
-    """The stack machine that a pickle is a program for, unable to call anything."""
+    """The stack machine that runs pickles, without the ability to call anything named in them."""
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
@@ -143,7 +123,7 @@ class _Machine:
         self.memo: dict[int, Any] = {}
 
     def step(self, name: str, argument: Any) -> None:
-        """Carry out one instruction."""
+        """Execute one instruction."""
         stack = self.stack
         match name:
             case "PROTO" | "FRAME" | "STOP":
@@ -154,20 +134,22 @@ class _Machine:
                 stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[name])
             case "EMPTY_TUPLE" | "EMPTY_LIST" | "EMPTY_DICT":
                 stack.append({"EMPTY_TUPLE": (), "EMPTY_LIST": [], "EMPTY_DICT": {}}[name])
+            case _ if name in PLAIN:
+                stack.append(argument)
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
                 count = int(name[-1])
                 stack[-count:] = [tuple(stack[-count:])]
             case "TUPLE":
-                stack.append(tuple(self.since_mark()))
+                stack.append(tuple(self.pop_mark()))
             case "LIST":
-                stack.append(self.since_mark())
+                stack.append(self.pop_mark())
             case "DICT":
-                items = self.since_mark()
+                items = self.pop_mark()
                 stack.append(dict(zip(items[::2], items[1::2], strict=True)))
             case "POP":
                 stack.pop()
             case "POP_MARK":
-                self.since_mark()
+                self.pop_mark()
             case "DUP":
                 stack.append(stack[-1])
             case "MEMOIZE":
@@ -176,30 +158,27 @@ class _Machine:
                 self.memo[int(argument)] = stack[-1]
             case "GET" | "BINGET" | "LONG_BINGET":
                 stack.append(self.memo[int(argument)])
-            case "APPEND" | "APPENDS" | "SETITEM" | "SETITEMS":
-                self.extend(name)
+            case "APPENDS" | "SETITEMS":
+                self.extend(self.pop_mark())
+            case "APPEND" | "SETITEM":
+                count = 1 if name == "APPEND" else 2
+                items = stack[-count:]
+                del stack[-count:]
+                self.extend(items)
             case "GLOBAL" | "STACK_GLOBAL" | "REDUCE" | "NEWOBJ" | "NEWOBJ_EX" | "BUILD":
                 self.make(name, argument)
-            case _ if name in PLAIN:
-                stack.append(argument)
             case _:
                 raise ValueError(f"{name} is an instruction that no checkpoint needs")
 
-    def since_mark(self) -> list[Any]:
+    def pop_mark(self) -> list[Any]:
         """Take what lies above the last mark off the stack."""
         mark = self.marks.pop()
         items = self.stack[mark:]
         del self.stack[mark:]
         return items
 
-    def extend(self, name: str) -> None:
-        """Add items to the list or the dictionary below them; an inert record takes none."""
-        if name in ("APPENDS", "SETITEMS"):
-            items = self.since_mark()
-        else:
-            count = 1 if name == "APPEND" else 2
-            items = self.stack[-count:]
-            del self.stack[-count:]
+    def extend(self, items: list[Any]) -> None:
+        """Add items to the list or dictionary on top of the stack; an inert record takes none."""
         target = self.stack[-1]
         if isinstance(target, list):
             target.extend(items)
@@ -207,7 +186,7 @@ class _Machine:
             target.update(zip(items[::2], items[1::2], strict=True))
 
     def make(self, name: str, argument: Any) -> None:
-        """Record what the file names, and what it would have been made from."""
+        """Record a name of the file, or its call with arguments."""
         stack = self.stack
         if name == "GLOBAL":
             stack.append(Inert(argument.replace(" ", ".")))
@@ -219,7 +198,7 @@ class _Machine:
         if name == "STACK_GLOBAL":
             stack.append(Inert(f"{named}.{last}"))
         elif not isinstance(named, Inert):
-            raise ValueError("it calls something that has no name")
+            raise ValueError("it calls an object without a name")
         elif name == "BUILD":
             named.state = last
             stack.append(named)
@@ -228,28 +207,23 @@ class _Machine:
 
 
 class _Bounded:
-    """A file that never hands out, or makes room for, more than it holds."""
+    """A file that refuses to read, or allocate, more than it holds."""
 
     def __init__(self, file: BinaryIO, size: int):
         self._file, self._size = file, size
+        self.readline, self.tell = file.readline, file.tell
 
     def read(self, count: int) -> bytes:
         if not 0 <= count <= self._size - self._file.tell():
             raise EOFError("it ends too early")
         return self._file.read(count)
 
-    def readline(self) -> bytes:
-        return self._file.readline()
-
-    def tell(self) -> int:
-        return self._file.tell()
-
 
 def unpickle(path: Path) -> Any:
-    """Return what a pickle holds, with NumPy arrays for arrays and `Inert` for what has no meaning.
+    """Return the content of a pickle, with NumPy arrays for arrays and `Inert` for other objects.
 
     Raises:
-        InputError: there is no such file, it is larger than the memory, or it is damaged.
+        InputError: the file is missing, larger than the memory, or damaged.
     """
     if not path.is_file():
         raise InputError(f"there is no file {path}")
@@ -265,13 +239,12 @@ def unpickle(path: Path) -> Any:
             for instruction, argument, _ in pickletools.genops(bounded):
                 machine.step(instruction.name, argument)
         return _resolve(machine.stack.pop(), {})
-    except Exception as error:
-        problem = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{path} is damaged or no checkpoint: {problem[:200]}") from None
+    except Exception as error:  # damage can break any step
+        raise InputError(f"{path} is damaged or not a checkpoint: {reason(error)}") from None
 
 
 def _resolve(value: Any, known: dict[int, Any], depth: int = 0) -> Any:
-    """Return plain containers with arrays in them; what is shared is resolved once."""
+    """Return plain containers with arrays in them; shared objects are resolved once."""
     if depth > 50:
         raise ValueError("it is nested too deeply")
     if id(value) not in known:

@@ -1,4 +1,4 @@
-"""A small convolutional classifier: what it sees in pictures is what others are compared by."""
+"""A small convolutional classifier, whose last hidden layer gives features of images."""
 
 import dataclasses
 
@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from odelt_eqx.errors import InputError
+from odelt_eqx.errors import InputError, check_range
 from odelt_eqx.nn.convolution import Convolution, convolution
 
-SMALLEST = 7
-"""Pixels that halving stops at."""
+SMALLEST_SIDE = 7
+"""Images are halved until no side is longer than this, in pixels."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,9 +21,9 @@ class ConvNetConfig:
 
     Args:
         image_shape: (height, width, channels) of its images.
-        num_classes: classes it tells apart.
+        num_classes: number of classes.
         width: channels of the first convolution; they double as the image halves, up to four times.
-        features: values in the layer before the classes.
+        features: size of the last hidden layer.
 
     Raises:
         InputError: a number is less than 1.
@@ -35,10 +35,7 @@ class ConvNetConfig:
     features: int = 128
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
-        for name in ("num_classes", "width", "features"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1; got {getattr(self, name)}")
+        check_range(self, "num_classes", "width", "features", least=1)
         if min(self.image_shape) < 1:
             raise InputError(f"image_shape must be positive; got {self.image_shape}")
 
@@ -48,7 +45,7 @@ class ConvNet(eqx.Module):
 
     Args:
         config: the shape.
-        key: decides the first weights.
+        key: decides the weights.
     """
 
     config: ConvNetConfig = eqx.field(static=True)
@@ -63,7 +60,7 @@ class ConvNet(eqx.Module):
         keys = iter(jax.random.split(key, 32))
         self.convolutions = [convolution(inputs, config.width, 3, next(keys))]
         channels = config.width
-        while max(height, width) > SMALLEST:
+        while max(height, width) > SMALLEST_SIDE:
             wider = min(2 * channels, 4 * config.width)
             self.convolutions.append(convolution(channels, wider, 3, next(keys)))
             height, width, channels = -(-height // 2), -(-width // 2), wider
@@ -72,17 +69,15 @@ class ConvNet(eqx.Module):
         self.out = eqx.nn.Linear(config.features, config.num_classes, key=next(keys))
 
     def features(
-        self,
-        images: Float[Array, "batch height width channels"]
-        | Float[np.ndarray, "batch height width channels"],
+        self, images: Float[Array, "batch *shape"] | Float[np.ndarray, "batch *shape"]
     ) -> Float[Array, "batch features"]:
-        """Return the values before the classes, none negative.
+        """Return the last hidden layer, rectified.
 
         Args:
-            images: in [-1, 1]; what lies outside is clipped.
+            images: (batch, height, width, channels), clipped to [-1, 1].
 
         Raises:
-            InputError: the images are of another shape than the config's.
+            InputError: the images do not have the config's shape.
         """
         if images.shape[1:] != self.config.image_shape:
             raise InputError(
@@ -95,5 +90,21 @@ class ConvNet(eqx.Module):
         return jax.nn.relu(jax.vmap(self.hidden)(x.reshape(len(x), -1)))
 
     def logits(self, features: Float[Array, "batch features"]) -> Float[Array, "batch classes"]:
-        """Return a score a class from what `features` returns."""
+        """Return one logit per class from what `features` returns."""
         return jax.vmap(self.out)(features)
+
+    def scale_features(self, scale: Float[Array, " features"]) -> "ConvNet":
+        """Return a network with the same logits whose features are multiplied by `scale` > 0.
+
+        Features are rectified, so scaling the layer before them scales them.
+        """
+        assert self.hidden.bias is not None  # for the type checker
+        return eqx.tree_at(
+            lambda n: (n.hidden.weight, n.hidden.bias, n.out.weight),
+            self,
+            (
+                self.hidden.weight * scale[:, None],
+                self.hidden.bias * scale,
+                self.out.weight / scale,
+            ),
+        )

@@ -1,4 +1,4 @@
-"""Convolutions, channels last: the layout in which CPUs and GPUs run them without a transpose."""
+"""Convolutions, channels last: the layout that CPUs and GPUs run without a transpose."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Key
 class Convolution(eqx.Module):
     """A 2-D convolution with bias over (batch, height, width, channels).
 
-    Its weight is (height, width, in, out), "HWIO"; loaders transpose once what is stored otherwise.
+    Its weight is (height, width, in, out), "HWIO".
     """
 
     weight: Float[Array, "rows columns in out"]
@@ -27,9 +27,9 @@ class Convolution(eqx.Module):
 
         Args:
             x: images, channels last.
-            stride: step in both directions.
-            padding: zeros before and after, for the height and for the width; half the kernel by
-                default, so that an odd kernel with stride 1 keeps the size.
+            stride: step along both axes.
+            padding: zeros before and after, along height and width; half the kernel by default, so
+                that an odd kernel with stride 1 keeps the size.
         """
         if padding is None:
             padding = [(size // 2, size // 2) for size in self.weight.shape[:2]]

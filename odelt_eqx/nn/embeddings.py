@@ -1,4 +1,4 @@
-"""What the transformer knows about where and when it is."""
+"""Embeddings of times, conditions and positions, and patches."""
 
 import functools
 
@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from odelt_eqx.nn.layers import affine, linear
+from odelt_eqx.network import Classes, Condition, Vector
+from odelt_eqx.nn.layers import affine, embedding, linear
 
 FREQUENCIES = 256
 """Width of the cos|sin features of a scalar."""
@@ -17,7 +18,7 @@ FREQUENCIES = 256
 class ScalarEmbedding(eqx.Module):
     """A scalar (the time, or the step index) as a vector: cos|sin features, dense, SiLU, dense.
 
-    The scalar goes in unscaled, with periods from 2 pi to 2 pi x 10,000 (GLIDE, arXiv 2112.10741).
+    The scalar enters unscaled, with periods from 2 pi to 2 pi x 10,000 (GLIDE, arXiv 2112.10741).
     """
 
     hidden: eqx.nn.Linear
@@ -38,6 +39,62 @@ class ScalarEmbedding(eqx.Module):
         return affine(self.out, jax.nn.silu(affine(self.hidden, features)))
 
 
+class VectorEmbedding(eqx.Module):
+    """A vector of numbers as a vector of the network's width; one for NaN, the null vector."""
+
+    linear: eqx.nn.Linear
+    null: Float[Array, " width"]
+
+    def __init__(self, size: int, width: int, *, key: Key[Array, ""]):
+        """Draw the weights; the null vector is embedded as zero at first."""
+        self.linear = linear(size, width, key)
+        self.null = jnp.zeros(width)
+
+    def __call__(self, vectors: Float[Array, "batch size"]) -> Float[Array, "batch width"]:
+        """Embed each row."""
+        null = jnp.isnan(vectors).any(axis=1, keepdims=True)
+        return jnp.where(null, self.null, affine(self.linear, jnp.where(null, 0, vectors)))
+
+
+class ConditionEmbedding(eqx.Module):
+    """The sum `c` of the embeddings of time, step and condition, which modulates every block."""
+
+    time: ScalarEmbedding
+    step: ScalarEmbedding
+    condition: eqx.nn.Embedding | VectorEmbedding | None
+
+    def __init__(
+        self,
+        width: int,
+        condition_type: Classes | Vector | None,
+        *,
+        keys: tuple[Key[Array, ""], Key[Array, ""], Key[Array, ""]],
+    ):
+        """Draw the weights from one key each: time, step, condition."""
+        time_key, step_key, key = keys
+        self.time = ScalarEmbedding(width, key=time_key)
+        self.step = ScalarEmbedding(width, key=step_key)
+        self.condition = None
+        if isinstance(condition_type, Classes):
+            self.condition = embedding(condition_type.count + 1, width, key)
+        elif isinstance(condition_type, Vector):
+            self.condition = VectorEmbedding(condition_type.size, width, key=key)
+
+    def __call__(
+        self,
+        t: Float[Array, " batch"],
+        step_index: Float[Array, " batch"],
+        condition: Condition | None,
+    ) -> Float[Array, "batch width"]:
+        """Return `c` of each example."""
+        c = jax.vmap(self.time)(t) + jax.vmap(self.step)(step_index)
+        if self.condition is None or condition is None:
+            return c
+        if isinstance(self.condition, VectorEmbedding):
+            return c + self.condition(condition)
+        return c + self.condition.weight[condition]
+
+
 @functools.cache
 def position_table(side: int, width: int) -> np.ndarray:
     """Return the fixed 2-D sin|cos table of a `side` x `side` grid, (side^2, width).
@@ -52,7 +109,7 @@ def position_table(side: int, width: int) -> np.ndarray:
     return np.concatenate(table, axis=1).astype(np.float32)
 
 
-def patches(
+def patchify(
     image: Float[Array, "height width channels"], size: int
 ) -> Float[Array, "tokens values"]:
     """Cut an image into `size` x `size` patches, row by row, each flattened."""
@@ -61,10 +118,10 @@ def patches(
     return cut.reshape(side * side, size * size * channels)
 
 
-def image_of(
+def unpatchify(
     tokens: Float[Array, "tokens values"], size: int
 ) -> Float[Array, "height width channels"]:
-    """Put patches back together: the inverse of `patches`."""
+    """Join patches: the inverse of `patchify`."""
     side, channels = round(tokens.shape[0] ** 0.5), tokens.shape[1] // size**2
     cut = tokens.reshape(side, side, size, size, channels).transpose(0, 2, 1, 3, 4)
     return cut.reshape(side * size, side * size, channels)

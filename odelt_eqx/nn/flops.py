@@ -1,43 +1,51 @@
-"""What one velocity takes, from the shape of the network alone."""
+"""Operations of one velocity, from the shape of the network alone."""
 
+from typing import Literal
+
+from odelt_eqx.network import check_depth
+from odelt_eqx.nn.config import NetworkConfig
 from odelt_eqx.nn.dit import DiTConfig
 from odelt_eqx.nn.embeddings import FREQUENCIES
 from odelt_eqx.ode.plan import FixedSteps
 
 
-def velocity_flops(config: DiTConfig, depth: int | None) -> int:
-    """Return the floating-point operations of one velocity of one image.
+def velocity_flops(config: NetworkConfig, depth: int | Literal["full", "plain"]) -> int:
+    """Return the floating-point operations of one velocity of one example.
 
-    Matrix products alone, two operations (a product and a sum) for each multiplication, as the
-    utilisation of hardware is usually stated: what is done element by element is left out, some
-    percent at the published widths. A gradient takes about twice as many on top.
+    Only matrix products count, two operations (a product and a sum) for each multiplication, as
+    hardware utilization is usually stated; elementwise operations, a few percent at the published
+    widths, do not. A gradient takes about twice as many on top.
 
     Args:
         config: shape of the network.
-        depth: blocks to run; None for the plain DiT.
+        depth: blocks to run; "plain" for the network without a length ODE.
 
     Returns:
-        The count. Where the length plan is adaptive it is that of a single step in each group: the
-        steps are not known beforehand, and that is the least.
+        The count. An adaptive length plan counts as one step per group, the minimum: its steps are
+        not known in advance.
 
     Raises:
-        InputError: the network has not that depth.
+        InputError: the network does not have that depth.
     """
-    config.check_depth(depth)
-    width, tokens = config.hidden_size, (config.image_size // config.patch_size) ** 2
-    values = config.patch_size**2 * config.channels
-    attention = 2 * tokens * width * (4 * width + 2 * tokens)
-    mlp = 4 * tokens * config.mlp_ratio * width**2
-    block = 12 * width**2 + attention + mlp
-    condition = 2 * 2 * width * (FREQUENCIES + width)
-    ends = 2 * 2 * tokens * values * width + 4 * width**2
+    width = config.hidden_size
+    if isinstance(config, DiTConfig):
+        tokens = (config.image_size // config.patch_size) ** 2
+        values = config.patch_size**2 * config.channels
+        block = 12 * width**2 + 2 * tokens * width * (4 * width + 2 * tokens)
+    else:
+        tokens, values = 1, config.shape[0]
+        block = 6 * width**2
+    block += 4 * tokens * config.mlp_ratio * width**2
+    condition = 4 * width * (FREQUENCIES + width) + 2 * width * (config.condition_size or 0)
+    ends = 4 * tokens * values * width + 4 * width**2
     return condition + ends + _block_evaluations(config, depth) * block
 
 
-def _block_evaluations(config: DiTConfig, depth: int | None) -> int:
+def _block_evaluations(config: NetworkConfig, depth: int | Literal["full", "plain"]) -> int:
     """Return how many blocks are evaluated for one velocity."""
-    if depth is None:
+    blocks = check_depth(config.depth if depth == "full" else depth, config.depths)
+    if blocks == "plain":
         return config.depth
     plan, group = config.length, config.depth_group
     steps = int(plan.count) if isinstance(plan, FixedSteps) else 1
-    return depth // group * group * int(plan.evaluations(steps))
+    return blocks // group * group * int(plan.evaluations(steps))

@@ -1,7 +1,6 @@
 """Inception v3 as the FID uses it: images to the 2,048 features of its last pooling layer."""
 
 from collections.abc import Callable
-from functools import partial
 
 import equinox as eqx
 import jax
@@ -14,20 +13,17 @@ from odelt_eqx.nn.convolution import Convolution
 
 FEATURES = 2048
 SMALLEST = 75
-"""Height and width below which nothing is left to pool, in pixels."""
+"""Smallest height and width of an image, in pixels."""
 
 Images = Float[Array, "_ _ _ _"]
-Layer = Callable[[Images, str, int, int, int, bool], Images]
-"""A convolution with its norm and ReLU: images, name, rows, columns, stride, whether padded."""
-
-Step = tuple[str, int, int] | tuple[str, int, int, int]
-"""Name, rows and columns of a layer, and its stride if it is not 1."""
+Step = tuple[str, int, int] | tuple[str, int, int, int] | Callable[[Images], Images]
+"""Name, rows and columns of a layer and its stride if it is not 1; or a pooling function."""
 
 
 class InceptionV3(eqx.Module):
     """The network of the FID; its 94 layers have their published names ("Mixed_5b/branch1x1").
 
-    The widths are those of the weights it is made from; batch norms are folded into them.
+    The widths are those of the weights; batch norms are folded into them.
 
     Args:
         layers: the layers by name.
@@ -35,14 +31,13 @@ class InceptionV3(eqx.Module):
     Raises:
         InputError: a layer is missing, left over, or does not fit those before it.
 
-    Source: arXiv 1512.00567, with the pooling of the graph of 2015-12-05 that the FID was defined
-    with (arXiv 1706.08500): means leave the padding out, and the last block takes a maximum.
+    Source: arXiv 1512.00567, with the pooling of the graph of 2015-12-05 that defines the FID
+    (arXiv 1706.08500): means exclude the padding, and the last block takes a maximum.
     """
 
     layers: dict[str, Convolution]
 
     def __check_init__(self) -> None:
-        """Check that the layers are those of the network and fit together."""
         wanted = kernels()
         wrong = sorted(wanted.keys() ^ self.layers.keys()) or [
             name for name, size in wanted.items() if self.layers[name].weight.shape[:2] != size
@@ -65,10 +60,10 @@ class InceptionV3(eqx.Module):
         """Return the features of images.
 
         Args:
-            images: in [-1, 1], 299 x 299 where figures are to be compared with others'.
+            images: in [-1, 1], 299 x 299 for results comparable with others'.
 
         Returns:
-            (batch, 2048), computed in full float32 also where hardware would round products.
+            (batch, 2048), computed in full float32 even where hardware would round products.
 
         Raises:
             InputError: the images are smaller than 75 x 75.
@@ -79,137 +74,114 @@ class InceptionV3(eqx.Module):
                 f"got {images.shape[1]} x {images.shape[2]}"
             )
         with jax.default_matmul_precision("highest"):
-            return _features(self._layer, images)
+            x = self._apply(images, STEM)
+            for block, branches in BLOCKS.items():
+                outputs = [self._apply(x, branch, f"{block}/") for branch in branches]
+                x = jnp.concatenate(outputs, axis=-1)
+            return x.mean((1, 2))
 
-    def _layer(
-        self, x: Images, name: str, rows: int, columns: int, stride: int, padded: bool
-    ) -> Images:
-        del rows, columns  # as the weight has them
-        convolution = self.layers[name]
-        if x.shape[-1] != convolution.weight.shape[2]:
-            raise InputError(
-                f"{name} takes {convolution.weight.shape[2]} channels, but the layers before it "
-                f"give {x.shape[-1]}: give the weights of the FID network"
-            )
-        return jax.nn.relu(convolution(x, stride, None if padded else [(0, 0), (0, 0)]))
+    def _apply(self, x: Images, steps: tuple[Step, ...], prefix: str = "") -> Images:
+        """Apply pooling and layers, each with ReLU, one after the other."""
+        for step in steps:
+            if callable(step):
+                x = step(x)
+                continue
+            name = prefix + step[0]
+            stride = step[3] if len(step) > 3 else 1
+            layer = self.layers[name]
+            if x.shape[-1] != layer.weight.shape[2]:
+                raise InputError(
+                    f"{name} takes {layer.weight.shape[2]} channels, but the layers before it "
+                    f"give {x.shape[-1]}: give the weights of the FID network"
+                )
+            valid = stride > 1 or name in UNPADDED
+            x = jax.nn.relu(layer(x, stride, [(0, 0), (0, 0)] if valid else None))
+        return x
 
 
 def kernels() -> dict[str, tuple[int, int]]:
-    """Return height and width of the kernel of every layer, by its published name."""
-    found = {}
-
-    def record(x: Images, name: str, rows: int, columns: int, stride: int, padded: bool) -> Images:
-        found[name] = (rows, columns)
-        top, left = (0, 0) if padded else (rows - 1, columns - 1)
-        return x[:, top::stride, left::stride, :1]
-
-    image = jax.ShapeDtypeStruct((1, SMALLEST, SMALLEST, 1), jnp.float32)
-    jax.eval_shape(partial(_features, record), image)
-    return found
+    """Return height and width of the kernel of each layer, by its published name."""
+    branches = [("", STEM)]
+    branches += [(f"{block}/", branch) for block, found in BLOCKS.items() for branch in found]
+    return {
+        prefix + step[0]: (step[1], step[2])
+        for prefix, branch in branches
+        for step in branch
+        if not callable(step)
+    }
 
 
-def _features(layer: Layer, x: Images) -> Float[Array, "batch features"]:
-    """Return what the network of these layers computes."""
-    x = layer(x, "Conv2d_1a_3x3", 3, 3, 2, False)
-    x = layer(x, "Conv2d_2a_3x3", 3, 3, 1, False)
-    x = layer(x, "Conv2d_2b_3x3", 3, 3, 1, True)
-    x = layer(_halved(x), "Conv2d_3b_1x1", 1, 1, 1, True)
-    x = _halved(layer(x, "Conv2d_4a_3x3", 3, 3, 1, False))
-    for name, block in BLOCKS.items():
-        x = jnp.concatenate(block(x, partial(_chain, layer, name)), axis=-1)
-    return x.mean((1, 2))
-
-
-def _chain(layer: Layer, block: str, x: Images, *steps: Step) -> Images:
-    """Apply layers of a block in turn; those with a stride are not padded."""
-    for name, rows, columns, *rest in steps:
-        stride = rest[0] if rest else 1
-        x = layer(x, f"{block}/{name}", rows, columns, stride, stride == 1)
-    return x
-
-
-Chain = Callable[..., Images]
-"""`_chain` of one block: images and steps."""
-
-
-def _block_a(x: Images, chain: Chain) -> list[Images]:
-    return [
-        chain(x, ("branch1x1", 1, 1)),
-        chain(x, ("branch5x5_1", 1, 1), ("branch5x5_2", 5, 5)),
-        chain(x, ("branch3x3dbl_1", 1, 1), ("branch3x3dbl_2", 3, 3), ("branch3x3dbl_3", 3, 3)),
-        chain(_mean(x), ("branch_pool", 1, 1)),
-    ]
-
-
-def _block_b(x: Images, chain: Chain) -> list[Images]:
-    return [
-        chain(x, ("branch3x3", 3, 3, 2)),
-        chain(x, ("branch3x3dbl_1", 1, 1), ("branch3x3dbl_2", 3, 3), ("branch3x3dbl_3", 3, 3, 2)),
-        _halved(x),
-    ]
-
-
-def _block_c(x: Images, chain: Chain) -> list[Images]:
-    double = [(f"branch7x7dbl_{i}", *(((7, 1), (1, 7))[i % 2])) for i in (2, 3, 4, 5)]
-    return [
-        chain(x, ("branch1x1", 1, 1)),
-        chain(x, ("branch7x7_1", 1, 1), ("branch7x7_2", 1, 7), ("branch7x7_3", 7, 1)),
-        chain(x, ("branch7x7dbl_1", 1, 1), *double),
-        chain(_mean(x), ("branch_pool", 1, 1)),
-    ]
-
-
-def _block_d(x: Images, chain: Chain) -> list[Images]:
-    seven = (("branch7x7x3_1", 1, 1), ("branch7x7x3_2", 1, 7), ("branch7x7x3_3", 7, 1))
-    return [
-        chain(x, ("branch3x3_1", 1, 1), ("branch3x3_2", 3, 3, 2)),
-        chain(x, *seven, ("branch7x7x3_4", 3, 3, 2)),
-        _halved(x),
-    ]
-
-
-def _block_e(x: Images, chain: Chain, pool: Callable[[Images], Images]) -> list[Images]:
-    three = chain(x, ("branch3x3_1", 1, 1))
-    double = chain(x, ("branch3x3dbl_1", 1, 1), ("branch3x3dbl_2", 3, 3))
-    return [
-        chain(x, ("branch1x1", 1, 1)),
-        chain(three, ("branch3x3_2a", 1, 3)),
-        chain(three, ("branch3x3_2b", 3, 1)),
-        chain(double, ("branch3x3dbl_3a", 1, 3)),
-        chain(double, ("branch3x3dbl_3b", 3, 1)),
-        chain(pool(x), ("branch_pool", 1, 1)),
-    ]
-
-
-def _halved(x: Images) -> Images:
-    """Return the largest of every 3 x 3 cells, at every second one."""
+def _downsample(x: Images) -> Images:
+    """Return the maximum of 3 x 3 cells, with stride 2."""
     return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), "VALID")
 
 
-def _largest(x: Images) -> Images:
-    """Return the largest of the 3 x 3 cells around each one."""
+def _max(x: Images) -> Images:
+    """Return the maximum of the 3 x 3 cells around each one."""
     return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 1, 1, 1), "SAME")
 
 
 def _mean(x: Images) -> Images:
-    """Return the mean of the up to 3 x 3 cells around each one."""
+    """Return the mean of the 3 x 3 cells around each one, without the padding."""
     total = jax.lax.reduce_window(x, 0.0, jax.lax.add, (1, 3, 3, 1), (1, 1, 1, 1), "SAME")
-    places = (np.arange(size) for size in x.shape[1:3])
-    rows, columns = (3.0 - (place == 0) - (place == len(place) - 1) for place in places)
+    positions = (np.arange(size) for size in x.shape[1:3])
+    rows, columns = (3.0 - (i == 0) - (i == len(i) - 1) for i in positions)
     return total / np.outer(rows, columns).astype(np.float32)[:, :, None]
 
 
-BLOCKS: dict[str, Callable[[Images, Chain], list[Images]]] = {
-    "Mixed_5b": _block_a,
-    "Mixed_5c": _block_a,
-    "Mixed_5d": _block_a,
-    "Mixed_6a": _block_b,
-    "Mixed_6b": _block_c,
-    "Mixed_6c": _block_c,
-    "Mixed_6d": _block_c,
-    "Mixed_6e": _block_c,
-    "Mixed_7a": _block_d,
-    "Mixed_7b": partial(_block_e, pool=_mean),
-    "Mixed_7c": partial(_block_e, pool=_largest),
+STEM = (
+    ("Conv2d_1a_3x3", 3, 3, 2),
+    ("Conv2d_2a_3x3", 3, 3),
+    ("Conv2d_2b_3x3", 3, 3),
+    _downsample,
+    ("Conv2d_3b_1x1", 1, 1),
+    ("Conv2d_4a_3x3", 3, 3),
+    _downsample,
+)
+UNPADDED = ("Conv2d_2a_3x3", "Conv2d_4a_3x3")
+"""Layers with stride 1 that are not padded; those with a larger stride never are."""
+
+A = (
+    (("branch1x1", 1, 1),),
+    (("branch5x5_1", 1, 1), ("branch5x5_2", 5, 5)),
+    (("branch3x3dbl_1", 1, 1), ("branch3x3dbl_2", 3, 3), ("branch3x3dbl_3", 3, 3)),
+    (_mean, ("branch_pool", 1, 1)),
+)
+B = (
+    (("branch3x3", 3, 3, 2),),
+    (("branch3x3dbl_1", 1, 1), ("branch3x3dbl_2", 3, 3), ("branch3x3dbl_3", 3, 3, 2)),
+    (_downsample,),
+)
+C = (
+    (("branch1x1", 1, 1),),
+    (("branch7x7_1", 1, 1), ("branch7x7_2", 1, 7), ("branch7x7_3", 7, 1)),
+    (
+        ("branch7x7dbl_1", 1, 1),
+        *(("branch7x7dbl_2", 7, 1), ("branch7x7dbl_3", 1, 7)),
+        *(("branch7x7dbl_4", 7, 1), ("branch7x7dbl_5", 1, 7)),
+    ),
+    (_mean, ("branch_pool", 1, 1)),
+)
+D = (
+    (("branch3x3_1", 1, 1), ("branch3x3_2", 3, 3, 2)),
+    (
+        *(("branch7x7x3_1", 1, 1), ("branch7x7x3_2", 1, 7)),
+        *(("branch7x7x3_3", 7, 1), ("branch7x7x3_4", 3, 3, 2)),
+    ),
+    (_downsample,),
+)
+# Two pairs of branches share their first layers, which XLA computes once.
+E = (
+    (("branch1x1", 1, 1),),
+    (("branch3x3_1", 1, 1), ("branch3x3_2a", 1, 3)),
+    (("branch3x3_1", 1, 1), ("branch3x3_2b", 3, 1)),
+    (("branch3x3dbl_1", 1, 1), ("branch3x3dbl_2", 3, 3), ("branch3x3dbl_3a", 1, 3)),
+    (("branch3x3dbl_1", 1, 1), ("branch3x3dbl_2", 3, 3), ("branch3x3dbl_3b", 3, 1)),
+)
+BLOCKS: dict[str, tuple[tuple[Step, ...], ...]] = {
+    **{"Mixed_5b": A, "Mixed_5c": A, "Mixed_5d": A, "Mixed_6a": B},
+    **{"Mixed_6b": C, "Mixed_6c": C, "Mixed_6d": C, "Mixed_6e": C, "Mixed_7a": D},
+    "Mixed_7b": (*E, (_mean, ("branch_pool", 1, 1))),
+    "Mixed_7c": (*E, (_max, ("branch_pool", 1, 1))),
 }
-"""The blocks from the first to the last; each returns what is put side by side."""
+"""The branches of each block, from first to last; their outputs are concatenated."""

@@ -1,4 +1,4 @@
-"""The few layers that every part of the transformer shares."""
+"""The few layers that every part of the networks shares."""
 
 from functools import partial
 
@@ -11,7 +11,7 @@ layer_norm = jax.jit(partial(jax.nn.standardize, axis=-1, epsilon=1e-6))
 """LayerNorm without scale and bias.
 
 The nested `jit` is load-bearing: without it XLA's CPU backend fuses the residual stream into the
-norm and computes it again in the backward pass, at several times the cost.
+norm and recomputes it in the backward pass, at several times the cost.
 """
 
 
@@ -45,7 +45,51 @@ def embedding(rows: int, width: int, key: Key[Array, ""]) -> eqx.nn.Embedding:
 
 
 def modulate(
-    x: Float[Array, "tokens width"], shift: Float[Array, " width"], scale: Float[Array, " width"]
-) -> Float[Array, "tokens width"]:
+    x: Float[Array, "*tokens width"], shift: Float[Array, " width"], scale: Float[Array, " width"]
+) -> Float[Array, "*tokens width"]:
     """Return `x (1 + scale) + shift`, the same for every token."""
     return x * (1 + scale) + shift
+
+
+class Mlp(eqx.Module):
+    """Dense, tanh-GELU, dropout, dense, dropout."""
+
+    hidden: eqx.nn.Linear
+    out: eqx.nn.Linear
+    dropout: float = eqx.field(static=True)
+
+    def __init__(self, width: int, ratio: int, dropout: float, *, key: Key[Array, ""]):
+        """Draw the weights; the hidden layer is `ratio` times as wide."""
+        hidden_key, out_key = jax.random.split(key)
+        self.hidden = linear(width, ratio * width, hidden_key)
+        self.out = linear(ratio * width, width, out_key)
+        self.dropout = dropout
+
+    def __call__(
+        self, x: Float[Array, "*tokens width"], key: Key[Array, ""] | None
+    ) -> Float[Array, "*tokens width"]:
+        """Apply the layer to every token; without a key there is no dropout."""
+        dropout = eqx.nn.Dropout(self.dropout, inference=key is None)
+        keys = (None, None) if key is None else jax.random.split(key)
+        x = jax.nn.gelu(affine(self.hidden, x), approximate=True)
+        return dropout(affine(self.out, dropout(x, key=keys[0])), key=keys[1])
+
+
+class FinalLayer(eqx.Module):
+    """Modulated LayerNorm and a dense layer, from the accumulated state to velocities."""
+
+    modulation: eqx.nn.Linear
+    out: eqx.nn.Linear
+
+    def __init__(self, width: int, values: int, *, key: Key[Array, ""]):
+        """Start at zero: the velocity of a fresh network is zero everywhere."""
+        zeros = jax.nn.initializers.zeros
+        self.modulation = linear(width, 2 * width, key, zeros)
+        self.out = linear(width, values, key, zeros)
+
+    def __call__(
+        self, u: Float[Array, "*tokens width"], condition: Float[Array, " width"]
+    ) -> Float[Array, "*tokens values"]:
+        """Return the velocity of one example, float32."""
+        shift, scale = jnp.split(affine(self.modulation, jax.nn.silu(condition)), 2)
+        return affine(self.out, modulate(layer_norm(u), shift, scale))

@@ -16,9 +16,26 @@ from odelt_eqx.objective.flow_matching import FlowDraws as FlowDraws, FlowMatchi
 from odelt_eqx.objective.length_consistency import (
     LengthConsistency as LengthConsistency,
     LengthDraws as LengthDraws,
+    TimeObjective as TimeObjective,
 )
-from odelt_eqx.objective.live_reflow import LiveReflow as LiveReflow, ReflowDraws as ReflowDraws
+from odelt_eqx.objective.live_reflow import LiveReflow as LiveReflow
 from odelt_eqx.objective.mean_flow import MeanFlow as MeanFlow, MeanFlowDraws as MeanFlowDraws
+from odelt_eqx.objective.path import FLOOR
 from odelt_eqx.objective.progressive import Progressive as Progressive, StageDraws as StageDraws
 from odelt_eqx.objective.shortcut import Shortcut as Shortcut, ShortcutDraws as ShortcutDraws
-from odelt_eqx.objective.table import TRAIN_TYPES as TRAIN_TYPES, TimeObjective as TimeObjective
+
+TRAIN_TYPES: dict[str, TimeObjective] = {
+    "naive": FlowMatching(times="grid", sigma_min=FLOOR),
+    "fm": FlowMatching(sigma_min=0.01),
+    "icfm": FlowMatching(sigma=0.01),
+    "rfm": FlowMatching(),
+    "otcfm": FlowMatching(coupling="optimal"),
+    "sifm": FlowMatching(path="trigonometric"),
+    "shortcut": Shortcut(),
+    "livereflow": LiveReflow(),
+    "progressive": Progressive(),
+    "consistency": Consistency(),
+    "consistency-distillation": ConsistencyDistillation(),
+    "mean-flow": MeanFlow(),
+}
+"""The reference's names of training types, among them two that it plans, and "mean-flow"."""

@@ -1,8 +1,8 @@
-"""What every training objective is: draws, and what they make of a batch."""
+"""What every training objective is: random draws, and the targets that follow from them."""
 
 import abc
 import dataclasses
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import equinox as eqx
 import jax
@@ -11,10 +11,16 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, Real
 
 from odelt_eqx.errors import InputError
-from odelt_eqx.nn.dit import DiT, DiTConfig
-from odelt_eqx.ode.plan import undifferentiated
+from odelt_eqx.network import Condition, Network, raise_failures_of_length
+from odelt_eqx.ode.length import LengthStats
+from odelt_eqx.ode.plan import without_recomputing
 
 TaughtBy = Literal["data", "student", "average", "frozen", "stages"]
+ExampleDepth = int | Int[np.ndarray, " batch"] | Int[Array, " batch"] | Literal["full"]
+X = Float[Array, "batch *shape"]
+"""Data, noise, states or velocities."""
+Rows = Int[Array, " rows"] | Float[Array, "rows condition_size"]
+"""Conditions of some examples of a batch."""
 
 
 class Targets(eqx.Module):
@@ -23,56 +29,63 @@ class Targets(eqx.Module):
     Args:
         x_t: states.
         t: times.
-        step_index: step indices the network is told; a step of size `s` has `-log2(s)`.
-        labels: labels the network is told.
-        velocity: what it should answer.
-        depth: blocks each example runs, see `DiT`.
-        power: how far errors are evened out: an example's squared error `e` counts
-            `e / (e + 0.001) ** power`, the denominator taken as a constant. None for not at all.
+        step_index: step indices the network is given; a step of size `s` has `-log2(s)`.
+        condition: conditions the network is given.
+        velocity: what it should return.
+        depth: blocks that each example runs, see `Network`.
+        power: weighting of errors: the squared error `e` of an example counts
+            `e / (e + 0.001) ** power`, the denominator a constant. None: no weighting.
     """
 
-    x_t: Float[Array, "batch height width channels"]
+    x_t: X
     t: Float[Array, " batch"]
     step_index: Real[Array, " batch"]
-    labels: Int[Array, " batch"]
-    velocity: Float[Array, "batch height width channels"]
-    depth: int | Int[np.ndarray, " batch"] | Int[Array, " batch"] | None
+    condition: Condition | None
+    velocity: X
+    depth: ExampleDepth = "full"
     power: Float[Array, " batch"] | None = None
 
 
 class Teacher(eqx.Module):
     """A network that targets come from; no gradient reaches its weights."""
 
-    model: DiT
-
-    @property
-    def config(self) -> DiTConfig:
-        """The shape of the network."""
-        return self.model.config
+    network: Network
 
     def __call__(
         self,
         t: Float[Array, " batch"],
-        x: Float[Array, "batch height width channels"],
+        x: X,
         step_index: Real[Array, " batch"],
-        labels: Int[Array, " batch"],
-        depth: int | Int[np.ndarray, " batch"] | Int[Array, " batch"] | None = None,
-    ) -> Float[Array, "batch height width channels"]:
-        """Return the velocity at `depth`, by default at full depth."""
-        depth = self.config.depth if depth is None else depth
-        length = undifferentiated(self.config.length)
-        # The weights, not the answer: a derivative along x and t may still be asked for.
-        model = jax.lax.stop_gradient(self.model)
-        return model(t, x, step_index, labels, depth=depth, length=length)
+        condition: Condition | None,
+        depth: ExampleDepth = "full",
+    ) -> X:
+        """Return the velocity at `depth`."""
+        return self.evaluate(t, x, step_index, condition, depth)[0]
+
+    def evaluate(
+        self,
+        t: Float[Array, "*#batch"],
+        x: X,
+        step_index: Real[Array, "*#batch"],
+        condition: Condition | None,
+        depth: ExampleDepth = "full",
+    ) -> tuple[X, LengthStats]:
+        """Return the velocity at `depth`, and what it took."""
+        length = without_recomputing(self.network.length)
+        # The weights, not the result: a derivative along x and t may still be taken.
+        weights, rest = eqx.partition(self.network, eqx.is_array)
+        network = eqx.combine(jax.lax.stop_gradient(weights), rest)
+        velocity, stats = network.evaluate(t, x, step_index, condition, depth, length)
+        return raise_failures_of_length(velocity, stats, length), stats
 
 
 class Networks(eqx.Module):
     """The networks that targets may come from, by their role.
 
     Args:
-        student: what is trained.
+        student: the network that is trained.
         average: its moving average.
-        teacher: what teaches the time axis: the average, or what `Objective.taught_by` says.
+        teacher: teaches the time axis: the average, or what `Objective.taught_by` says.
     """
 
     student: Teacher
@@ -80,14 +93,9 @@ class Networks(eqx.Module):
     teacher: Teacher
 
     @classmethod
-    def all(cls, model: DiT) -> "Networks":
+    def all(cls, network: Network) -> "Networks":
         """Return one network in every role."""
-        return cls(Teacher(model), Teacher(model), Teacher(model))
-
-    @property
-    def config(self) -> DiTConfig:
-        """The shape of the network that is trained."""
-        return self.student.config
+        return cls(Teacher(network), Teacher(network), Teacher(network))
 
 
 class TrainingTime(eqx.Module):
@@ -102,7 +110,7 @@ class TrainingTime(eqx.Module):
     steps: int = eqx.field(static=True)
 
     def stage(self, count: int) -> Int[Array, ""]:
-        """Return which of `count` equal stages of the run this is, counted from 0.
+        """Return which of `count` equal stages of the run this is, from 0.
 
         Raises:
             InputError: there is no stage.
@@ -113,39 +121,35 @@ class TrainingTime(eqx.Module):
         return jnp.clip(self.step * count // self.steps, 0, count - 1).astype(jnp.int32)
 
     def starts_stage(self, count: int) -> Bool[Array, ""]:
-        """Return whether a stage other than the first begins here."""
+        """Return whether a stage other than the first starts here."""
         return self.stage(count) != TrainingTime(self.step - 1, self.steps).stage(count)
 
 
 @dataclasses.dataclass(frozen=True)
 class Objective(abc.ABC):
-    """Abstract base of the objectives: chance in `draw`, arithmetic in `targets`."""
+    """What a network regresses on: randomness in `draw`, arithmetic in `targets`. Abstract.
 
-    @property
-    @abc.abstractmethod
-    def trains_steps(self) -> bool:
-        """Whether the network learns what a step index means."""
+    Attributes:
+        trains_steps: whether the network learns what a step index means.
+        taught_by: what teaches the time axis. "data": no network. "student", "average": the trained
+            network or its average, unless a teacher is given. "frozen": a network that must be
+            given. "stages": one that must be given and is replaced by a copy of the average
+            whenever a stage of the training starts.
+    """
 
-    @property
-    @abc.abstractmethod
-    def taught_by(self) -> TaughtBy:
-        """Who teaches the time axis.
-
-        "data": nobody. "student", "average": what is trained or its average, unless a frozen
-        network is given. "frozen": a network that must be given. "stages": one that must be given
-        and becomes a copy of the average whenever a stage of the training begins.
-        """
+    trains_steps: ClassVar[bool]
+    taught_by: ClassVar[TaughtBy]
 
     @abc.abstractmethod
     def draw(
-        self, key: Key[Array, ""], batch_size: int, config: DiTConfig, when: TrainingTime
+        self, key: Key[Array, ""], batch_size: int, network: Network, when: TrainingTime
     ) -> Any:
-        """Return every random draw that a batch needs, and what the schedule says.
+        """Draw all randomness for one batch, and what the schedule says.
 
         Args:
             key: used once.
             batch_size: examples in the batch.
-            config: the network's shape.
+            network: its shape, depths and flow index are used, not its weights.
             when: how far training is.
 
         Raises:
@@ -154,19 +158,15 @@ class Objective(abc.ABC):
 
     @abc.abstractmethod
     def targets(
-        self,
-        draws: Any,
-        images: Float[Array, "batch height width channels"],
-        labels: Int[Array, " batch"],
-        networks: Networks,
+        self, draws: Any, data: X, condition: Condition | None, networks: Networks
     ) -> Targets:
-        """Return what the network regresses on, a function of its arguments alone.
+        """Return what the network regresses on, a pure function of its arguments.
 
         Args:
             draws: what `draw` returned.
-            images: data, in [-1, 1].
-            labels: their classes.
-            networks: what targets may come from.
+            data: examples, (batch, *shape).
+            condition: their conditions, or None.
+            networks: the networks that targets may come from.
         """
 
 
@@ -177,7 +177,24 @@ def share(batch_size: int, every: int) -> int:
     return batch_size // every
 
 
-def joined(first: Targets, rest: Targets) -> Targets:
-    """Return one batch of two, at the depth of `rest`."""
+def join(first: Targets, rest: Targets) -> Targets:
+    """Return the targets of two parts of a batch as one, at the depth of `rest`."""
     arrays = (eqx.filter(targets, eqx.is_array) for targets in (first, rest))
     return eqx.combine(jax.tree.map(lambda a, b: jnp.concatenate([a, b]), *arrays), rest)
+
+
+def first(count: int, condition: Condition | None) -> Rows | None:
+    """Return the conditions of the first `count` examples."""
+    return None if condition is None else condition[:count]
+
+
+def after(count: int, condition: Condition | None) -> Rows | None:
+    """Return the conditions of the examples after the first `count`."""
+    return None if condition is None else condition[count:]
+
+
+def asked(guidance: float, condition: Condition | None, network: Network) -> Condition | None:
+    """Return `condition`, or the null condition if a guidance of 0 trains without conditions."""
+    if condition is None or guidance != 0:
+        return condition
+    return network.null(len(condition))

@@ -2,30 +2,34 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from odelt_eqx.draws import normal
-from odelt_eqx.nn.dit import DiTConfig
+from odelt_eqx.network import Condition, Network, guided_velocity
+from odelt_eqx.noise import normal
 from odelt_eqx.objective.base import (
     Networks,
     Objective,
     Targets,
     TaughtBy,
     TrainingTime,
-    joined,
+    X,
+    after,
+    asked,
+    first,
+    join,
     share,
 )
 from odelt_eqx.objective.flow_matching import FlowDraws, FlowMatching
-from odelt_eqx.objective.path import interpolate, on_grid, per_image
-from odelt_eqx.ode.time import guided_velocity
+from odelt_eqx.objective.path import interpolate, on_grid, per_example
 
 
 class ShortcutDraws(eqx.Module):
-    """Draws of `Shortcut`.
+    """Draws of `Shortcut` and `LiveReflow`, whose first examples are steps.
 
     Args:
         step_index: uniform over the indices that are not the flow field's.
@@ -34,9 +38,9 @@ class ShortcutDraws(eqx.Module):
         flow: draws of the rest of the batch.
     """
 
-    step_index: Int[Array, " shortcuts"]
-    time: Float[Array, " shortcuts"]
-    noise: Float[Array, "shortcuts height width channels"]
+    step_index: Int[Array, " steps"]
+    time: Float[Array, " steps"]
+    noise: Float[Array, "steps *shape"]
     flow: FlowDraws
 
 
@@ -48,150 +52,101 @@ class Shortcut(Objective):
     of such steps: `v_1 = v(t, x_t)`, `v_2 = v(t + h, x_t + h v_1)`, both for steps of `h`, and
     the target is `(v_1 + v_2) / 2`. Source: arXiv 2410.12557.
 
-    Differs from the reference, unless `as_published`: noise for the two parts comes from different
-    keys; each image is used once (there the last `1 / every` are not used at all); a guided
-    shortcut follows the guided velocity at both half steps and is its input's only target (there
-    half of them aim at the velocity without guidance, from the same input under the same label,
-    and the guided ones mix in a state that was not guided).
+    Differs from the reference (`odelt_eqx.interop.PublishedShortcut`): noise for the two parts
+    comes from different keys; each example is used once; a guided shortcut follows the guided
+    velocity at both half steps and is the only target of its input.
 
     Args:
         every: one example in `every` is a time shortcut.
-        guidance: weight of the guidance that shortcuts learn; 1 for none; 0 trains without labels.
-        class_dropout: share of the flow-matching examples that lose their label.
-        as_published: make the targets of the reference, faults included.
+        guidance: weight of the guidance that shortcuts learn; 1 for none; 0 trains without
+            conditions.
+        class_dropout: share of the flow-matching examples that lose their condition.
     """
 
+    trains_steps: ClassVar[bool] = True
+    taught_by: ClassVar[TaughtBy] = "average"
     every: int = 8
     guidance: float = 1.0
     class_dropout: float = 0.1
-    as_published: bool = False
 
     @property
-    def trains_steps(self) -> bool:
-        """True: every step index has a meaning."""
-        return True
-
-    @property
-    def taught_by(self) -> TaughtBy:
-        """Its average."""
-        return "average"
-
-    @property
-    def _flow(self) -> FlowMatching:
+    def flow(self) -> FlowMatching:
+        """The objective of the rest of the batch."""
         return FlowMatching(class_dropout=self.class_dropout, times="grid")
 
     def draw(
-        self, key: Key[Array, ""], batch_size: int, config: DiTConfig, when: TrainingTime
+        self, key: Key[Array, ""], batch_size: int, network: Network, when: TrainingTime
     ) -> ShortcutDraws:
         """Draw for the shortcuts and for the rest, each draw from a key of its own."""
-        shortcuts = share(batch_size, self.every)
-        step, time, noise, flow = jax.random.split(key, 4)
-        rest = self._flow.draw(flow, batch_size - shortcuts, config, when)
-        if self.as_published:
-            same_key = normal(noise, rest.noise.shape)
-            rest = dataclasses.replace(rest, noise=same_key)
-            shortcuts = shortcuts if self.guidance in (0, 1) else shortcuts // 2
-        return ShortcutDraws(
-            step_index=jax.random.randint(step, (shortcuts,), 0, config.flow_index),
-            time=jax.random.uniform(time, (shortcuts,)),
-            noise=normal(noise, (shortcuts, *config.image_shape)),
-            flow=rest,
-        )
+        return draw_steps(key, batch_size, self.every, self.flow, network, when)
 
     def targets(
-        self,
-        draws: ShortcutDraws,
-        images: Float[Array, "batch height width channels"],
-        labels: Int[Array, " batch"],
-        networks: Networks,
+        self, draws: ShortcutDraws, data: X, condition: Condition | None, networks: Networks
     ) -> Targets:
         """Return shortcut targets for the first examples and flow targets for the others."""
-        if self.guidance == 0:
-            labels = jnp.full_like(labels, networks.config.null_label)
-        n, rest = len(draws.step_index), len(draws.flow.time)
-        make = self._shortcuts
-        if self.as_published and self.guidance not in (0, 1):
-            make = self._published_guided_shortcuts
-        shortcut = make(draws, images[:n], labels[:n], networks)
-        others = slice(None, rest) if self.as_published else slice(n, None)
-        flow = self._flow.targets(draws.flow, images[others], labels[others], networks)
-        return joined(shortcut, flow)
-
-    def _shortcuts(
-        self,
-        draws: ShortcutDraws,
-        images: Float[Array, "shortcuts height width channels"],
-        labels: Int[Array, " shortcuts"],
-        networks: Networks,
-    ) -> Targets:
-        t, half, x_t = self._start(draws, images)
+        network, n = networks.student.network, len(draws.step_index)
+        condition = asked(self.guidance, condition, network)
+        labels, index, null = first(n, condition), draws.step_index, network.null(n)
+        t, half, x_t = start_of_steps(draws, data[:n])
 
         def velocity(t: Array, x: Array) -> Array:
-            null = networks.config.null_label
-            index = draws.step_index + 1
-            return guided_velocity(networks.teacher, t, x, index, labels, null, self.guidance)
+            evaluate = networks.teacher.evaluate
+            return guided_velocity(evaluate, t, x, index + 1, labels, null, self.guidance)[0]
 
-        return Targets(
-            x_t=x_t,
-            t=t,
-            step_index=draws.step_index,
-            labels=labels,
-            velocity=two_half_steps(velocity, t, half, x_t),
-            depth=networks.config.depth,
-        )
-
-    def _published_guided_shortcuts(
-        self,
-        draws: ShortcutDraws,
-        images: Float[Array, "shortcuts height width channels"],
-        labels: Int[Array, " shortcuts"],
-        networks: Networks,
-    ) -> Targets:
-        """Return each input twice under one label: with its labelled and with its guided target."""
-        twice = lambda a: jnp.concatenate([a, a])
-        t, half, x_t = map(twice, self._start(draws, images))
-        index = twice(draws.step_index)
-        asked = jnp.concatenate([labels, jnp.full_like(labels, networks.config.null_label)])
-
-        def velocity(t: Array, x: Array) -> Array:
-            labelled, null = jnp.split(networks.teacher(t, x, index + 1, asked), 2)
-            return jnp.concatenate([labelled, null + self.guidance * (labelled - null)])
-
-        return Targets(
+        shortcuts = Targets(
             x_t=x_t,
             t=t,
             step_index=index,
-            labels=twice(labels),
+            condition=labels,
             velocity=two_half_steps(velocity, t, half, x_t),
-            depth=networks.config.depth,
         )
+        flow = self.flow.targets(draws.flow, data[n:], after(n, condition), networks)
+        return join(shortcuts, flow)
 
-    def _start(
-        self, draws: ShortcutDraws, images: Float[Array, "shortcuts height width channels"]
-    ) -> tuple[Array, Array, Array]:
-        """Return times on the grid of each example's step, half of that step, and the states."""
-        steps = 2.0**draws.step_index
-        t = on_grid(draws.time, steps)
-        return t, 0.5 / steps, interpolate(t, draws.noise, images)
+
+def draw_steps(
+    key: Key[Array, ""],
+    batch_size: int,
+    every: int,
+    flow: FlowMatching,
+    network: Network,
+    when: TrainingTime,
+) -> ShortcutDraws:
+    """Draw for the steps, one in `every`, and for the rest, each draw from a key of its own."""
+    count = share(batch_size, every)
+    step, time, noise, rest = jax.random.split(key, 4)
+    return ShortcutDraws(
+        step_index=jax.random.randint(step, (count,), 0, network.flow_index),
+        time=jax.random.uniform(time, (count,)),
+        noise=normal(noise, (count, *network.shape)),
+        flow=flow.draw(rest, batch_size - count, network, when),
+    )
+
+
+def start_of_steps(draws: ShortcutDraws, data: X) -> tuple[Array, Array, Array]:
+    """Return times on the grid of each example's step, half of that step, and the states."""
+    steps = 2.0**draws.step_index
+    t = on_grid(draws.time, steps)
+    return t, 0.5 / steps, interpolate(t, draws.noise, data)
 
 
 def two_half_steps(
     velocity: Callable[[Array, Array], Array],
     t: Float[Array, " batch"],
     half: Float[Array, " batch"],
-    x_t: Float[Array, "batch height width channels"],
+    x_t: X,
     clip: float | None = None,
-) -> Float[Array, "batch height width channels"]:
+) -> X:
     """Return the mean of the velocities of two Euler steps of size `half`.
 
     Args:
         velocity: `velocity(t, x)`.
         t: times.
-        half: the size of each step.
+        half: size of each step.
         x_t: states.
-        clip: the largest absolute value of the state between the steps, None for any.
+        clip: largest absolute value of the state between the steps; None for no limit.
     """
-    first = velocity(t, x_t)
-    middle = x_t + per_image(half) * first
+    before = velocity(t, x_t)
+    middle = x_t + per_example(half, x_t) * before
     middle = middle if clip is None else jnp.clip(middle, -clip, clip)
-    return (first + velocity(t + half, middle)) / 2
+    return (before + velocity(t + half, middle)) / 2

@@ -1,4 +1,8 @@
-"""How an ODE is solved: one description that serves the time axis and the length axis."""
+"""How an ODE on [0, 1] is solved: one description for the time axis and the length axis.
+
+A plan is `FixedSteps` or `Adaptive`, a few numbers and names. It is the only place that turns them
+into a diffrax solver, a step size controller and an adjoint.
+"""
 
 import abc
 import dataclasses
@@ -12,12 +16,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from odelt_eqx.errors import InputError
-from odelt_eqx.ode.grid import GRIDS, GridName, GridSteps
+from odelt_eqx.errors import InputError, check_choice, check_range
 
-Solver = Literal["euler", "midpoint", "heun", "ralston", "bosh3", "tsit5", "dopri5", "dopri8"]
 EmbeddedSolver = Literal["midpoint", "heun", "ralston", "bosh3", "tsit5", "dopri5", "dopri8"]
 """The solvers that estimate their own error, which an adaptive plan needs."""
+Solver = Literal["euler", EmbeddedSolver]
+Grid = Literal["uniform", "cosine", "logit-normal"]
+Adjoint = Literal["keep", "recompute"]
 
 SOLVERS: dict[str, type[diffrax.AbstractSolver]] = {
     "euler": diffrax.Euler,
@@ -30,32 +35,8 @@ SOLVERS: dict[str, type[diffrax.AbstractSolver]] = {
     "dopri8": diffrax.Dopri8,
 }
 
-
 FIRST_STEP = 0.1
-"""The first step an adaptive solve of [0, 1] tries; its controller goes on from there."""
-
-
-class KeepAdjoint(diffrax.AbstractAdjoint):
-    """Differentiates a known number of steps by keeping what each of them computed.
-
-    The loop over steps is a `jax.lax.scan` (one step is inlined): nothing is recomputed. With Euler
-    both reverse and forward mode go through it as through any JAX code; the stages of the other
-    solvers are a loop of diffrax's own, for reverse mode only.
-    """
-
-    def loop(self, *, max_steps: int | None, **kwargs: Any) -> Any:
-        """Run `max_steps` steps; diffrax calls this."""
-        for unused in ("throw", "passed_solver_state", "passed_controller_state"):
-            del kwargs[unused]
-
-        def repeat(_cond: Callable, body: Callable, state: PyTree, **_: Any) -> PyTree:
-            if max_steps == 1:
-                return body(state)
-            return jax.lax.scan(lambda s, _: (body(s), None), state, length=max_steps)[0]
-
-        return self._loop(
-            max_steps=max_steps, inner_while_loop=repeat, outer_while_loop=repeat, **kwargs
-        )
+"""The first step that an adaptive solve tries."""
 
 
 class Plan(eqx.Module):
@@ -63,68 +44,62 @@ class Plan(eqx.Module):
 
     solver: eqx.AbstractVar[Solver]
 
+    @property
+    @abc.abstractmethod
+    def per_example(self) -> bool:
+        """Whether every example chooses its own steps."""
+
     @abc.abstractmethod
     def arguments(self, backwards: bool = False) -> dict[str, Any]:
-        """Return the keyword arguments of `diffrax.diffeqsolve` for this plan on [0, 1].
+        """Return the keyword arguments of `diffrax.diffeqsolve` for a solve of [0, 1].
 
         Args:
             backwards: the solve runs from 1 to 0.
         """
 
-    @abc.abstractmethod
-    def step_index(self, flow_index: int) -> int | Int[Array, ""]:
-        """Return the step index that a network conditioned on its step is asked for.
-
-        Args:
-            flow_index: the index of the flow field itself, `log2(denoise_timesteps)`.
-        """
-
     def evaluations(self, steps: int | Int[Array, "*batch"]) -> int | Int[Array, "*batch"]:
-        """Return how often `steps` steps (rejected ones included) evaluate the field."""
+        """Return how often `steps` steps, rejected ones included, evaluate the field."""
         tableau = getattr(SOLVERS[self.solver], "tableau", None)
         if tableau is None:
             return steps
         return steps * (tableau.num_stages - 1) + 1 if tableau.fsal else steps * tableau.num_stages
 
 
-def traced(plan: Plan) -> Plan:
-    """Return `plan` with its numbers as arrays, so that changing one compiles nothing."""
-    return jax.tree.map(jnp.asarray, plan)
-
-
 class FixedSteps(Plan):
-    """A given number of steps of one solver across [0, 1], equal or along a grid.
+    """A given number of steps across [0, 1], equal or along a grid.
 
     Args:
-        steps: number of steps, at least 1; `times`, where given, say it instead.
-        solver: any of the eight; "euler" is the published method on both axes.
-        adjoint: what the gradient of a length solve does: "keep" stores what each block
-            computed (fast; of a `Stack` its products with weights), "recompute" stores what went
-            into each block only (small).
-        grid: where the steps end: "uniform", "cosine" (dense at both ends) or "logit-normal"
-            (the quantiles of that distribution).
-        times: the ends themselves instead of a named grid, rising from 0 to 1.
+        steps: number of steps, at least 1; ignored if `times` are given.
+        solver: "euler" is the published method on both axes.
+        adjoint: what differentiating the solve stores: "keep" all that was computed (fast),
+            "recompute" only what enters each step or, on the length axis, each block (small).
+        grid: where the steps end: "uniform", "cosine" (dense at both ends) or "logit-normal" (the
+            quantiles of that distribution).
+        times: the grid points themselves, rising from 0 to 1, instead of a named grid.
 
     Raises:
-        InputError: `steps` is not positive, `times` do not rise from 0 to 1, or a name is not one
-            of those listed.
+        InputError: `steps` is not positive, `times` do not rise from 0 to 1, or a name is unknown.
     """
 
     steps: int = 1
     solver: Solver = eqx.field(static=True, default="euler")
-    adjoint: Literal["keep", "recompute"] = eqx.field(static=True, default="keep")
-    grid: GridName = eqx.field(static=True, default="uniform")
+    adjoint: Adjoint = eqx.field(static=True, default="keep")
+    grid: Grid = eqx.field(static=True, default="uniform")
     times: tuple[float, ...] = ()
 
     def __check_init__(self) -> None:
-        _check_name("solver", self.solver, get_args(Solver))
-        _check_name("adjoint", self.adjoint, ("keep", "recompute"))
-        _check_name("grid", self.grid, GRIDS)
-        if self.steps < 1:
-            raise InputError(f"steps must be at least 1; got {self.steps}")
+        check_choice("solver", self.solver, SOLVERS)
+        check_choice("adjoint", self.adjoint, get_args(Adjoint))
+        check_choice("grid", self.grid, get_args(Grid))
+        check_range(self, "steps", least=1)
         rising = all(a < b for a, b in itertools.pairwise(self.times))
         if self.times and not (rising and (self.times[0], self.times[-1]) == (0, 1)):
             raise InputError(f"times must rise from 0 to 1; got {self.times}")
+
+    @property
+    def per_example(self) -> bool:
+        """False: the batch shares fixed steps."""
+        return False
 
     @property
     def count(self) -> int | Int[Array, ""]:
@@ -132,50 +107,41 @@ class FixedSteps(Plan):
         return len(self.times) - 1 if self.times else self.steps
 
     def point(self, index: Int[Array, ""]) -> Float[Array, ""]:
-        """Return where step `index` starts; the last one ends at point `count`."""
-        return self._grid.point(index)
-
-    @property
-    def _grid(self) -> GridSteps:
-        return GridSteps(self.count, self.grid, self.times)
+        """Return where step `index` starts; the last step ends at point `count`."""
+        if self.times:
+            return jnp.stack([jnp.asarray(t, jnp.float32) for t in self.times])[index]
+        return grid_point(self.grid, index.astype(jnp.float32) / self.count)
 
     def arguments(self, backwards: bool = False) -> dict[str, Any]:  # noqa: D102
-        del backwards  # the grid follows the direction of the solve
-        max_steps = self.count if isinstance(self.count, int) else None
-        known = max_steps is not None
-        adjoint = KeepAdjoint() if known else diffrax.RecursiveCheckpointAdjoint()
+        del backwards  # the controller follows the direction of the solve
+        known = self.count if isinstance(self.count, int) else None
+        keep = known is not None and self.adjoint == "keep"
+        adjoint = KeepAdjoint() if keep else diffrax.RecursiveCheckpointAdjoint(known)
         return {
             "solver": SOLVERS[self.solver](),
-            "stepsize_controller": self._grid,
+            "stepsize_controller": GridController(self),
             "dt0": None,
-            "max_steps": max_steps,
+            "max_steps": known,
             "adjoint": adjoint,
         }
 
-    def step_index(self, flow_index: int) -> int | Int[Array, ""]:
-        """Return `floor(log2 steps)`, at most `flow_index`."""
-        if isinstance(self.count, int):
-            return min(self.count.bit_length() - 1, flow_index)
-        floor_log2 = 31 - jax.lax.clz(self.count.astype(jnp.int32))
-        return jnp.minimum(floor_log2, flow_index)
-
 
 class Adaptive(Plan):
-    """Steps chosen by a PID controller so that each one's error meets the tolerances.
+    """Steps chosen by a PID controller so that the error of each meets the tolerances.
 
     Args:
         rtol: relative tolerance per step.
-        atol: absolute tolerance per step, in the units of the state.
-        solver: any of the eight but "euler", which has no error estimate.
-        max_steps: the solve gives up, with an error, after this many accepted and rejected steps.
-        per_example: on the time axis, choose steps for each example on its own instead of one step
-            for the batch; the length axis always does.
+        atol: absolute tolerance per step, in units of the state.
+        solver: any but "euler", which does not estimate its error.
+        max_steps: the solve fails after this many accepted and rejected steps.
+        per_example: every example chooses its own steps; otherwise the batch shares them.
         pcoeff: proportional coefficient of the controller.
         icoeff: integral coefficient of the controller.
         dcoeff: derivative coefficient of the controller.
 
     Raises:
-        InputError: a tolerance or `max_steps` is not positive, or `solver` has no error estimate.
+        InputError: a tolerance or `max_steps` is not positive, or `solver` does not estimate its
+            error.
     """
 
     rtol: float = 1e-3
@@ -188,13 +154,9 @@ class Adaptive(Plan):
     dcoeff: float = 0.0
 
     def __check_init__(self) -> None:
-        _check_name("solver", self.solver, get_args(EmbeddedSolver))
-        for name in ("rtol", "atol"):
-            value = getattr(self, name)
-            if not value > 0:
-                raise InputError(f"{name} must be positive; got {value}")
-        if self.max_steps < 1:
-            raise InputError(f"max_steps must be at least 1; got {self.max_steps}")
+        check_choice("solver", self.solver, get_args(EmbeddedSolver))
+        check_range(self, "rtol", "atol", above=0)
+        check_range(self, "max_steps", least=1)
 
     def arguments(self, backwards: bool = False) -> dict[str, Any]:  # noqa: D102
         return {
@@ -211,28 +173,90 @@ class Adaptive(Plan):
             "adjoint": diffrax.RecursiveCheckpointAdjoint(),
         }
 
-    def step_index(self, flow_index: int) -> int:
-        """Return `flow_index`: an adaptive solve follows the flow field itself.
-
-        Differs from the reference: it passes 0 here, the field of one step across [0, 1].
-        """
-        return flow_index
-
-    def failure(self, axis: str, whose: str = "") -> str:
+    def failure(self, axis: str, which: str = "") -> str:
         """Return the message for a solve on `axis` that ran out of steps."""
         return (
             f"the {axis} axis needed more than {self.max_steps} steps of {self.solver} at these "
-            f"tolerances{whose}: raise {axis}.max_steps or loosen {axis}.rtol and {axis}.atol"
+            f"tolerances{which}: raise {axis}.max_steps or loosen {axis}.rtol and {axis}.atol"
         )
 
 
-def undifferentiated(plan: Plan) -> Plan:
-    """Return `plan` for a solve that is not differentiated, in which nothing is kept anyway."""
-    if isinstance(plan, FixedSteps) and plan.adjoint != "keep":
+def as_arrays(plan: Plan) -> Plan:
+    """Return `plan` with arrays for its numbers, so that changing one recompiles nothing."""
+    return jax.tree.map(jnp.asarray, plan)
+
+
+def without_recomputing(plan: Plan) -> Plan:
+    """Return `plan` for a solve that is not differentiated, or whose field does the recomputing."""
+    if isinstance(plan, FixedSteps) and plan.adjoint == "recompute":
         return dataclasses.replace(plan, adjoint="keep")
     return plan
 
 
-def _check_name(field: str, name: str, known: tuple[str, ...]) -> None:
-    if name not in known:
-        raise InputError(f"{field} must be one of {', '.join(known)}; got {name!r}")
+def grid_point(grid: Grid, share: Float[Array, ""]) -> Float[Array, ""]:
+    r"""Return the point of a named grid of [0, 1] after a share of its steps.
+
+    "uniform": $s$; "cosine": $\sin^2(\pi s / 2)$; "logit-normal": $\sigma(\Phi^{-1}(s))$, the
+    quantiles of the logit-normal distribution (arXiv 2403.03206).
+    """
+    if grid == "cosine":
+        return jnp.sin(jnp.pi / 2 * share) ** 2
+    if grid == "logit-normal":
+        return jax.nn.sigmoid(jax.scipy.special.ndtri(share))
+    return share
+
+
+class GridController(diffrax.AbstractStepSizeController[Int[Array, ""], None]):
+    """A diffrax controller that steps along the grid of a plan, forwards or backwards.
+
+    The number of steps may be traced, so one compiled program serves any. Unlike `dt0`, it adds no
+    runtime check to the program.
+    """
+
+    plan: FixedSteps
+    direction: Any = 1
+
+    def wrap(self, direction: Any) -> "GridController":
+        """Return the controller for a solve in `direction`, 1 or -1."""
+        return GridController(self.plan, direction)
+
+    def point(self, index: Int[Array, ""]) -> Float[Array, ""]:
+        """Return where step `index` starts, in diffrax's time, which always increases."""
+        index = jnp.where(self.direction > 0, index, self.plan.count - index)
+        return self.direction * self.plan.point(index)
+
+    def init(
+        self, terms: Any, t0: Any, t1: Any, y0: Any, dt0: None, args: Any, func: Any, order: Any
+    ) -> tuple[Float[Array, ""], Int[Array, ""]]:
+        """Return the end of the first step and the index of the point after it."""
+        return self.point(jnp.array(1)), jnp.array(2)
+
+    def adapt_step_size(
+        self, t0: Any, t1: Any, y0: Any, y1: Any, args: Any, error: Any, order: Any, state: Any
+    ) -> tuple[Any, ...]:
+        """Accept the step and go on to the next point."""
+        next_point = self.point(jnp.minimum(state, self.plan.count))
+        return True, t1, next_point, False, state + 1, diffrax.RESULTS.successful
+
+
+class KeepAdjoint(diffrax.AbstractAdjoint):
+    """Differentiates a known number of steps by keeping what each of them computed.
+
+    The loop over steps is a `jax.lax.scan` (a single step is inlined): nothing is recomputed. With
+    Euler, reverse and forward mode go through it as through any JAX code; the stages of the other
+    solvers are a loop of diffrax's own, for reverse mode only.
+    """
+
+    def loop(self, *, max_steps: int | None, **kwargs: Any) -> Any:
+        """Run `max_steps` steps; diffrax calls this."""
+        for unused in ("throw", "passed_solver_state", "passed_controller_state"):
+            del kwargs[unused]
+
+        def repeat(_cond: Callable, body: Callable, state: PyTree, **_: Any) -> PyTree:
+            if max_steps == 1:
+                return body(state)
+            return jax.lax.scan(lambda s, _: (body(s), None), state, length=max_steps)[0]
+
+        return self._loop(
+            max_steps=max_steps, inner_while_loop=repeat, outer_while_loop=repeat, **kwargs
+        )

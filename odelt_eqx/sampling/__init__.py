@@ -1,9 +1,15 @@
-"""The time ODE put to use: noise to images and back, what is likely, and re-noised steps."""
+"""The time ODE put to use: noise to samples and back, trajectories, likelihood."""
 
+from odelt_eqx.sampling.config import (
+    SampleConfig as SampleConfig,
+    raise_failures as raise_failures,
+)
 from odelt_eqx.sampling.consistency import consistency_sample as consistency_sample
+from odelt_eqx.sampling.field import SolveStats as SolveStats
 from odelt_eqx.sampling.flow import (
-    Program as Program,
+    CompiledSampler as CompiledSampler,
     invert as invert,
+    peak_bytes as peak_bytes,
     sample as sample,
     sample_with_stats as sample_with_stats,
     trajectory as trajectory,
@@ -12,4 +18,3 @@ from odelt_eqx.sampling.likelihood import (
     Likelihood as Likelihood,
     log_likelihood as log_likelihood,
 )
-from odelt_eqx.sampling.noise import noise_of as noise_of

@@ -1,30 +1,34 @@
-"""Sampling by predicting the image and adding noise again, for models trained to be consistent."""
+"""Sampling by predicting the data and adding noise again, for models trained to be consistent."""
 
-from typing import Unpack
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
-from odelt_eqx.draws import normal
 from odelt_eqx.errors import InputError
-from odelt_eqx.nn.dit import DiT
-from odelt_eqx.ode.cost import Cost, no_cost
+from odelt_eqx.network import Condition, Network
+from odelt_eqx.noise import normal
+from odelt_eqx.ode.length import LengthStats
 from odelt_eqx.ode.plan import FixedSteps
-from odelt_eqx.ode.time import SolveStats, solve_stats
-from odelt_eqx.sampling.options import Options, Setting, setting
-from odelt_eqx.sharding import whole
+from odelt_eqx.ode.time import TimeSolution
+from odelt_eqx.parallel import constrain_batch, distribute, replicate
+from odelt_eqx.sampling.config import SampleConfig, resolve
+from odelt_eqx.sampling.field import SolveStats, field_args, solve_stats, velocity_field
+
+X = Float[Array, "batch *shape"]
 
 
 def consistency_sample(
-    model: DiT,
-    noise: Float[Array, "batch height width channels"],
-    labels: Int[Array, " batch"],
+    model: Network,
+    noise: X,
+    condition: Condition | None,
     key: Key[Array, ""],
-    **options: Unpack[Options],
-) -> tuple[Float[Array, "batch height width channels"], SolveStats]:
-    r"""Predict the image, add noise again for the next time, and so on (arXiv 2303.01469).
+    config: SampleConfig = SampleConfig(),
+    **options: Any,
+) -> tuple[X, SolveStats]:
+    r"""Predict the data, add noise again for the next time, and so on (arXiv 2303.01469).
 
     At each time $t$ of the grid, $\hat x_1 = x + (1 - t) v(t, x)$, then
     $x = s \hat x_1 + (1 - s) \epsilon$ with fresh noise at the next time $s$. One step is one
@@ -32,42 +36,43 @@ def consistency_sample(
 
     Args:
         model: a network trained by a consistency objective.
-        noise: standard normal draws.
-        labels: the classes asked for.
+        noise: standard normal draws, (batch, *shape).
+        condition: as for `sample`.
         key: decides the fresh noise.
-        **options: as for `sample`; `time` must be `FixedSteps` with Euler.
+        config: how the network is run; `time` must be `FixedSteps` with Euler.
+        **options: as for `sample`.
 
     Returns:
-        Images, and what they took, as `sample_with_stats` does.
+        Samples, and what they took, as `sample_with_stats`.
 
     Raises:
         InputError: `time` is adaptive or has another solver, or as for `sample`.
     """
-    time = options.get("time", FixedSteps())
+    config = resolve(model, noise, condition, config, options)
+    time = config.time
     if not isinstance(time, FixedSteps) or time.solver != "euler":
         raise InputError(f"consistency sampling takes fixed Euler steps of time; got {time}")
-    plans = setting(model, noise, labels, options)
-    return _renoise(model, noise, labels, plans, key)
+    return _run(model, noise, condition, config, key)
 
 
 @eqx.filter_jit
-def _renoise(
-    model: DiT, noise: Array, labels: Array, plans: Setting, key: Key[Array, ""]
-) -> tuple[Array, SolveStats]:
-    (noise, labels), time, batch = whole((noise, labels)), plans.time, noise.shape[:1]
-    assert isinstance(time, FixedSteps)  # for the type checker: the caller has made sure
-    field = plans.field(model, labels, plans.depth)
-    step_index = jnp.broadcast_to(time.step_index(model.config.flow_index), batch)
+def _run(
+    model: Network, noise: X, condition: Condition | None, config: SampleConfig, key: Array
+) -> tuple[X, SolveStats]:
+    noise, condition = constrain_batch(replicate((noise, condition)))
+    field, args = velocity_field(distribute(model), config), field_args(condition, config)
+    time, zero = config.time, jnp.zeros(len(noise))
+    assert isinstance(time, FixedSteps)  # for the type checker: the caller has checked
 
-    def step(index: Array, state: tuple[Array, Cost]) -> tuple[Array, Cost]:
-        x, cost = state
-        now, then = time.point(index), time.point(index + 1)
-        v, taken = field(jnp.broadcast_to(now, batch), x, step_index)
+    def step(index: Array, state: tuple[X, LengthStats]) -> tuple[X, LengthStats]:
+        x, total = state
+        t, s = time.point(index), time.point(index + 1)
+        v, stats = field(t, x, args)
         fresh = normal(jax.random.fold_in(key, index), x.shape)
-        x = then * (x + (1 - now) * v) + (1 - then) * fresh
-        return x, jax.tree.map(jnp.add, cost, taken)
+        return s * (x + (1 - t) * v) + (1 - s) * fresh, jax.tree.map(jnp.add, total, stats)
 
-    images, cost = jax.lax.fori_loop(0, time.count, step, (noise, no_cost(batch)))
-    steps = jnp.broadcast_to(time.count, batch)
-    never = jnp.zeros(batch, bool)
-    return whole((images, solve_stats(steps, jnp.zeros_like(steps), never, cost)))
+    start = noise, LengthStats(zero, zero, zero, zero)
+    x, total = jax.lax.fori_loop(0, time.count, step, start)
+    steps, none = jnp.broadcast_to(time.count, zero.shape), jnp.zeros(zero.shape, int)
+    solution = TimeSolution(x, steps, none, none > 0, None)
+    return replicate((x, solve_stats(solution, total)))

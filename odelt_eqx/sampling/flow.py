@@ -1,235 +1,215 @@
-"""Noise to images and back along the flow."""
+"""Noise to samples and back along the flow."""
 
 from collections.abc import Sequence
-from typing import Any, Unpack
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from odelt_eqx.errors import InputError
-from odelt_eqx.nn.dit import DiT
-from odelt_eqx.ode.plan import Adaptive, FixedSteps, Plan
-from odelt_eqx.ode.time import SolveStats, TimeSolution, integrate_time, one_by_one
-from odelt_eqx.sampling.options import Depth, Options, Setting, raise_failures, setting
-from odelt_eqx.sharding import evenly, whole
+from odelt_eqx.network import Condition, Network
+from odelt_eqx.ode.count import integrate_time_counted
+from odelt_eqx.ode.plan import Adaptive
+from odelt_eqx.ode.time import integrate_time
+from odelt_eqx.parallel import constrain_batch, distribute, replicate
+from odelt_eqx.sampling.config import SampleConfig, raise_failures, resolve
+from odelt_eqx.sampling.field import (
+    SolveStats,
+    field_args,
+    solve_stats,
+    velocity_field,
+)
+
+X = Float[Array, "batch *shape"]
 
 
 def sample(
-    model: DiT,
-    noise: Float[Array, "batch height width channels"],
-    labels: Int[Array, " batch"],
-    *,
-    time: Plan = FixedSteps(),
-    length: Plan | None = None,
-    depth: Depth = "full",
-    guidance: float = 1.0,
-    exit_tolerance: float | None = None,
-) -> Float[Array, "batch height width channels"]:
-    """Carry noise to images along the model's velocity, one compiled program for any step count.
+    model: Network,
+    noise: X,
+    condition: Condition | None = None,
+    config: SampleConfig = SampleConfig(),
+    **options: Any,
+) -> X:
+    """Carry noise to samples along the model's velocity; one program serves any step count.
 
     Args:
         model: the network.
-        noise: standard normal draws, (batch, height, width, channels), float32.
-        labels: the classes asked for; the config's `null_label` for none.
-        time: how the time ODE is solved over [0, 1].
-        length: how each group's unit of length is solved; None as the model's config says.
-        depth: blocks to run, one of `model.config.depths`, for all or one per picture; "full" for
-            all there are; None for the plain DiT.
-        guidance: classifier-free guidance weight; 1 runs the labels alone, 0 no label.
-        exit_tolerance: a picture's network evaluation stops at the first edge of the length where
-            the last group changed `u` by less than this share of it; None runs to `depth`.
+        noise: standard normal draws, (batch, *shape), float32.
+        condition: class labels (batch,), vectors (batch, size), or None without a condition.
+        config: how the network is run.
+        **options: fields of `SampleConfig` to replace: `time`, `length`, `depth`, `guidance`,
+            `exit_tolerance`.
 
     Returns:
-        Images at t = 1, not clipped.
+        Samples at t = 1, (batch, *shape), not clipped.
 
     Raises:
-        InputError: a shape, a label, the depth or a plan does not fit the model.
+        InputError: a shape, a label, the depth or an option does not fit the model.
         SolveError: an adaptive plan ran out of steps; it names the examples.
     """
-    options = Options(
-        time=time, length=length, depth=depth, guidance=guidance, exit_tolerance=exit_tolerance
-    )
-    return _solved(model, noise, labels, options)
+    return _solve(model, noise, condition, config, options)
 
 
 def sample_with_stats(
-    model: DiT,
-    noise: Float[Array, "batch height width channels"],
-    labels: Int[Array, " batch"],
-    **options: Unpack[Options],
-) -> tuple[Float[Array, "batch height width channels"], SolveStats]:
-    """Do what `sample` does, wait for the result and say what each picture took.
+    model: Network,
+    noise: X,
+    condition: Condition | None = None,
+    config: SampleConfig = SampleConfig(),
+    **options: Any,
+) -> tuple[X, SolveStats]:
+    """Return what `sample` does, and what each sample took, both ready.
 
-    A picture whose solve ran out of steps is not an error here: it is returned as far as it got,
-    the statistics say so, and the others are whole.
-
-    Args:
-        model: the network.
-        noise: as for `sample`.
-        labels: as for `sample`.
-        **options: as for `sample`.
+    A solve that runs out of steps is not an error here: the statistics say so, its sample is
+    returned as far as it got, and the others are complete. The arguments are those of `sample`.
     """
-    plans = setting(model, noise, labels, options)
-    solution = _solve(*jax.tree.flatten(model), noise, labels, plans, False, None)
-    return solution.states, jax.tree.map(np.asarray, solution.stats)
+    config = resolve(model, noise, condition, config, options)
+    return _ready(_run_counted(*jax.tree.flatten(model), noise, condition, config))
 
 
-class Program:
-    """`sample_with_stats` compiled beforehand, for one shape of batch and one kind of plan.
+class CompiledSampler:
+    """`sample_with_stats` compiled ahead, for one shape of batch and one kind of plan.
 
-    What may change without compiling is the noise, the labels, the numbers of the time plan,
-    its steps or tolerances, but not its solver; and the guidance between numbers but 0 and 1.
-
-    Args:
-        model: the network.
-        noise: as for `sample`.
-        labels: as for `sample`.
-        **options: as for `sample`.
+    What may change without compiling is the noise, the condition, the numbers of the time plan
+    (its steps or tolerances, but not its solver), and a guidance other than 0 and 1. Arguments and
+    errors are those of `sample`.
     """
 
-    def __init__(
-        self,
-        model: DiT,
-        noise: Float[Array, "batch height width channels"],
-        labels: Int[Array, " batch"],
-        **options: Unpack[Options],
-    ):
+    def __init__(self, model: Network, noise: X, condition: Condition | None, config: SampleConfig):
         """Compile, and run nothing."""
-        self._model, self._options = model, options
-        self._weights, structure = jax.tree.flatten(model)
-        plans = setting(model, noise, labels, options)
-        lowered = _solve.lower(self._weights, structure, noise, labels, plans, False, None)
-        self._compiled, self._structure = lowered.compile(), structure
+        self._model = model
+        self._weights, self._structure = jax.tree.flatten(model)
+        config = resolve(model, noise, condition, config, {})
+        inputs = (self._weights, self._structure, noise, condition, config)
+        self._compiled = _run_counted.lower(*inputs).compile()
 
     @property
     def peak_bytes(self) -> int:
-        """What it needs on a device at once, see `peak_bytes`."""
+        """Bytes that it needs on a device at once, see `peak_bytes`."""
         return peak_bytes(self._compiled)
 
     def __call__(
-        self,
-        noise: Float[Array, "batch height width channels"],
-        labels: Int[Array, " batch"],
-        time: Plan,
-        guidance: float,
-    ) -> tuple[Float[Array, "batch height width channels"], SolveStats]:
-        """Return images and what they took, both ready, as `sample_with_stats` does."""
-        options = Options(**{**self._options, "time": time, "guidance": guidance})
-        plans = setting(self._model, noise, labels, options)
-        inputs = (self._weights, self._structure, noise, labels, plans, False, None)
-        solution = jax.block_until_ready(self._compiled(*inputs))
-        return solution.states, jax.tree.map(np.asarray, solution.stats)
+        self, noise: X, condition: Condition | None, config: SampleConfig
+    ) -> tuple[X, SolveStats]:
+        """Return samples and what they took, both ready, as `sample_with_stats` does."""
+        config = resolve(self._model, noise, condition, config, {})
+        inputs = (self._weights, self._structure, noise, condition, config)
+        return _ready(self._compiled(*inputs))
 
 
 def peak_bytes(program: Any) -> int:
-    """Return what a program needs on a device at once: arguments, results and all in between.
+    """Return the bytes a program needs on a device at once: arguments, results, temporaries.
 
     Args:
         program: what `eqx.filter_jit(function).lower(...).compile()` returns.
     """
     memory = program.compiled.memory_analysis()
-    kept = memory.argument_size_in_bytes + memory.output_size_in_bytes
-    return kept + memory.temp_size_in_bytes - memory.alias_size_in_bytes
+    live = memory.argument_size_in_bytes + memory.output_size_in_bytes
+    return live + memory.temp_size_in_bytes - memory.alias_size_in_bytes
 
 
 def trajectory(
-    model: DiT,
-    noise: Float[Array, "batch height width channels"],
-    labels: Int[Array, " batch"],
+    model: Network,
+    noise: X,
+    condition: Condition | None,
     at: Sequence[float],
-    **options: Unpack[Options],
-) -> Float[Array, "times batch height width channels"]:
-    """Return the states on the way from noise to images, at the times asked for.
+    config: SampleConfig = SampleConfig(),
+    **options: Any,
+) -> Float[Array, "times batch *shape"]:
+    """Return the states between noise and samples, interpolated by the solver.
 
-    Between the steps of the solver they are interpolated as the solver does.
-
-    Args:
-        model: the network.
-        noise: as for `sample`.
-        labels: as for `sample`.
-        at: rising times in [0, 1].
-        **options: as for `sample`.
-
-    Raises:
-        InputError: the times do not rise within [0, 1], or as for `sample`.
-        SolveError: as for `sample`.
+    `at` holds rising times in [0, 1], or an InputError is raised; the other arguments and errors
+    are those of `sample`.
     """
     times = np.asarray(at, np.float32)
     if not len(times) or times[0] < 0 or times[-1] > 1 or (np.diff(times) <= 0).any():
         raise InputError(f"at must hold rising times in [0, 1]; got {tuple(at)}")
-    return _solved(model, noise, labels, options, at=jnp.asarray(times))
+    return _solve(model, noise, condition, config, options, at=jnp.asarray(times))
 
 
 def invert(
-    model: DiT,
-    images: Float[Array, "batch height width channels"],
-    labels: Int[Array, " batch"],
-    **options: Unpack[Options],
-) -> Float[Array, "batch height width channels"]:
-    """Carry images back to the noise they come from: the time ODE from t = 1 to t = 0.
+    model: Network,
+    data: X,
+    condition: Condition | None = None,
+    config: SampleConfig = SampleConfig(),
+    **options: Any,
+) -> X:
+    """Carry data (batch, *shape) back to its noise: the time ODE from t = 1 to t = 0.
 
-    `sample` with the same arguments brings the images back, up to the error of both solves.
-
-    Args:
-        model: the network.
-        images: data, in [-1, 1].
-        labels: their classes.
-        **options: as for `sample`.
-
-    Raises:
-        InputError: as for `sample`.
-        SolveError: as for `sample`.
+    `sample` with the same options returns the data, up to the error of both solves. Arguments and
+    errors are those of `sample`.
     """
-    return _solved(model, images, labels, options, backwards=True)
+    return _solve(model, data, condition, config, options, backwards=True)
 
 
-def _solved(
-    model: DiT,
-    start: Array,
-    labels: Array,
-    options: Options,
+def _solve(
+    model: Network,
+    start: X,
+    condition: Condition | None,
+    config: SampleConfig,
+    options: dict[str, Any],
     *,
     backwards: bool = False,
     at: Array | None = None,
 ) -> Array:
-    """Return the states at the times asked for or the last, or raise in plain words."""
-    plans = setting(model, start, labels, options)
-    solution = _solve(*jax.tree.flatten(model), start, labels, plans, backwards, at)
-    return raise_failures(solution.states, solution.stats, plans.time, plans.length)
+    """Return the states at the times asked for, or the last; raise a SolveError for failures."""
+    config = resolve(model, start, condition, config, options)
+    inputs = (*jax.tree.flatten(model), start, condition, config, backwards, at)
+    if isinstance(config.length, Adaptive):  # failures of the length axis must be counted
+        states, stats = _run_counted(*inputs)
+        return raise_failures(states, model, config, stats.time_failed, stats.length_failed)
+    states, failed = _run(*inputs)
+    return raise_failures(states, model, config, failed, failed)
 
 
 @eqx.filter_jit
-def _solve(
-    weights: list[Array],
+def _run(
+    weights: list[Any],
     structure: Any,
-    start: Array,
-    labels: Array,
-    plans: Setting,
-    backwards: bool,
-    at: Array | None,
-) -> TimeSolution:
-    """Solve the time ODE of a model that comes in pieces, as `jax.tree.flatten` takes it apart.
+    start: X,
+    condition: Condition | None,
+    config: SampleConfig,
+    backwards: bool = False,
+    at: Array | None = None,
+) -> tuple[Array, Array]:
+    """Return states, and which examples failed.
 
-    JAX takes apart every module it is given, several times a call and in Python: on small networks
-    that is a third of a call's time. A list it takes apart in no time.
+    The model comes as `jax.tree.flatten` takes it apart: JAX flattens every module it is given
+    several times a call, in Python, which on small networks is a third of the time of a call.
     """
-    model: DiT = jax.tree.unflatten(structure, weights)
-
-    def solve(x: Array, labels: Array, depth: Depth) -> TimeSolution:
-        return integrate_time(
-            plans.field(model, labels, depth),
-            x,
-            plans.time,
-            flow_index=model.config.flow_index,
-            backwards=backwards,
-            at=at,
-        )
-
-    alone = isinstance(plans.time, Adaptive) and plans.time.per_example
-    start, labels = evenly(whole((start, labels)))
-    solution = (one_by_one(solve) if alone else solve)(start, labels, plans.depth)
+    model = distribute(jax.tree.unflatten(structure, weights))
+    start, condition = constrain_batch(replicate((start, condition)))
+    evaluate, args = velocity_field(model, config), field_args(condition, config)
+    field = lambda *inputs: evaluate(*inputs)[0]
+    solution = integrate_time(field, start, config.time, args, backwards=backwards, at=at)
     states = solution.states[-1] if at is None else solution.states
-    return whole(TimeSolution(states, solution.stats))
+    return replicate((states, solution.failed))
+
+
+@eqx.filter_jit
+def _run_counted(
+    weights: list[Any],
+    structure: Any,
+    start: X,
+    condition: Condition | None,
+    config: SampleConfig,
+    backwards: bool = False,
+    at: Array | None = None,
+) -> tuple[Array, SolveStats]:
+    """Return states, and what they took; see `_run`."""
+    model = distribute(jax.tree.unflatten(structure, weights))
+    start, condition = constrain_batch(replicate((start, condition)))
+    field, args = velocity_field(model, config), field_args(condition, config)
+    solution, total = integrate_time_counted(
+        field, start, config.time, args, backwards=backwards, at=at
+    )
+    states = solution.states[-1] if at is None else solution.states
+    return replicate((states, solve_stats(solution, total)))
+
+
+def _ready(result: tuple[X, SolveStats]) -> tuple[X, SolveStats]:
+    """Wait for a result and return its statistics as NumPy arrays."""
+    states, stats = jax.block_until_ready(result)
+    return states, jax.tree.map(np.asarray, stats)

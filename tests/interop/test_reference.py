@@ -87,12 +87,17 @@ def test_a_pickle_of_something_else_is_one_line(tmp_path):
             odelt.load_reference(written(tmp_path, content), CONFIG)
 
 
-def test_safetensors_there_and_back(tmp_path, model):
+VECTORS = odelt.VectorNetConfig(size=3, hidden_size=8, depth=4, depth_min=2, depth_group=2)
+
+
+@pytest.mark.parametrize("kind", ["dit", "vectors"])
+def test_safetensors_there_and_back(tmp_path, model, kind):
+    network = model if kind == "dit" else VECTORS.build(key=jax.random.key(0))
     path = tmp_path / "model.safetensors"
-    odelt.save_safetensors(model, path)
+    odelt.save_safetensors(network, path)
     back = odelt.load_safetensors(path)
-    assert back.config == model.config
-    for ours, theirs in zip(*map(jax.tree.leaves, (back, model)), strict=True):
+    assert back.config == network.config
+    for ours, theirs in zip(*map(jax.tree.leaves, (back, network)), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
@@ -114,6 +119,15 @@ def test_a_truncated_network_is_the_same_bit_for_bit_and_smaller(model):
     np.testing.assert_array_equal(
         short(0.3, X, 7, LABELS, depth=2), model(0.3, X, 7, LABELS, depth=2)
     )
+
+
+def test_a_network_of_vectors_is_truncated_as_well():
+    whole = VECTORS.build(key=jax.random.key(0))
+    final = jax.random.normal(jax.random.key(1), whole.final.out.weight.shape)
+    whole = eqx.tree_at(lambda m: m.final.out.weight, whole, final)
+    short, x = odelt.truncate(whole, 2), jax.random.normal(jax.random.key(2), (5, 3))
+    assert short.depths == (2,)
+    np.testing.assert_array_equal(short(0.3, x, 7, depth=2), whole(0.3, x, 7, depth=2))
 
 
 def test_blocks_that_belong_to_no_group_are_left_out():

@@ -1,4 +1,4 @@
-"""Pickles are data: what is harmless is read, what is not does nothing."""
+"""Pickles are read as data; nothing in them is executed."""
 
 import builtins
 import collections
@@ -40,7 +40,7 @@ class Calls:
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-def test_plain_data_is_what_it_was(tmp_path, protocol):
+def test_plain_data_is_read_back(tmp_path, protocol):
     data = {
         "numbers": [1, -(2**40), 2.5, True, None],
         "text": "é",
@@ -82,7 +82,7 @@ def test_flax_containers_are_dictionaries(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("protocol", [0, 2, 4, 5])
 @pytest.mark.parametrize("place", ["top", "optimiser", "array", "key", "chain"])
-def test_nothing_in_a_file_is_ever_run(tmp_path, monkeypatch, protocol, place):
+def test_nothing_in_a_file_is_ever_executed(tmp_path, monkeypatch, protocol, place):
     witness = tmp_path / "executed"
     command = f"import pathlib; pathlib.Path({str(witness)!r}).touch()"
     attacks = [
@@ -121,7 +121,7 @@ def test_the_recorded_checkpoint_keeps_its_weights_when_its_optimiser_is_hostile
     assert not (tmp_path / "executed").exists()
 
 
-def test_a_hundred_damaged_files_are_a_hundred_lines(tmp_path):
+def test_a_hundred_damaged_files_are_refused_in_one_line_each(tmp_path):
     whole = CHECKPOINT.read_bytes()
     rng = np.random.default_rng(0)
     refused = []
@@ -139,18 +139,18 @@ def test_a_hundred_damaged_files_are_a_hundred_lines(tmp_path):
     assert len(refused) == 100
     for message in refused:
         assert "\n" not in message
-        assert "is damaged or no checkpoint: " in message
+        assert "is damaged or not a checkpoint: " in message
 
 
-def test_a_truncated_file_is_one_line(tmp_path):
-    with pytest.raises(odelt.InputError, match="is damaged or no checkpoint: "):
+def test_a_truncated_file_is_refused_in_one_line(tmp_path):
+    with pytest.raises(odelt.InputError, match="is damaged or not a checkpoint: "):
         read(tmp_path, CHECKPOINT.read_bytes()[:100_000])
 
 
 BOMBS = {
     "a string that claims a terabyte": b"\x80\x04\x8e" + struct.pack("<Q", 2**40) + b"x.",
     "a bytearray that claims a terabyte": b"\x80\x05\x96" + struct.pack("<Q", 2**40) + b"x.",
-    "a place far out in the memo": b"\x80\x04Nr" + struct.pack("<I", 2**32 - 1) + b"0.",
+    "a memo key of 2^32 - 1": b"\x80\x04Nr" + struct.pack("<I", 2**32 - 1) + b"0.",
     "a list in itself": b"\x80\x04]\x94h\x00a.",
     "a long text number": b"I" + b"9" * 10_000 + b"\n.",
     "nothing": b"",
@@ -160,12 +160,12 @@ BOMBS = {
 @pytest.mark.parametrize("content", BOMBS.values(), ids=BOMBS)
 def test_a_file_that_claims_too_much_is_refused_at_once(tmp_path, content):
     began = time.monotonic()
-    with pytest.raises(odelt.InputError, match="is damaged or no checkpoint"):
+    with pytest.raises(odelt.InputError, match="is damaged or not a checkpoint"):
         read(tmp_path, content)
     assert time.monotonic() - began < 2
 
 
-def test_what_is_shared_is_read_once(tmp_path):
+def test_shared_objects_are_read_once(tmp_path):
     nested = []
     for _ in range(40):
         nested = [nested, nested]  # 2^40 lists if each were read anew
@@ -179,7 +179,7 @@ def test_a_shape_that_does_not_fit_its_bytes_is_refused(tmp_path):
     instructions = pickletools.genops(content)
     shape = next(at for op, value, at in instructions if (op.name, value) == ("BININT1", 4))
     larger = content[: shape + 1] + b"\x05" + content[shape + 2 :]
-    with pytest.raises(odelt.InputError, match="is damaged or no checkpoint"):
+    with pytest.raises(odelt.InputError, match="is damaged or not a checkpoint"):
         read(tmp_path, larger)
 
 
@@ -191,6 +191,6 @@ def test_a_file_larger_than_memory_is_refused_without_reading_it(tmp_path):
         unpickle(path)
 
 
-def test_no_file_is_one_line(tmp_path):
+def test_a_missing_file_is_refused_in_one_line(tmp_path):
     with pytest.raises(odelt.InputError, match="there is no file"):
         unpickle(tmp_path / "nothing.pkl")

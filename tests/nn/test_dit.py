@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import odelt_eqx as odelt
-from odelt_eqx.nn.embeddings import image_of, patches, position_table
+from odelt_eqx.nn.embeddings import patchify, position_table, unpatchify
 from tests.conftest import TINY
 
 X = jax.random.normal(jax.random.key(2), (3, 8, 8, 1))
@@ -52,7 +52,7 @@ def test_a_network_without_steps_ignores_its_step_index(model):
     )
 
 
-@pytest.mark.parametrize("depth", [2, None])
+@pytest.mark.parametrize("depth", [2, "plain"])
 def test_dropout_needs_a_key_and_is_used_once_per_key(model, depth):
     noisy = eqx.tree_at(
         lambda m: [b.mlp.out.weight for b in m.blocks],
@@ -79,10 +79,10 @@ def test_bfloat16_is_close_and_leaves_parameters_and_output_in_float32(model):
 
 def test_patches_and_back():
     image = jnp.arange(8 * 8 * 3.0).reshape(8, 8, 3)
-    tokens = patches(image, 2)
+    tokens = patchify(image, 2)
     assert tokens.shape == (16, 12)
     np.testing.assert_array_equal(tokens[1], image[:2, 2:4].ravel())
-    np.testing.assert_array_equal(image_of(tokens, 2), image)
+    np.testing.assert_array_equal(unpatchify(tokens, 2), image)
 
 
 def test_the_position_table_tells_every_place_from_every_other():
@@ -120,8 +120,8 @@ def test_a_traced_depth_the_network_has_not_is_refused(model):
         jax.block_until_ready(call(jnp.array([2, 4, 5])))
 
 
-def test_a_wrong_image_shape_is_refused(model):
-    with pytest.raises(odelt.InputError, match=r"images must have shape \(batch, 8, 8, 1\)"):
+def test_a_wrong_shape_is_refused(model):
+    with pytest.raises(odelt.InputError, match=r"states must have shape \(batch, 8, 8, 1\)"):
         model(0.5, X[:, :4], 7, LABELS, depth=2)
 
 
@@ -134,7 +134,7 @@ def test_no_block_runs_for_an_example_that_is_done(model):
     np.testing.assert_allclose(velocity[::2], expected[::2], rtol=1e-4, atol=1e-5)
 
 
-def test_sampling_one_picture_copies_no_weights(model):
+def test_sampling_one_sample_copies_no_weights(model):
     """What a network evaluation needs beside its weights does not grow with them."""
 
     def scratch(width):

@@ -96,13 +96,13 @@ def test_there_are_94_layers():
     assert len(kernels()) == 94
 
 
-def test_means_leave_the_padding_out():
+def test_means_exclude_the_padding():
     constant = jnp.full((1, 4, 5, 2), 3.0)
     np.testing.assert_allclose(_mean(constant), constant, rtol=1e-6)
     np.testing.assert_allclose(_mean(constant[:, :1]), constant[:, :1], rtol=1e-6)
 
 
-def test_each_mistake_is_one_line(tmp_path, weights, network):
+def test_each_error_is_one_line(tmp_path, weights, network):
     def refused(change, *words):
         with pytest.raises(InputError) as caught:
             inception_from_weights(weights | change)

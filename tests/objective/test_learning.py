@@ -52,9 +52,9 @@ def batch(key):
 
 def fresh(config, optimizer):
     """A new state; labels stand out, so that few steps are enough to tell them apart."""
-    state = init_state(config, optimizer, jax.random.key(0))
+    state = init_state(config.build(key=jax.random.key(0)), optimizer)
     louder = lambda m: eqx.tree_at(
-        lambda m: m.label_embedding.weight, m, replace_fn=lambda w: 50 * w
+        lambda m: m.condition_embedding.condition.weight, m, replace_fn=lambda w: 50 * w
     )
     return dataclasses.replace(state, model=louder(state.model), ema=louder(state.ema))
 

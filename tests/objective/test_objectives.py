@@ -1,7 +1,5 @@
 """Targets are what their formulas say, computed from draws that a test can choose."""
 
-import dataclasses
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -9,6 +7,7 @@ import numpy as np
 import pytest
 
 import odelt_eqx as odelt
+from odelt_eqx.interop import PublishedLengthConsistency, PublishedShortcut
 from odelt_eqx.objective import (
     TRAIN_TYPES,
     FlowDraws,
@@ -21,13 +20,13 @@ from odelt_eqx.objective import (
     ShortcutDraws,
     TrainingTime,
 )
-from tests.conftest import TINY
+from tests.conftest import NETWORK, TINY
 
 IMAGES = jax.random.normal(jax.random.key(3), (8, 8, 8, 1))
 LABELS = jnp.array([1, 2, 3, 4, 5, 6, 7, 8])
 NOISE = jax.random.normal(jax.random.key(4), IMAGES.shape)
 START = TrainingTime(step=0, steps=100)
-FULL, NULL, FLOW = TINY.depth, TINY.null_label, TINY.flow_index
+FULL, NULL, FLOW = TINY.depth, TINY.num_classes, TINY.flow_index
 
 
 def flow_draws(n: int) -> FlowDraws:
@@ -53,9 +52,9 @@ def test_flow_matching_is_the_straight_line(model, times):
     full = t[:, None, None, None]
     np.testing.assert_allclose(targets.x_t, (1 - full) * NOISE + full * IMAGES, atol=1e-6)
     np.testing.assert_allclose(targets.velocity, IMAGES - NOISE)
-    np.testing.assert_array_equal(targets.labels, np.where(draws.drop, NULL, LABELS))
+    np.testing.assert_array_equal(targets.condition, np.where(draws.drop, NULL, LABELS))
     assert (targets.step_index == FLOW).all()
-    assert targets.depth == FULL
+    assert targets.depth == "full"
 
 
 @pytest.mark.parametrize("guidance", [1.0, 1.5])
@@ -75,7 +74,7 @@ def test_a_shortcut_is_two_half_steps_of_the_teacher(model, guidance):
         assert (targets.t[i], targets.step_index[i]) == (t, index)
         np.testing.assert_allclose(targets.x_t[i], x, atol=1e-6)
         np.testing.assert_allclose(targets.velocity[i], (first + second) / 2, rtol=1e-4, atol=1e-4)
-    np.testing.assert_array_equal(targets.labels[:2], LABELS[:2])
+    np.testing.assert_array_equal(targets.condition[:2], LABELS[:2])
 
 
 def test_the_rest_of_a_shortcut_batch_is_flow_matching_on_the_other_images(model):
@@ -99,7 +98,7 @@ def test_length_consistency_replaces_the_last_targets_by_another_depth(model):
     np.testing.assert_array_equal(targets.velocity[:6], base.velocity[:6])
     for i, depth in ((6, 2), (7, 4)):
         at = slice(i, i + 1)
-        expected = model(base.t[at], base.x_t[at], FLOW, base.labels[at], depth=depth)
+        expected = model(base.t[at], base.x_t[at], FLOW, base.condition[at], depth=depth)
         np.testing.assert_allclose(targets.velocity[at], expected, rtol=1e-4, atol=1e-5)
 
 
@@ -115,10 +114,11 @@ OBJECTIVES = [
 def test_every_objective_makes_a_finite_batch_without_a_gradient_through_its_teacher(
     model, objective
 ):
-    draws = objective.draw(jax.random.key(0), 8, TINY, START)
+    draws = objective.draw(jax.random.key(0), 8, NETWORK, START)
     targets = objective.targets(draws, IMAGES, LABELS, Networks.all(model))
     assert targets.x_t.shape == targets.velocity.shape == IMAGES.shape
-    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(targets))
+    arrays = jax.tree.leaves(eqx.filter(targets, eqx.is_array))
+    assert all(jnp.isfinite(leaf).all() for leaf in arrays)
     assert ((targets.t >= 0) & (targets.t < 1)).all()
 
     def loss(weights):
@@ -129,21 +129,21 @@ def test_every_objective_makes_a_finite_batch_without_a_gradient_through_its_tea
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
 def test_no_two_draws_of_an_objective_are_the_same(objective):
-    draws = objective.draw(jax.random.key(0), 32, TINY, START)
+    draws = objective.draw(jax.random.key(0), 32, NETWORK, START)
     floats = [
         leaf.ravel()[:4].tolist()
         for leaf in jax.tree.leaves(draws)
         if jnp.issubdtype(leaf.dtype, jnp.floating)
     ]
     assert len({tuple(values) for values in floats}) == len(floats)
-    again = objective.draw(jax.random.key(0), 32, TINY, START)
+    again = objective.draw(jax.random.key(0), 32, NETWORK, START)
     for a, b in zip(jax.tree.leaves(draws), jax.tree.leaves(again), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
 def test_depths_are_dealt_out_evenly_and_in_all_pairs():
-    config = dataclasses.replace(TINY)
-    draws = LengthConsistency(FlowMatching(), every=8).draw(jax.random.key(0), 144, config, START)
+    objective = LengthConsistency(FlowMatching(), every=8)
+    draws = objective.draw(jax.random.key(0), 144, NETWORK, START)
     assert np.unique(draws.student, return_counts=True)[1].tolist() == [72, 72]
     pairs = list(zip(draws.student[-18:].tolist(), draws.teacher.tolist(), strict=True))
     assert all(pairs.count((a, b)) in (4, 5) for a in TINY.depths for b in TINY.depths)
@@ -152,39 +152,40 @@ def test_depths_are_dealt_out_evenly_and_in_all_pairs():
 @pytest.mark.parametrize("objective", [Shortcut(every=9), LengthConsistency(every=0)], ids=str)
 def test_a_share_that_is_no_example_is_refused(objective):
     with pytest.raises(odelt.InputError, match="every must lie between 1 and the batch size 8"):
-        objective.draw(jax.random.key(0), 8, TINY, START)
+        objective.draw(jax.random.key(0), 8, NETWORK, START)
 
 
 def test_one_noise_key_serves_both_parts_only_as_published():
-    for as_published in (False, True):
-        objective = Shortcut(every=2, as_published=as_published)
-        draws = objective.draw(jax.random.key(0), 8, TINY, START)
-        assert np.array_equal(draws.noise, draws.flow.noise) == as_published
+    for objective in (Shortcut(every=2), PublishedShortcut(every=2)):
+        draws = objective.draw(jax.random.key(0), 8, NETWORK, START)
+        assert np.array_equal(draws.noise, draws.flow.noise) == isinstance(
+            objective, PublishedShortcut
+        )
 
 
 def test_a_guided_shortcut_has_two_targets_only_as_published(model):
-    for as_published, distinct in ((False, 4), (True, 2)):
-        objective = Shortcut(every=2, guidance=1.5, as_published=as_published)
-        draws = objective.draw(jax.random.key(0), 8, TINY, START)
+    for kind, distinct in ((Shortcut, 4), (PublishedShortcut, 2)):
+        objective = kind(every=2, guidance=1.5)
+        draws = objective.draw(jax.random.key(0), 8, NETWORK, START)
         targets = objective.targets(draws, IMAGES, LABELS, Networks.all(model))
         assert len(np.unique(np.asarray(targets.x_t[:4]).reshape(4, -1), axis=0)) == distinct
         assert len(np.unique(np.asarray(targets.velocity[:4]).reshape(4, -1), axis=0)) == 4
 
 
 def test_the_last_images_are_unused_only_as_published(model):
-    for as_published in (False, True):
-        objective = Shortcut(every=4, as_published=as_published)
-        draws = objective.draw(jax.random.key(0), 8, TINY, START)
+    for kind in (Shortcut, PublishedShortcut):
+        objective = kind(every=4)
+        draws = objective.draw(jax.random.key(0), 8, NETWORK, START)
         last = IMAGES.at[-2:].set(9.0)
         a, b = (objective.targets(draws, i, LABELS, Networks.all(model)) for i in (IMAGES, last))
-        assert np.array_equal(a.x_t, b.x_t) == as_published
+        assert np.array_equal(a.x_t, b.x_t) == (kind is PublishedShortcut)
 
 
 def test_depths_are_drawn_independently_only_as_published(model):
-    dealt = LengthConsistency(FlowMatching(), every=2).draw(jax.random.key(0), 8, TINY, START)
+    dealt = LengthConsistency(FlowMatching(), every=2).draw(jax.random.key(0), 8, NETWORK, START)
     assert isinstance(dealt.student, np.ndarray)
-    objective = LengthConsistency(FlowMatching(), every=2, as_published=True)
-    drawn = [objective.draw(jax.random.key(seed), 8, TINY, START) for seed in range(8)]
+    objective = PublishedLengthConsistency(FlowMatching(), every=2)
+    drawn = [objective.draw(jax.random.key(seed), 8, NETWORK, START) for seed in range(8)]
     assert len({tuple(np.asarray(d.student).tolist()) for d in drawn}) > 4
     assert {int(x) for d in drawn for x in (*d.student, *d.teacher)} == set(TINY.depths)
     targets = objective.targets(drawn[0], IMAGES, LABELS, Networks.all(model))
@@ -193,8 +194,8 @@ def test_depths_are_drawn_independently_only_as_published(model):
 
 def test_without_guidance_and_labels_every_label_is_the_null_label(model):
     objective = Shortcut(every=2, guidance=0.0, class_dropout=1.0)
-    draws = objective.draw(jax.random.key(0), 8, TINY, START)
+    draws = objective.draw(jax.random.key(0), 8, NETWORK, START)
     targets = objective.targets(draws, IMAGES, LABELS, Networks.all(model))
-    assert (targets.labels == NULL).all()
+    assert (targets.condition == NULL).all()
     other = objective.targets(draws, IMAGES, LABELS[::-1], Networks.all(model))
     np.testing.assert_array_equal(targets.velocity, other.velocity)

@@ -9,9 +9,8 @@ from scipy.stats import norm
 
 import odelt_eqx as odelt
 from odelt_eqx.objective import FlowDraws, FlowMatching, Networks, TrainingTime
-from odelt_eqx.objective.coupling import coupled
-from odelt_eqx.objective.path import PathName, check_name, times_from
-from tests.conftest import TINY
+from odelt_eqx.objective.path import PathName, check_name, couple, times_from
+from tests.conftest import NETWORK
 
 N = 24
 IMAGES = jax.random.normal(jax.random.key(3), (N, 8, 8, 1))
@@ -62,7 +61,7 @@ def cost(noise, images=IMAGES):
 
 @pytest.mark.parametrize("labels", [LABELS, jnp.zeros(N, int)], ids=["labels", "one label"])
 def test_optimal_transport_is_optimal_within_each_label(labels):
-    found = jax.jit(coupled)(NOISE, IMAGES, labels)
+    found = jax.jit(couple)(NOISE, IMAGES, labels)
     best = 0.0
     for label in set(labels.tolist()):
         own = np.asarray(labels) == label
@@ -80,18 +79,18 @@ def test_optimal_transport_stays_within_labels_whatever_the_scale():
     """Labels bind more strongly than any distance: here crossing them would save most."""
     far = jnp.where((LABELS == 0)[:, None, None, None], 1e4, -1e4) + IMAGES
     near = jnp.roll(far, 1, axis=0) + NOISE
-    found = coupled(near, far, LABELS)
+    found = couple(near, far, LABELS)
     for label in range(3):
         own = np.asarray(label == LABELS)
         np.testing.assert_array_equal(*(np.unique(x[own], axis=0) for x in (near, found)))
-    same = coupled(NOISE, jnp.zeros_like(IMAGES), LABELS)  # every order costs the same
+    same = couple(NOISE, jnp.zeros_like(IMAGES), LABELS)  # every order costs the same
     assert jnp.isfinite(same).all()
 
 
 def test_coupling_only_reorders_the_noise_of_flow_matching(model):
     plain, optimal = targets(model), targets(model, coupling="optimal")
     start = lambda found: np.asarray(found.x_t - t * found.velocity)
-    np.testing.assert_allclose(start(optimal), coupled(NOISE, IMAGES, LABELS), atol=1e-5)
+    np.testing.assert_allclose(start(optimal), couple(NOISE, IMAGES, LABELS), atol=1e-5)
     assert np.mean(optimal.velocity**2) < np.mean(plain.velocity**2)
 
 
@@ -114,6 +113,6 @@ def test_an_unknown_name_is_refused():
 
 
 def test_the_width_of_a_path_has_draws_of_its_own():
-    draws = FlowMatching(sigma=0.1).draw(jax.random.key(0), 8, TINY, TrainingTime(0, 1))
+    draws = FlowMatching(sigma=0.1).draw(jax.random.key(0), 8, NETWORK, TrainingTime(0, 1))
     assert abs(np.corrcoef(np.ravel(draws.noise), np.ravel(draws.spread))[0, 1]) < 0.2
-    assert FlowMatching().draw(jax.random.key(0), 8, TINY, TrainingTime(0, 1)).spread is None
+    assert FlowMatching().draw(jax.random.key(0), 8, NETWORK, TrainingTime(0, 1)).spread is None

@@ -6,15 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from odelt_eqx.interop import PublishedLiveReflow, PublishedShortcut
 from odelt_eqx.objective import (
     ConsistencyDistillation,
     FlowDraws,
     FlowMatching,
-    LiveReflow,
     Networks,
     Progressive,
-    ReflowDraws,
-    Shortcut,
     ShortcutDraws,
     StageDraws,
     TrainingTime,
@@ -48,31 +46,31 @@ class Draws:
 def stages(objective):
     """Return how to make draws of a scheduled objective, with no label dropped."""
 
-    def make(draws, config):
+    def make(draws, network):
         none = jnp.zeros(16, bool)
-        index = objective.draw(jax.random.key(0), 16, config, RECORDED_AT).step_index
+        index = objective.draw(jax.random.key(0), 16, network, RECORDED_AT).step_index
         flow = FlowDraws(drop=none, time=draws.on_grid(0, 2**index), noise=draws[1])
         return StageDraws(step_index=index, flow=flow)
 
     return make
 
 
-def shortcuts(draws, config):
+def shortcuts(draws, _):
     return ShortcutDraws(step_index=draws[0], time=draws[1], noise=draws[2], flow=draws.flow(3))
 
 
-def pairs(draws, config):
+def pairs(draws, _):
     flow = draws.flow(0, time=draws.on_grid(1, 128))
     flow = FlowDraws(drop=flow.drop[:12], time=flow.time[:12], noise=flow.noise[:12])
     index = jnp.zeros(4, jnp.int32)
-    return ReflowDraws(index, draws.on_grid(4, 128), draws[3][:4], flow)
+    return ShortcutDraws(index, draws.on_grid(4, 128), draws[3][:4], flow)
 
 
-def frozen(draws, config):
+def frozen(draws, _):
     return FlowDraws(jnp.zeros(16, bool), draws.on_grid(0, 128), draws[1])
 
 
-def flows(draws, config):
+def flows(draws, _):
     return draws.flow(0)
 
 
@@ -84,9 +82,9 @@ TABLE = {
     "fm": (FlowMatching(sigma_min=0.01), flows),
     "icfm": (FlowMatching(sigma=0.01), lambda draws, _: draws.flow(0, spread=draws[3])),
     "rfm": (FlowMatching(), flows),
-    "shortcut": (Shortcut(every=4, as_published=True), shortcuts),
-    "shortcut_cfg": (Shortcut(every=4, guidance=1.5, as_published=True), shortcuts),
-    "livereflow": (LiveReflow(every=4, guidance=1.5, as_published=True), pairs),
+    "shortcut": (PublishedShortcut(every=4), shortcuts),
+    "shortcut_cfg": (PublishedShortcut(every=4, guidance=1.5), shortcuts),
+    "livereflow": (PublishedLiveReflow(every=4, guidance=1.5), pairs),
     "progressive": (Progressive(), stages(Progressive())),
     "progressive_cfg": (Progressive(guidance=1.5), stages(Progressive())),
     "consistency_distillation": (ConsistencyDistillation(), frozen),
@@ -105,15 +103,15 @@ RECORDED = [
 def test_targets_from_the_recorded_draws(golden, name):
     recorded = golden.recorded("targets")
     objective, draws_of = TABLE[name]
-    draws = draws_of(Draws(recorded, name), golden.config)
+    draws = draws_of(Draws(recorded, name), golden.model)
     images, labels = jnp.asarray(recorded["images"]), jnp.asarray(recorded["labels"])
     networks = Networks.all(golden.model if name == "livereflow" else golden.ema)
     targets = eqx.filter_jit(objective.targets)(draws, images, labels, networks)
     for ours, theirs in (("x_t", "x_t"), ("velocity", "target"), ("t", "t")):
         assert_matches(getattr(targets, ours), recorded[f"{name}/{theirs}"])
-    for exact in ("step_index", "labels"):
-        np.testing.assert_array_equal(getattr(targets, exact), recorded[f"{name}/{exact}"])
-    assert targets.depth == golden.config.depth
+    np.testing.assert_array_equal(targets.step_index, recorded[f"{name}/step_index"])
+    np.testing.assert_array_equal(targets.condition, recorded[f"{name}/labels"])
+    assert targets.depth == "full"
 
 
 def test_every_recorded_type_is_in_the_table(golden):

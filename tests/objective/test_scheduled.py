@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import odelt_eqx as odelt
+from odelt_eqx.interop import PublishedLiveReflow
 from odelt_eqx.objective import (
     Consistency,
     ConsistencyDistillation,
@@ -18,19 +19,19 @@ from odelt_eqx.objective import (
     LiveReflow,
     Networks,
     Progressive,
-    ReflowDraws,
+    ShortcutDraws,
     StageDraws,
     Teacher,
     TrainingTime,
 )
-from tests.conftest import TINY
+from tests.conftest import NETWORK, TINY
 
 N = 4
 IMAGES = jax.random.normal(jax.random.key(3), (N, 8, 8, 1))
 NOISE = jax.random.normal(jax.random.key(4), IMAGES.shape)
 LABELS = jnp.array([1, 2, 3, 4])
 DROP = jnp.array([False, True, False, False])
-KEPT = jnp.where(DROP, TINY.null_label, LABELS)
+KEPT = jnp.where(DROP, TINY.num_classes, LABELS)
 FLOW = FlowDraws(DROP, jnp.array([0.0, 0.3, 0.6, 0.99]), NOISE)
 FLOOR = 1 - 1e-5
 
@@ -45,6 +46,12 @@ def networks(model) -> Networks:
 @eqx.filter_jit
 def ask(teacher, t, x, index, labels):
     return teacher(jnp.broadcast_to(t, (N,)), x, jnp.full(N, index), labels)
+
+
+def shape_of(**changes):
+    """The shape of a tiny network with some fields changed."""
+    config = dataclasses.replace(TINY, **changes)
+    return eqx.filter_eval_shape(config.build, key=jax.random.key(0))
 
 
 def line(t):
@@ -67,7 +74,7 @@ def test_progressive_steps_follow_two_half_steps_of_the_teacher(networks, index,
     def velocity(t, x):
         labelled, null = (
             ask(networks.teacher, t, x, index + 1, labels)
-            for labels in (KEPT, jnp.full(N, TINY.null_label))
+            for labels in (KEPT, jnp.full(N, TINY.num_classes))
         )
         return null + weight * (labelled - null)
 
@@ -76,7 +83,7 @@ def test_progressive_steps_follow_two_half_steps_of_the_teacher(networks, index,
     second = velocity(t + half, jnp.clip(line(t) + half * first, -4, 4))
     np.testing.assert_allclose(targets.t, t)
     np.testing.assert_allclose(targets.x_t, line(t), atol=1e-5)
-    np.testing.assert_array_equal(targets.labels, KEPT)
+    np.testing.assert_array_equal(targets.condition, KEPT)
     assert (targets.step_index == index).all()
     assert_near(targets.velocity, (first + second) / 2)
 
@@ -108,12 +115,12 @@ def test_distilled_consistency_leads_where_a_step_of_the_frozen_flow_leads(netwo
 
 def test_live_reflow_straightens_what_the_flow_field_makes_of_noise(networks):
     flow = FlowDraws(DROP[2:], FLOW.time[2:], NOISE[2:])
-    draws = ReflowDraws(jnp.array([3, 0]), FLOW.time[2:], NOISE[:2], flow)
+    draws = ShortcutDraws(jnp.array([3, 0]), FLOW.time[2:], NOISE[:2], flow)
     objective = LiveReflow(every=2, guidance=1.5)
     targets = eqx.filter_jit(objective.targets)(draws, IMAGES, LABELS, networks)
     x = NOISE
     for i in range(8):
-        null = ask(networks.teacher, jnp.asarray(i / 8), x, 7, jnp.full(N, TINY.null_label))
+        null = ask(networks.teacher, jnp.asarray(i / 8), x, 7, jnp.full(N, TINY.num_classes))
         x = x + (null + 1.5 * (ask(networks.teacher, jnp.asarray(i / 8), x, 7, LABELS) - null)) / 8
     t = np.floor(np.asarray(draws.time) * 128) / 128
     assert_near(targets.velocity[:2], (x - NOISE)[:2])
@@ -124,20 +131,20 @@ def test_live_reflow_straightens_what_the_flow_field_makes_of_noise(networks):
 
 
 def test_live_reflow_uses_one_noise_and_one_index_only_as_published():
-    for as_published in (False, True):
-        objective = LiveReflow(every=2, as_published=as_published)
-        draws = objective.draw(jax.random.key(0), 16, TINY, TrainingTime(0, 1))
-        assert np.array_equal(draws.noise, draws.flow.noise) == as_published
-        assert (set(draws.step_index.tolist()) == {0}) == as_published
+    for objective in (LiveReflow(every=2), PublishedLiveReflow(every=2)):
+        published = isinstance(objective, PublishedLiveReflow)
+        draws = objective.draw(jax.random.key(0), 16, NETWORK, TrainingTime(0, 1))
+        assert np.array_equal(draws.noise, draws.flow.noise) == published
+        assert (set(draws.step_index.tolist()) == {0}) == published
         assert TINY.flow_index not in draws.step_index
 
 
 def test_depths_are_taught_by_the_average_whoever_teaches_the_time_axis(networks):
     objective = LengthConsistency(Progressive(), every=2)
-    draws = objective.draw(jax.random.key(0), N, TINY, TrainingTime(0, 7))
+    draws = objective.draw(jax.random.key(0), N, NETWORK, TrainingTime(0, 7))
     targets = eqx.filter_jit(objective.targets)(draws, IMAGES, LABELS, networks)
     velocity = networks.average(
-        *(x[2:] for x in (targets.t, targets.x_t, targets.step_index, targets.labels)),
+        *(x[2:] for x in (targets.t, targets.x_t, targets.step_index, targets.condition)),
         draws.teacher,
     )
     assert_near(targets.velocity[2:], velocity)
@@ -151,35 +158,30 @@ def test_a_run_has_equal_stages(steps):
         for step, expected in ((edge, stage), (edge - 1, max(stage - 1, 0))):
             when = TrainingTime(jnp.asarray(step), steps)
             key = jax.random.key(0)
-            assert Progressive().draw(key, 1, TINY, when).step_index == 6 - expected
-            assert Consistency().draw(key, 1, TINY, when).step_index == expected
+            assert Progressive().draw(key, 1, NETWORK, when).step_index == 6 - expected
+            assert Consistency().draw(key, 1, NETWORK, when).step_index == expected
         starts = [bool(TrainingTime(edge + i, steps).starts_stage(7)) for i in (-1, 0, 1)]
         assert starts == [False, stage > 0, False]
     assert TrainingTime(steps, steps).stage(7) == 6
 
 
 def test_a_schedule_needs_steps_to_halve():
-    config = dataclasses.replace(TINY, denoise_timesteps=1)
+    network = shape_of(denoise_timesteps=1)
     with pytest.raises(odelt.InputError, match="needs denoise_timesteps of at least 2"):
-        Progressive().draw(jax.random.key(0), 8, config, TrainingTime(0, 1))
+        Progressive().draw(jax.random.key(0), 8, network, TrainingTime(0, 1))
 
 
 def test_a_deeper_teacher_is_never_shallower_than_its_student():
-    config = dataclasses.replace(TINY, depth=6)
+    network = shape_of(depth=6)
     for batch, every in ((144, 8), (16, 2), (7, 3)):
         objective = LengthConsistency(FlowMatching(), every, teacher_depth="deeper")
-        draws = objective.draw(jax.random.key(0), batch, config, TrainingTime(0, 1))
+        draws = objective.draw(jax.random.key(0), batch, network, TrainingTime(0, 1))
         assert isinstance(draws.student, np.ndarray)
         assert isinstance(draws.teacher, np.ndarray)
         assert (draws.teacher >= draws.student[-len(draws.teacher) :]).all()
     draws = LengthConsistency(FlowMatching(), 2, teacher_depth="deeper").draw(
-        jax.random.key(0), 144, config, TrainingTime(0, 1)
+        jax.random.key(0), 144, network, TrainingTime(0, 1)
     )
     for student, teachers in ((2, (2, 4, 6)), (4, (4, 6)), (6, (6,))):
         own = draws.teacher[draws.student[-72:] == student].tolist()
         assert {own.count(depth) for depth in teachers} == {24 // len(teachers)}
-
-
-def test_the_published_depths_are_independent():
-    with pytest.raises(odelt.InputError, match="as_published draws the teacher's depth from all"):
-        LengthConsistency(teacher_depth="deeper", as_published=True)

@@ -10,8 +10,7 @@ import pytest
 import scipy.linalg
 
 import odelt_eqx as odelt
-from odelt_eqx.ode import SOLVERS, ODEBlock, integrate_length
-from odelt_eqx.ode.blocks import Stack
+from odelt_eqx.ode import SOLVERS, LengthStats, ODEBlock, Stack, integrate_length
 
 WIDTH, TOKENS, BATCH = 3, 2, 4
 ORDER = {
@@ -117,8 +116,9 @@ def test_an_edge_is_never_inside_a_solve(groups, tokens):
     """Two groups in a row are the second's solve from where the first ended."""
     plan = odelt.FixedSteps(2, "heun")
     h, condition = jnp.asarray(tokens), jnp.zeros((BATCH, WIDTH))
-    middle, _ = groups[0]((h, jnp.zeros_like(h)), condition, plan)
-    expected = groups[1](middle, condition, plan)[0][1]
+    zero = jnp.zeros(BATCH)
+    start = (h, jnp.zeros_like(h)), LengthStats(zero, zero, zero, zero)
+    (_, expected), _ = groups[1](groups[0](start, condition, plan), condition, plan)
     np.testing.assert_allclose(solve(groups, tokens, 2, plan), expected, 1e-12)
 
 
@@ -160,7 +160,7 @@ def test_stacked_blocks_have_the_same_gradient(groups, tokens, adjoint):
 
 def test_a_stack_is_cut_into_groups_and_what_is_left():
     stack = Stack(LinearBlock(jnp.arange(5.0)[:, None, None]))
-    parts = stack.parts(2)
+    parts = stack.split(2)
     assert [len(part) for part in parts] == [2, 2, 1]
     assert [float(block.matrix[0, 0]) for part in parts for block in part] == [0, 1, 2, 3, 4]
 
@@ -193,11 +193,11 @@ def test_an_adaptive_length_solve_is_counted_and_its_failure_stays_with_its_exam
     """A zero state is solved in the fewest steps there are; the others take more than allowed."""
     quiet = tokens.copy()
     quiet[1] = 0
-    plan = odelt.Adaptive(1e-9, 1e-9, "heun", max_steps=8)
+    plan = odelt.Adaptive(1e-9, 1e-9, "heun", max_steps=8, per_example=True)
     spent = cost(groups, quiet, 3, plan)
     np.testing.assert_array_equal(spent.failures > 0, [True, False, True, True])
     assert spent.blocks[1] < spent.blocks[0] == 3 * 2 * plan.evaluations(8)
-    alone = solve(groups, quiet, 3, odelt.Adaptive(1e-9, 1e-9, "heun"))[1]
+    alone = solve(groups, quiet, 3, odelt.Adaptive(1e-9, 1e-9, "heun", per_example=True))[1]
     np.testing.assert_array_equal(solve(groups, quiet, 3, plan)[1], alone)
 
 

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 import odelt_eqx as odelt
+from odelt_eqx.ode.plan import as_arrays
 from odelt_eqx.sampling import flow
+from odelt_eqx.sampling.field import step_index
 
 NOISE = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
 LABELS = jnp.array([3, 7])
@@ -17,14 +19,23 @@ LABELS = jnp.array([3, 7])
 
 def test_steps_and_tolerances_and_guidance_compile_nothing_new(model):
     def compiled(**changes):
-        before = flow._solve._cached._cache_size()
+        before = flow._run._cached._cache_size()
         odelt.sample(model, NOISE, LABELS, depth=2, **changes)
-        return flow._solve._cached._cache_size() - before
+        return flow._run._cached._cache_size() - before
 
     compiled(time=odelt.FixedSteps(2), guidance=1.5)
     assert compiled(time=odelt.FixedSteps(5), guidance=2.5) == 0
     compiled(time=odelt.Adaptive(rtol=1e-2, atol=1e-2))
     assert compiled(time=odelt.Adaptive(rtol=1e-1, atol=1e-3)) == 0
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 63, 64, 100, 128, 1000])
+def test_the_step_index_is_the_logarithm_of_the_steps_up_to_the_flow_field(steps):
+    plan = odelt.FixedSteps(steps)
+    expected = min(len(bin(steps)) - 3, 7)
+    assert step_index(plan, 7) == expected
+    assert int(step_index(as_arrays(plan), 7)) == expected
+    assert step_index(odelt.Adaptive(), 7) == 7
 
 
 @pytest.mark.parametrize(
@@ -60,7 +71,7 @@ def test_both_axes_may_be_adaptive_and_meet_their_tolerances_in_proportion(model
     assert blocks[0] < blocks[1] < blocks[2]
 
 
-def test_pictures_do_not_depend_on_their_neighbours(model):
+def test_samples_do_not_depend_on_their_neighbours(model):
     """With steps of their own not even to the rounding of a shared one."""
     for time in (odelt.FixedSteps(4), odelt.Adaptive(1e-3, 1e-3, per_example=True)):
         batch, stats = odelt.sample_with_stats(model, NOISE, LABELS, time=time, exit_tolerance=0.7)
@@ -71,7 +82,7 @@ def test_pictures_do_not_depend_on_their_neighbours(model):
         assert stats.blocks[1] == own.blocks[0]
 
 
-def test_each_picture_may_have_its_own_depth_under_any_plan(model):
+def test_each_sample_may_have_its_own_depth_under_any_plan(model):
     for time in (odelt.FixedSteps(2), odelt.Adaptive(1e-3, 1e-3, per_example=True)):
         for depth in (np.array([2, 4]), jnp.array([2, 4])):
             images, stats = odelt.sample_with_stats(model, NOISE, LABELS, time=time, depth=depth)
@@ -85,9 +96,9 @@ def test_each_picture_may_have_its_own_depth_under_any_plan(model):
 
 def test_early_exit_saves_blocks_and_its_tolerance_compiles_nothing(model):
     def run(tolerance):
-        before = flow._solve._cached._cache_size()
+        before = flow._run_counted._cached._cache_size()
         _, stats = odelt.sample_with_stats(model, NOISE, LABELS, exit_tolerance=tolerance)
-        return stats, flow._solve._cached._cache_size() - before
+        return stats, flow._run_counted._cached._cache_size() - before
 
     assert run(1e-6)[0].blocks.tolist() == [4, 4]
     stats, compiled = run(10.0)
@@ -121,14 +132,14 @@ def test_sampling_may_be_part_of_a_larger_program(model):
     ("change", "message"),
     [
         ({"depth": 3}, r"depth must be one of 2, 4 \(in blocks\); got 3"),
-        ({"labels": jnp.array([3, 11])}, "labels must lie between 0 and 9, or be 10 for none"),
-        ({"labels": jnp.array([3, -1])}, "labels must lie between 0 and 9, or be 10 for none"),
+        ({"condition": jnp.array([3, 11])}, "labels must lie between 0 and 9, or be 10 for none"),
+        ({"condition": jnp.array([3, -1])}, "labels must lie between 0 and 9, or be 10 for none"),
         ({"exit_tolerance": 0.0}, "exit_tolerance must be positive; got 0"),
-        ({"noise": NOISE[:, :4]}, r"noise and images must have shape \(batch, 8, 8, 1\)"),
+        ({"noise": NOISE[:, :4]}, r"states must have shape \(batch, 8, 8, 1\)"),
     ],
 )
 def test_what_does_not_fit_the_model_is_refused(model, change, message):
-    arguments = {"noise": NOISE, "labels": LABELS} | change
+    arguments = {"noise": NOISE, "condition": LABELS} | change
     with pytest.raises(odelt.InputError, match=message):
         odelt.sample(model, **arguments)
 
@@ -143,7 +154,7 @@ def test_a_solve_that_runs_out_of_steps_says_on_which_axis(model, axis):
     assert np.isfinite(images).all()
 
 
-def test_a_failure_names_the_pictures_and_keeps_the_others(model):
+def test_a_failure_names_the_samples_and_keeps_the_others(model):
     """One state lies so far out that it needs more steps than the other."""
     noise = NOISE.at[1].mul(1e4)
     time = odelt.Adaptive(1e-6, 1e-6, max_steps=1000, per_example=True)
@@ -221,5 +232,7 @@ def test_a_network_that_recomputes_in_training_is_sampled_as_any_other(model):
     length = odelt.FixedSteps(adjoint="recompute")
     config = dataclasses.replace(model.config, length=length)
     twin = odelt.DiT(config, key=jax.random.key(0))
-    programs = [flow.Program(m, NOISE, LABELS) for m in (model, twin)]
+    programs = [
+        odelt.CompiledSampler(m, NOISE, LABELS, odelt.SampleConfig()) for m in (model, twin)
+    ]
     assert programs[0].peak_bytes == programs[1].peak_bytes

@@ -7,5 +7,4 @@ The modules' fields have the names of the published files, as in
 from odelt_eqx.nn.autoencoder.network import (
     Autoencoder as Autoencoder,
     AutoencoderConfig as AutoencoderConfig,
-    decode_in_chunks as decode_in_chunks,
 )

@@ -1,4 +1,4 @@
-"""The parts of the autoencoder; their fields have the names of the published files."""
+"""The parts of the autoencoder; their fields have the names in the published files."""
 
 from collections.abc import Sequence
 
@@ -22,7 +22,6 @@ class GroupNorm(eqx.Module):
     groups: int = eqx.field(static=True)
 
     def __init__(self, channels: int, groups: int):
-        """Start as the plain norm."""
         self.weight, self.bias, self.groups = jnp.ones(channels), jnp.zeros(channels), groups
 
     def __call__(self, x: Float[Array, "batch h w channels"]) -> Float[Array, "batch h w channels"]:
@@ -35,7 +34,7 @@ class GroupNorm(eqx.Module):
 
 
 class ResidualBlock(eqx.Module):
-    """Twice norm, SiLU and convolution, added to the input."""
+    """Norm, SiLU and convolution, twice, added to the input; projected where the width changes."""
 
     norm1: GroupNorm
     conv1: Convolution
@@ -44,7 +43,6 @@ class ResidualBlock(eqx.Module):
     conv_shortcut: Convolution | None
 
     def __init__(self, inputs: int, outputs: int, groups: int, *, key: Key[Array, ""]):
-        """Draw the weights; the input is projected where the width changes."""
         one, two, shortcut = jax.random.split(key, 3)
         self.norm1, self.norm2 = GroupNorm(inputs, groups), GroupNorm(outputs, groups)
         self.conv1 = convolution(inputs, outputs, 3, one)
@@ -60,7 +58,7 @@ class ResidualBlock(eqx.Module):
 
 
 class Attention(eqx.Module):
-    """Self-attention over all cells with a single head, added to the input."""
+    """Single-head self-attention over all positions, added to the input."""
 
     group_norm: GroupNorm
     to_q: eqx.nn.Linear
@@ -69,13 +67,12 @@ class Attention(eqx.Module):
     to_out: tuple[eqx.nn.Linear]
 
     def __init__(self, width: int, groups: int, *, key: Key[Array, ""]):
-        """Draw the weights."""
         q, k, v, out = (linear(width, width, key) for key in jax.random.split(key, 4))
         self.group_norm = GroupNorm(width, groups)
         self.to_q, self.to_k, self.to_v, self.to_out = q, k, v, (out,)
 
     def __call__(self, x: Float[Array, "batch h w width"]) -> Float[Array, "batch h w width"]:
-        """Mix the cells of each image."""
+        """Transform a batch."""
         cells = self.group_norm(x).reshape(len(x), -1, 1, x.shape[-1])
         q, k, v = (affine(layer, cells) for layer in (self.to_q, self.to_k, self.to_v))
         mixed = jax.nn.dot_product_attention(q, k, v)
@@ -83,7 +80,7 @@ class Attention(eqx.Module):
 
 
 class Downsampler(eqx.Module):
-    """A convolution at every second cell, padded on the far sides alone."""
+    """A convolution with stride 2, padded on the far sides only."""
 
     conv: Convolution
 
@@ -93,7 +90,7 @@ class Downsampler(eqx.Module):
 
 
 class Upsampler(eqx.Module):
-    """Every cell four times, then a convolution."""
+    """Nearest-neighbour enlargement, then a convolution."""
 
     conv: Convolution
 
@@ -119,7 +116,6 @@ class Level(eqx.Module):
         *,
         key: Key[Array, ""],
     ):
-        """Draw the weights of `count` residual blocks and of the sampler."""
         sampling, *keys = jax.random.split(key, count + 1)
         self.resnets = tuple(
             ResidualBlock(outputs if i else inputs, outputs, groups, key=key)
@@ -143,7 +139,6 @@ class MiddleLevel(eqx.Module):
     attentions: tuple[Attention]
 
     def __init__(self, width: int, groups: int, *, key: Key[Array, ""]):
-        """Draw the weights."""
         first, middle, last = jax.random.split(key, 3)
         self.resnets = (
             ResidualBlock(width, width, groups, key=first),
@@ -156,16 +151,17 @@ class MiddleLevel(eqx.Module):
         return self.resnets[1](self.attentions[0](self.resnets[0](x)))
 
 
-def levels_of(
+def make_levels(
     widths: Sequence[int],
     count: int,
     groups: int,
     sampler: type[Downsampler] | type[Upsampler],
     key: Key[Array, ""],
 ) -> tuple[Level, ...]:
-    """Return one level per width, the first of them not widening; all but the last resample."""
-    last = len(widths) - 1
+    """Return one level per width; all but the last end in the sampler."""
+    inputs, samplers = (widths[0], *widths[:-1]), [sampler] * (len(widths) - 1) + [None]
+    keys = jax.random.split(key, len(widths))
     return tuple(
-        Level(widths[max(i - 1, 0)], width, count, groups, None if i == last else sampler, key=key)
-        for i, (width, key) in enumerate(zip(widths, jax.random.split(key, last + 1), strict=True))
+        Level(i, o, count, groups, sampler, key=key)
+        for i, o, sampler, key in zip(inputs, widths, samplers, keys, strict=True)
     )

@@ -1,4 +1,4 @@
-"""The autoencoder itself, and many latents at a time."""
+"""The autoencoder."""
 
 import dataclasses
 
@@ -8,17 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from odelt_eqx.errors import InputError
+from odelt_eqx.errors import InputError, check_range
 from odelt_eqx.nn.autoencoder.layers import (
     Downsampler,
     GroupNorm,
     Level,
     MiddleLevel,
     Upsampler,
-    levels_of,
+    make_levels,
 )
 from odelt_eqx.nn.convolution import Convolution, convolution
-from odelt_eqx.sharding import devices_in_use, evenly, whole
 
 LOG_VARIANCES = (-30.0, 20.0)
 """Bounds of the encoder's log-variance, before scaling."""
@@ -30,14 +29,14 @@ class AutoencoderConfig:
 
     Args:
         block_out_channels: width of each level, from the image inwards; each level but the last
-            halves the image.
-        layers_per_block: residual blocks of a level in the encoder; the decoder has one more.
+            halves the resolution.
+        layers_per_block: residual blocks per level of the encoder; the decoder has one more.
         norm_num_groups: groups of the group norms.
         latent_channels: channels of a latent.
-        scaling_factor: a latent is the encoder's output times this, about unit variance.
+        scaling_factor: a latent is the encoder's output times this, of about unit variance.
 
     Raises:
-        InputError: the numbers do not fit together.
+        InputError: a size is not positive, or a width is not a multiple of the groups.
     """
 
     block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
@@ -47,21 +46,17 @@ class AutoencoderConfig:
     scaling_factor: float = 0.18215
 
     def __post_init__(self) -> None:
-        """Check that the numbers fit together."""
-        sizes = (*self.block_out_channels, self.layers_per_block, self.norm_num_groups)
-        if not self.block_out_channels or min(*sizes, self.latent_channels) < 1:
-            raise InputError(f"the sizes of an autoencoder must be at least 1; got {self}")
-        if any(width % self.norm_num_groups for width in self.block_out_channels):
+        check_range(self, "layers_per_block", "norm_num_groups", "latent_channels", least=1)
+        check_range(self, "scaling_factor", above=0)
+        widths, groups = self.block_out_channels, self.norm_num_groups
+        if not widths or any(width < 1 or width % groups for width in widths):
             raise InputError(
-                f"block_out_channels must be multiples of norm_num_groups {self.norm_num_groups}; "
-                f"got {self.block_out_channels}"
+                f"block_out_channels must be multiples of norm_num_groups {groups}; got {widths}"
             )
-        if not self.scaling_factor > 0:
-            raise InputError(f"scaling_factor must be positive; got {self.scaling_factor}")
 
     @property
     def reduction(self) -> int:
-        """Pixels on the side of one latent cell."""
+        """Pixels per latent cell along each axis."""
         return 2 ** (len(self.block_out_channels) - 1)
 
 
@@ -75,17 +70,16 @@ class Encoder(eqx.Module):
     conv_out: Convolution
 
     def __init__(self, config: AutoencoderConfig, *, key: Key[Array, ""]):
-        """Draw the weights."""
         first, levels, middle, last = jax.random.split(key, 4)
         widths, groups = config.block_out_channels, config.norm_num_groups
         self.conv_in = convolution(3, widths[0], 3, first)
-        self.down_blocks = levels_of(widths, config.layers_per_block, groups, Downsampler, levels)
+        self.down_blocks = make_levels(widths, config.layers_per_block, groups, Downsampler, levels)
         self.mid_block = MiddleLevel(widths[-1], groups, key=middle)
         self.conv_norm_out = GroupNorm(widths[-1], groups)
         self.conv_out = convolution(widths[-1], 2 * config.latent_channels, 3, last)
 
     def __call__(self, x: Float[Array, "batch h w 3"]) -> Float[Array, "batch h2 w2 moments"]:
-        """Return mean and log-variance, one after the other in the channels."""
+        """Return mean and log-variance, concatenated along the channels."""
         for layer in (self.conv_in, *self.down_blocks, self.mid_block):
             x = layer(x)
         return self.conv_out(jax.nn.silu(self.conv_norm_out(x)))
@@ -101,12 +95,11 @@ class Decoder(eqx.Module):
     conv_out: Convolution
 
     def __init__(self, config: AutoencoderConfig, *, key: Key[Array, ""]):
-        """Draw the weights."""
         first, levels, middle, last = jax.random.split(key, 4)
         widths, groups = config.block_out_channels[::-1], config.norm_num_groups
         self.conv_in = convolution(config.latent_channels, widths[0], 3, first)
         self.mid_block = MiddleLevel(widths[0], groups, key=middle)
-        self.up_blocks = levels_of(widths, config.layers_per_block + 1, groups, Upsampler, levels)
+        self.up_blocks = make_levels(widths, config.layers_per_block + 1, groups, Upsampler, levels)
         self.conv_norm_out = GroupNorm(widths[-1], groups)
         self.conv_out = convolution(widths[-1], 3, 3, last)
 
@@ -120,9 +113,9 @@ class Decoder(eqx.Module):
 class Autoencoder(eqx.Module):
     """Stable Diffusion's variational autoencoder, images to latents and back.
 
-    Latents are scaled everywhere outside of this class: `encode` multiplies by the config's
-    `scaling_factor`, `decode` divides by it, and nothing else does either. So what is stored,
-    trained on and sampled has about unit variance.
+    Latents are scaled everywhere outside this class: only `encode` multiplies by the config's
+    `scaling_factor`, and only `decode` divides by it. So latents that are stored, trained on and
+    sampled have about unit variance.
 
     Source: arXiv 2112.10752; the architecture is that of diffusers' `AutoencoderKL`.
     """
@@ -134,7 +127,6 @@ class Autoencoder(eqx.Module):
     config: AutoencoderConfig = eqx.field(static=True)
 
     def __init__(self, config: AutoencoderConfig, *, key: Key[Array, ""]):
-        """Draw the weights of the network that `config` describes."""
         encoder, decoder, quant, post_quant = jax.random.split(key, 4)
         moments, channels = 2 * config.latent_channels, config.latent_channels
         self.encoder = Encoder(config, key=encoder)
@@ -153,11 +145,11 @@ class Autoencoder(eqx.Module):
             images: in [-1, 1]; height and width are multiples of the config's `reduction`.
 
         Returns:
-            Both (batch, height / reduction, width / reduction, latent channels). The log-variance
-            the network gives is clipped to [-30, 20] before it is scaled.
+            Both (batch, height / reduction, width / reduction, latent channels). The network's
+            log-variance is clipped to [-30, 20] before it is scaled.
 
         Raises:
-            InputError: the images' height or width is no such multiple.
+            InputError: height or width is not such a multiple.
         """
         reduction, scale = self.config.reduction, self.config.scaling_factor
         if images.shape[1] % reduction or images.shape[2] % reduction:
@@ -172,7 +164,7 @@ class Autoencoder(eqx.Module):
     def draw_latents(
         self, images: Float[Array, "batch height width 3"], key: Key[Array, ""]
     ) -> Float[Array, "batch h w channels"]:
-        """Return one draw of the (scaled) latents of images; see `encode`."""
+        """Return one sample of the (scaled) latents of images; see `encode`."""
         mean, log_variance = self.encode(images)
         return mean + jnp.exp(log_variance / 2) * jax.random.normal(key, mean.shape)
 
@@ -180,7 +172,7 @@ class Autoencoder(eqx.Module):
     def decode(
         self, latents: Float[Array, "batch h w channels"]
     ) -> Float[Array, "batch height width 3"]:
-        """Return the images of (scaled) latents, about in [-1, 1] and not clipped.
+        """Return the images of (scaled) latents, roughly in [-1, 1], not clipped.
 
         Args:
             latents: (batch, h, w, latent channels).
@@ -193,41 +185,3 @@ class Autoencoder(eqx.Module):
                 f"latents must have {self.config.latent_channels} channels; got {latents.shape[-1]}"
             )
         return self.decoder(self.post_quant_conv(latents / self.config.scaling_factor))
-
-
-def decode_in_chunks(
-    autoencoder: Autoencoder,
-    latents: Float[np.ndarray, "count h w channels"] | Float[Array, "count h w channels"],
-    chunk: int = 16,
-) -> Float[np.ndarray, "count height width 3"]:
-    """Return the images of many (scaled) latents, in the host's memory.
-
-    Each device of `jax.set_mesh`, if any, holds `chunk` of them at a time, and one program decodes
-    every chunk: the last is filled up with its own latents again.
-
-    Args:
-        autoencoder: the network.
-        latents: (count, h, w, latent channels).
-        chunk: latents at a time on a device; at 256 x 256 pixels each takes about 0.25 GiB.
-
-    Raises:
-        InputError: `chunk` is less than 1, or the latents have another number of channels.
-    """
-    if chunk < 1:
-        raise InputError(f"chunk must be at least 1; got {chunk}")
-    count, (h, w), reduction = len(latents), latents.shape[1:3], autoencoder.config.reduction
-    images = np.empty((count, h * reduction, w * reduction, 3), np.float32)
-    chunk = max(1, min(chunk * devices_in_use(), count))
-    for start in range(0, count, chunk):
-        part = np.arange(start, min(start + chunk, count))
-        decoded = _dealt_out(autoencoder, jnp.asarray(latents[np.resize(part, chunk)]))
-        images[part] = np.asarray(decoded)[: len(part)]
-    return images
-
-
-@eqx.filter_jit
-def _dealt_out(
-    autoencoder: Autoencoder, latents: Float[Array, "batch h w channels"]
-) -> Float[Array, "batch height width 3"]:
-    """Decode on all devices of `jax.set_mesh`."""
-    return whole(autoencoder.decode(evenly(whole(latents))))

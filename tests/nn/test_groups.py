@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import odelt_eqx as odelt
-from odelt_eqx.nn.layout import stacked, unstacked
+from odelt_eqx.nn import stacked, unstacked
 from tests.conftest import TINY, assert_matches
 
 LONG = dataclasses.replace(TINY, depth=7, depth_min=3, dropout=0.5)
@@ -44,7 +44,7 @@ def test_a_key_draws_the_same_network_in_both_layouts():
     assert_same(draw(dataclasses.replace(LONG, stacked=True)), stacked(draw(LONG)))
 
 
-@pytest.mark.parametrize("depth", [3, 5, 7, None, np.array([7, 3, 5])])
+@pytest.mark.parametrize("depth", [3, 5, 7, "plain", np.array([7, 3, 5])])
 @pytest.mark.parametrize("key", [None, jax.random.key(5)])
 def test_both_layouts_are_one_network(pair, depth, key):
     x = jax.random.normal(jax.random.key(2), (3, 8, 8, 1))

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from odelt_eqx.draws import normal
+from odelt_eqx.noise import normal
 
 
 @pytest.mark.parametrize("shape", [(), (5,), (3, 4, 4, 2)])

@@ -1,0 +1,140 @@
+"""What every network of this package is configured by."""
+
+import abc
+import dataclasses
+from typing import Literal
+
+import equinox as eqx
+from jaxtyping import Array, Key
+
+from odelt_eqx.errors import InputError, check_range
+from odelt_eqx.network import Classes, Network, Vector
+from odelt_eqx.ode.plan import Adaptive, FixedSteps, Plan
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NetworkConfig(abc.ABC):
+    """Shape of a network whose depth is an ODE: what `DiTConfig` and `VectorNetConfig` share.
+
+    Args:
+        hidden_size: width of the hidden state.
+        mlp_ratio: width of a block's MLP over `hidden_size`.
+        depth: number of blocks.
+        depth_min: the smallest depth that may be asked for.
+        depth_group: blocks per unit of length.
+        num_classes: classes of the condition; the label `num_classes` stands for none. None: the
+            condition is no class.
+        condition_size: values of a condition that is a vector of numbers. None: it is no vector.
+        dropout: dropout rate of the MLPs while training.
+        denoise_timesteps: time steps of the finest shortcut, a power of two; the step index
+            `log2(denoise_timesteps)` asks for the flow field itself.
+        ignore_step: the network never sees its step index, as in training without time shortcuts.
+        dtype: what the blocks compute in; parameters and solver states are float32.
+        length: how each group's unit of length is solved unless a call says otherwise. It is part
+            of the network: the same weights under another solver are another function.
+        stacked: the blocks of a group share arrays and are scanned. Training compiles in a time
+            that does not grow with the group, in less memory; sampling is slower.
+
+    Raises:
+        InputError: the numbers do not fit together.
+    """
+
+    hidden_size: int
+    mlp_ratio: int = 4
+    depth: int
+    depth_min: int
+    depth_group: int
+    num_classes: int | None = None
+    condition_size: int | None = None
+    dropout: float = 0.0
+    denoise_timesteps: int = 128
+    ignore_step: bool = False
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    length: FixedSteps | Adaptive = FixedSteps()
+    stacked: bool = False
+
+    def __post_init__(self) -> None:
+        """Check that the numbers fit together."""
+        counts = [f.name for f in dataclasses.fields(self) if f.type in (int, int | None)]
+        check_range(self, *counts, least=1)
+        check_range(self, "dropout", least=0, below=1)
+        if not self.depth_group <= self.depth_min <= self.depth:
+            raise InputError(
+                f"depth_min must lie between depth_group {self.depth_group} and depth "
+                f"{self.depth}; got {self.depth_min}"
+            )
+        if (self.depth - self.depth_min) % self.depth_group:
+            raise InputError(
+                f"depth must be depth_min {self.depth_min} plus a multiple of depth_group "
+                f"{self.depth_group}; got {self.depth}"
+            )
+        if self.denoise_timesteps & (self.denoise_timesteps - 1):
+            raise InputError(
+                f"denoise_timesteps must be a power of two; got {self.denoise_timesteps}"
+            )
+        if self.num_classes is not None and self.condition_size is not None:
+            raise InputError(
+                "a condition is a class or a vector: give num_classes or condition_size, not both"
+            )
+
+    @property
+    @abc.abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one example."""
+
+    @abc.abstractmethod
+    def build(self, *, key: Key[Array, ""]) -> Network:
+        """Return a network of this shape with fresh weights."""
+
+    @property
+    def condition_type(self) -> Classes | Vector | None:
+        """What a condition is."""
+        if self.num_classes is not None:
+            return Classes(self.num_classes)
+        return None if self.condition_size is None else Vector(self.condition_size)
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """The depths that may be asked for, in blocks, from the smallest to `depth`."""
+        return tuple(range(self.depth_min, self.depth + 1, self.depth_group))
+
+    @property
+    def dead_blocks(self) -> int:
+        """Blocks past the last full group, which the length ODE reaches at no depth."""
+        return self.depth % self.depth_group
+
+    @property
+    def flow_index(self) -> int:
+        """The step index of the flow field itself."""
+        return self.denoise_timesteps.bit_length() - 1
+
+
+class ConfiguredNetwork(Network):
+    """A network whose properties are those of its `config`: abstract."""
+
+    config: eqx.AbstractVar[NetworkConfig]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one example."""
+        return self.config.shape
+
+    @property
+    def condition_type(self) -> Classes | Vector | None:
+        """What a condition is."""
+        return self.config.condition_type
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """The depths that may be asked for, in blocks."""
+        return self.config.depths
+
+    @property
+    def flow_index(self) -> int:
+        """The step index of the flow field itself."""
+        return self.config.flow_index
+
+    @property
+    def length(self) -> Plan:
+        """How each group's unit of length is solved by default."""
+        return self.config.length

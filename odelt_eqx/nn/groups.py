@@ -1,0 +1,75 @@
+"""Groups of blocks: how they are drawn, laid out and integrated in every network here."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from odelt_eqx.network import Depth
+from odelt_eqx.nn.config import NetworkConfig
+from odelt_eqx.ode import ODEBlock, Stack
+
+AnyNetwork = TypeVar("AnyNetwork")
+"""A network of this package: it has `config`, `length_embedding` and `groups`."""
+
+
+def draw_groups(
+    config: NetworkConfig, draw_block: Callable[[Key[Array, ""]], Any], key: Key[Array, ""]
+) -> tuple[ODEBlock, ...]:
+    """Return `config.depth` fresh blocks in groups; the last group may not be full.
+
+    Args:
+        config: the depth, the group size and the layout.
+        draw_block: returns a block from a key.
+        key: used once.
+    """
+    blocks = Stack(eqx.filter_vmap(draw_block)(jax.random.split(key, config.depth)))
+    stacks = blocks.split(config.depth_group)
+    return tuple(ODEBlock(stack if config.stacked else tuple(stack)) for stack in stacks)
+
+
+def groups_at_depth(
+    network: Any, depth: Depth
+) -> tuple[tuple[ODEBlock, ...], Any, Float[Array, "*batch width"]]:
+    """Return the groups that may be integrated, how many are, and the length embedding.
+
+    Blocks past the last full group never reach the output of the length ODE and are left out.
+    """
+    config = network.config
+    if isinstance(depth, str):
+        return network.groups, depth, jnp.zeros(config.hidden_size)
+    full = network.groups[: config.depth // config.depth_group]
+    rows = network.length_embedding.weight[jnp.asarray(depth)]
+    return full, depth // config.depth_group, rows
+
+
+def stacked(network: AnyNetwork) -> AnyNetwork:
+    """Return the same network with the weights of a group's blocks in shared arrays."""
+    return _lay_out(network, True)
+
+
+def unstacked(network: AnyNetwork) -> AnyNetwork:
+    """Return the same network with arrays for every block, the layout that samples fast.
+
+    `stacked` and this one copy the weights of the blocks, unless they are already laid out so.
+    """
+    return _lay_out(network, False)
+
+
+def _lay_out(network: Any, as_stack: bool) -> Any:
+    if network.config.stacked == as_stack:
+        return network
+    kind = Stack.of if as_stack else tuple
+    groups = tuple(ODEBlock(kind(group.blocks)) for group in network.groups)
+    changed = eqx.tree_at(lambda n: n.groups, network, groups)
+    return with_config(changed, dataclasses.replace(network.config, stacked=as_stack))
+
+
+def with_config(network: AnyNetwork, config: NetworkConfig) -> AnyNetwork:
+    """Return a network of this config with the arrays of `network`, in their order."""
+    template = eqx.filter_eval_shape(config.build, key=jax.random.key(0))
+    return jax.tree.unflatten(jax.tree.structure(template), jax.tree.leaves(network))

@@ -1,0 +1,102 @@
+"""A network of vectors whose depth is an ODE: an MLP for points, features, low dimensions."""
+
+import dataclasses
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from odelt_eqx.network import Inputs
+from odelt_eqx.nn.config import ConfiguredNetwork, NetworkConfig
+from odelt_eqx.nn.embeddings import ConditionEmbedding
+from odelt_eqx.nn.groups import draw_groups, groups_at_depth
+from odelt_eqx.nn.layers import FinalLayer, Mlp, affine, embedding, layer_norm, linear, modulate
+from odelt_eqx.ode import LengthStats, ODEBlock, integrate_length
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VectorNetConfig(NetworkConfig):
+    """Shape of a `VectorNet`.
+
+    Args:
+        size: values of a vector.
+
+    Raises:
+        InputError: the numbers do not fit together.
+    """
+
+    size: int
+
+    @property
+    def shape(self) -> tuple[int]:
+        """Shape of one vector, (size,)."""
+        return (self.size,)
+
+    def build(self, *, key: Key[Array, ""]) -> "VectorNet":
+        """Return a `VectorNet` of this shape with fresh weights."""
+        return VectorNet(self, key=key)
+
+
+class MlpBlock(eqx.Module):
+    """An MLP, shifted, scaled and gated by the condition: a DiT block without attention."""
+
+    modulation: eqx.nn.Linear
+    mlp: Mlp
+    dtype: str = eqx.field(static=True)
+
+    def __init__(self, config: VectorNetConfig, *, key: Key[Array, ""]):
+        """Draw the weights."""
+        modulation_key, mlp_key = jax.random.split(key)
+        self.modulation = linear(config.hidden_size, 3 * config.hidden_size, modulation_key)
+        self.mlp = Mlp(config.hidden_size, config.mlp_ratio, config.dropout, key=mlp_key)
+        self.dtype = config.dtype
+
+    def __call__(
+        self,
+        h: Float[Array, " width"],
+        condition: Float[Array, " width"],
+        *,
+        key: Key[Array, ""] | None = None,
+    ) -> Float[Array, " width"]:
+        """Transform the hidden state of one example under its condition."""
+        parts = affine(self.modulation, jax.nn.silu(condition.astype(self.dtype)))
+        shift, scale, gate = jnp.split(parts, 3)
+        x = modulate(layer_norm(h).astype(self.dtype), shift, scale)
+        return h + gate * self.mlp(x, key)
+
+
+class VectorNet(ConfiguredNetwork):
+    """A velocity field over vectors: MLP blocks whose depth is an ODE."""
+
+    embedding: eqx.nn.Linear
+    condition_embedding: ConditionEmbedding
+    length_embedding: eqx.nn.Embedding
+    groups: tuple[ODEBlock[MlpBlock], ...]
+    final: FinalLayer
+    config: VectorNetConfig = eqx.field(static=True)
+
+    def __init__(self, config: VectorNetConfig, *, key: Key[Array, ""]):
+        """Draw the weights of the network that `config` describes."""
+        inputs, time, step, label, length, blocks, final = jax.random.split(key, 7)
+        width, kind = config.hidden_size, config.condition_type
+        draw_block = lambda key: MlpBlock(config, key=key)
+        self.embedding = linear(config.size, width, inputs)
+        self.condition_embedding = ConditionEmbedding(width, kind, keys=(time, step, label))
+        self.length_embedding = embedding(config.depth + 1, width, length)
+        self.groups = draw_groups(config, draw_block, blocks)
+        self.final = FinalLayer(width, config.size, key=final)
+        self.config = config
+
+    def velocity(self, inputs: Inputs) -> tuple[Float[Array, "batch size"], LengthStats]:
+        """Return the velocity and what its length ODE took, see `Network`."""
+        step_index = inputs.step_index
+        step_index = jnp.zeros_like(step_index) if self.config.ignore_step else step_index
+        c = self.condition_embedding(inputs.t, step_index, inputs.condition)
+        h = affine(self.embedding, inputs.x)
+        groups, count, row = groups_at_depth(self, inputs.depth)
+        keys = inputs.keys if self.config.dropout > 0 else None
+        u, stats = integrate_length(
+            groups, h, c + row, count, inputs.length, keys, inputs.exit_tolerance
+        )
+        return jax.vmap(self.final)(u, c), stats

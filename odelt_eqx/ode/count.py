@@ -1,0 +1,153 @@
+"""The exact cost of a solve over time, counted inside it, rejected steps included.
+
+`integrate_time_counted` wraps the plan of an `integrate_time`; neither that nor the length ODE
+knows of it.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import diffrax
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from odelt_eqx.ode.length import LengthStats
+from odelt_eqx.ode.plan import Plan
+from odelt_eqx.ode.time import TimeSolution, integrate_time
+
+
+def integrate_time_counted(
+    field: Callable[..., tuple[PyTree, LengthStats]],
+    y: PyTree,
+    plan: Plan,
+    args: PyTree = None,
+    **kwargs: Any,
+) -> tuple[TimeSolution, LengthStats]:
+    """Return what `integrate_time` does, and the sum over all evaluations of the field.
+
+    Args:
+        field: `(t, y, args) -> (dy/dt, stats)`.
+        y: as for `integrate_time`.
+        plan: as for `integrate_time`.
+        args: as for `integrate_time`.
+        **kwargs: as for `integrate_time`.
+    """
+
+    def counted(t: Array, state: tuple[PyTree, Array], args: PyTree) -> tuple[PyTree, Array]:
+        dy, stats = field(t, state[0], args)
+        # diffrax carries one packed array of floats faster than four.
+        return dy, jnp.stack(jax.tree.leaves(stats), axis=1)
+
+    counts = jnp.zeros((len(jax.tree.leaves(y)[0]), 4))
+    counting = CountingPlan(plan)  # pyright: ignore[reportCallIssue]
+    solution = integrate_time(counted, (y, counts), counting, args, **kwargs)
+    _, total = solution.controller_state
+    states, _ = solution.states
+    return dataclasses.replace(solution, states=states), LengthStats(*total.reshape(-1, 4).T)
+
+
+class CountingPlan(Plan):
+    """A plan for states `(y, counts)` whose field returns `(dy/dt, counts of evaluating it)`."""
+
+    plan: Plan
+
+    @property
+    def solver(self) -> str:  # noqa: D102
+        return self.plan.solver
+
+    @property
+    def per_example(self) -> bool:  # noqa: D102
+        return self.plan.per_example
+
+    def arguments(self, backwards: bool = False) -> dict[str, Any]:  # noqa: D102
+        arguments = self.plan.arguments(backwards)
+        return arguments | {
+            "solver": CountingSolver(arguments["solver"]),
+            "stepsize_controller": CountingController(arguments["stepsize_controller"]),
+        }
+
+
+class CountingSolver(diffrax.AbstractWrappedSolver):
+    """A solver whose `step` returns the counts of that step in the second half of the state.
+
+    diffrax keeps the increments `k = dt f` of the stages of a Runge-Kutta step, and `sum(k) / dt`
+    over the stages that were evaluated is what they took. A first-same-as-last solver reuses the
+    last stage of the previous step as its first, if there was one.
+    """
+
+    solver: diffrax.AbstractSolver
+
+    @property
+    def term_structure(self) -> Any:  # noqa: D102
+        return self.solver.term_structure
+
+    @property
+    def interpolation_cls(self) -> Any:  # noqa: D102
+        return self.solver.interpolation_cls
+
+    def order(self, terms: Any) -> int | None:  # noqa: D102
+        return self.solver.order(terms)
+
+    def strong_order(self, terms: Any) -> Any:  # noqa: D102
+        return self.solver.strong_order(terms)
+
+    def error_order(self, terms: Any) -> Any:  # noqa: D102
+        return self.solver.error_order(terms)
+
+    def func(self, terms: Any, t0: Any, y0: Any, args: Any) -> Any:  # noqa: D102
+        return self.solver.func(terms, t0, y0, args)
+
+    def init(self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any) -> Any:  # noqa: D102
+        return self.solver.init(terms, t0, t1, y0, args)
+
+    def step(
+        self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any, solver_state: Any, made_jump: Any
+    ) -> tuple[Any, ...]:
+        """Make a step that starts from counts of zero."""
+        y0 = (y0[0], jnp.zeros_like(y0[1]))
+        y1, error, dense, new_state, result = self.solver.step(
+            terms, t0, t1, y0, args, solver_state, made_jump
+        )
+        if "k" in dense:
+            stages = dense["k"][1]
+            taken = jnp.sum(stages, axis=0)
+            if self.solver.tableau.fsal:  # pyright: ignore[reportAttributeAccessIssue]
+                first, _ = solver_state
+                taken = taken - jnp.logical_not(first | made_jump) * stages[0]
+        else:
+            taken = y1[1]
+        counts = jnp.round(jnp.abs(taken / (t1 - t0)))
+        return (y1[0], counts), error, dense, new_state, result
+
+
+class CountingController(diffrax.AbstractStepSizeController[Any, Any]):
+    """The controller of a `CountingSolver`: sums the counts of every step, accepted or not.
+
+    The error of a step is measured on the state alone. Its own state is
+    `(state of the wrapped controller, summed counts)`.
+    """
+
+    controller: diffrax.AbstractStepSizeController
+
+    def wrap(self, direction: Any) -> "CountingController":  # noqa: D102
+        return CountingController(self.controller.wrap(direction))
+
+    def init(
+        self, terms: Any, t0: Any, t1: Any, y0: Any, dt0: Any, args: Any, func: Any, order: Any
+    ) -> tuple[Any, tuple[Any, Array]]:
+        """Return the end of the first step, and counts of zero."""
+        first, state = self.controller.init(terms, t0, t1, y0[0], dt0, args, func, order)
+        return first, (state, jnp.zeros_like(y0[1]))
+
+    def adapt_step_size(
+        self, t0: Any, t1: Any, y0: Any, y1: Any, args: Any, error: Any, order: Any, state: Any
+    ) -> tuple[Any, ...]:
+        """Let the wrapped controller decide and add the counts of the step."""
+        inner, total = state
+        error = None if error is None else error[0]
+        *decision, inner, result = self.controller.adapt_step_size(
+            t0, t1, y0[0], y1[0], args, error, order, inner
+        )
+        return *decision, (inner, total + y1[1]), result

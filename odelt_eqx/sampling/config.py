@@ -1,0 +1,172 @@
+"""How a network is run: one declaration for Python, the command line, a run and the grid."""
+
+import dataclasses
+import warnings
+from typing import Any, Literal, TypeVar
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Bool, Float
+
+from odelt_eqx.errors import InputError, SolveError, check_range, find_by_name
+from odelt_eqx.network import Classes, Condition, Network, check_batch, check_depth
+from odelt_eqx.ode.plan import Adaptive, FixedSteps, Plan, as_arrays, without_recomputing
+
+BFLOAT16_TOLERANCE = 1e-3
+"""Below about this, the rounding of a bfloat16 field looks like error to an adaptive solver."""
+
+Tree = TypeVar("Tree")
+
+
+class SampleConfig(eqx.Module):
+    """How a network is run.
+
+    Args:
+        time: how the time ODE is solved over [0, 1]; one Euler step by default.
+        length: how each group's unit of length is solved; None as the network says.
+        depth: blocks to run, one of the network's depths; "full" for all, "plain" for the network
+            without a length ODE. In Python also an array with the depth of each example.
+        guidance: classifier-free guidance weight; 1 runs the condition alone, 0 the null condition
+            alone.
+        exit_tolerance: a network evaluation of an example stops at the first edge of the length
+            where the last group changed `u` by less than this share of it; None runs to `depth`.
+
+    Raises:
+        InputError: `exit_tolerance` is not positive.
+    """
+
+    time: FixedSteps | Adaptive = FixedSteps()
+    length: FixedSteps | Adaptive | None = None
+    depth: int | Literal["full", "plain"] = "full"
+    guidance: float = 1.0
+    exit_tolerance: float | None = None
+
+    def __check_init__(self) -> None:
+        if not isinstance(self.exit_tolerance, Tracer):
+            check_range(self, "exit_tolerance", above=0)
+
+
+def resolve(
+    network: Network,
+    x: Float[Array, "batch *shape"],
+    condition: Condition | None,
+    config: SampleConfig,
+    options: dict[str, Any],
+) -> SampleConfig:
+    """Return how a call runs the network, in the form that is compiled.
+
+    What may change without compiling is an array: step counts, tolerances, and a guidance that is
+    neither 0 nor 1. "full" and a length of None are replaced by the network's own.
+
+    Args:
+        network: the network.
+        x: noise or data, (batch, *shape).
+        condition: their conditions, or None.
+        config: the options.
+        options: fields of `config` that a caller replaces.
+
+    Raises:
+        InputError: an option is unknown, or a shape, a label or the depth does not fit the network.
+    """
+    _check_options(options)
+    config = _replace(config, **options) if options else config
+    check_batch(network, x, condition)
+    _check_labels(network, condition)
+    if condition is None and config.guidance not in (0, 1):
+        raise InputError(f"a network without conditions has no guidance; got {config.guidance}")
+    depth = network.depth if _is(config.depth, "full") else config.depth
+    length = network.length if config.length is None else config.length
+    _warn_of_precision(network, time=config.time, length=length)
+    adaptive = isinstance(length, Adaptive)
+    guidance, tolerance = config.guidance, config.exit_tolerance
+    return _replace(
+        config,
+        time=as_arrays(config.time),
+        length=as_arrays(length) if adaptive else without_recomputing(length),
+        depth=check_depth(depth, network.depths),
+        guidance=guidance if guidance in (0, 1) else jnp.asarray(guidance, jnp.float32),
+        exit_tolerance=None if tolerance is None else jnp.asarray(tolerance, jnp.float32),
+    )
+
+
+def raise_failures(
+    result: Tree,
+    network: Network,
+    config: SampleConfig,
+    time_failed: Bool[Array | np.ndarray, " batch"],
+    length_failed: Bool[Array | np.ndarray, " batch"],
+) -> Tree:
+    """Return `result`, or raise a SolveError that names the examples whose solve failed.
+
+    Args:
+        result: what a solve returned.
+        network: the network.
+        config: how it was run.
+        time_failed: whether the time solve failed, for each example.
+        length_failed: whether a length solve did.
+    """
+    length = network.length if config.length is None else config.length
+    for axis, plan, failed in (
+        ("time", config.time, time_failed),
+        ("length", length, length_failed),
+    ):
+        if not isinstance(plan, Adaptive):
+            continue
+        if isinstance(failed, Tracer):
+            result = eqx.error_if(result, failed, plan.failure(axis))
+            continue
+        indices = np.flatnonzero(failed)
+        if len(indices):
+            listed = ", ".join(map(str, indices[:10])) + (", ..." if len(indices) > 10 else "")
+            which = f" for {len(indices)} of {len(failed)} examples (index {listed})"
+            raise SolveError(plan.failure(axis, which))
+    return result
+
+
+def _replace(config: SampleConfig, **values: Any) -> SampleConfig:
+    """Return `config` with other values, of any type: arrays for numbers."""
+    fields = lambda config: [getattr(config, name) for name in values]
+    return eqx.tree_at(fields, config, list(values.values()), is_leaf=lambda x: x is None)
+
+
+def _is(value: Any, name: str) -> bool:
+    """Whether a value is this string; an array is not compared."""
+    return isinstance(value, str) and value == name
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    names = [field.name for field in dataclasses.fields(SampleConfig)]
+    for name in options:
+        find_by_name("sampling option", name, dict.fromkeys(names, True))
+    tolerance = options.get("exit_tolerance")
+    if tolerance is not None and not isinstance(tolerance, Tracer) and not tolerance > 0:
+        raise InputError(f"exit_tolerance must be positive; got {tolerance}")
+
+
+def _check_labels(network: Network, condition: Condition | None) -> None:
+    """Raise an InputError unless labels are those of classes, or the null label."""
+    kind = network.condition_type
+    if not isinstance(kind, Classes) or condition is None or isinstance(condition, Tracer):
+        return
+    wrong = [label for label in np.asarray(condition).tolist() if not 0 <= label <= kind.count]
+    if wrong:
+        raise InputError(
+            f"labels must lie between 0 and {kind.count - 1}, or be {kind.count} for none; "
+            f"got {wrong[0]}"
+        )
+
+
+def _warn_of_precision(network: Network, **plans: Plan) -> None:
+    """Warn of tolerances that the rounding of a bfloat16 network does not let a solver meet."""
+    config = getattr(network, "config", None)
+    if getattr(config, "dtype", "float32") != "bfloat16":
+        return
+    for axis, plan in plans.items():
+        if isinstance(plan, Adaptive) and min(plan.rtol, plan.atol) < BFLOAT16_TOLERANCE:
+            warnings.warn(
+                f"a bfloat16 network cannot meet {axis}.rtol {plan.rtol:g} and {axis}.atol "
+                f"{plan.atol:g}: steps are wasted; use {BFLOAT16_TOLERANCE:g} or more",
+                stacklevel=5,
+            )

@@ -1,0 +1,89 @@
+"""Typed values to and from what JSON can hold; only the types asked for can come out."""
+
+import dataclasses
+import types
+from typing import Any, Union, get_args, get_origin
+
+import cattrs
+from cattrs.strategies import configure_union_passthrough
+
+from odelt_eqx.errors import InputError
+
+TAG = "type"
+"""Key under which a member of a union carries the name of its class."""
+
+
+def to_dict(value: Any, kind: Any = None) -> Any:
+    """Return a value as JSON can hold it.
+
+    Args:
+        value: dataclasses, containers, paths and plain values.
+        kind: the declared type, where it is a union of dataclasses.
+    """
+    return _CONVERTER.unstructure(value, kind)
+
+
+def from_dict(data: Any, kind: Any, what: str) -> Any:
+    """Return the value that `to_dict` returned as JSON.
+
+    Args:
+        data: what JSON held.
+        kind: the type of the value.
+        what: the name of the source, for the message: "runs/a/config.json".
+
+    Raises:
+        InputError: the data do not describe such a value; unknown fields are errors, too.
+    """
+    try:
+        return _CONVERTER.structure(data, kind)
+    except InputError as error:
+        problem = str(error)
+    except cattrs.BaseValidationError as error:
+        problem = "; ".join(cattrs.transform_error(error))
+    except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
+        problem = f"{type(error).__name__}: {error}"
+    problem = " ".join(problem.split())[:300]
+    raise InputError(f"{what} does not fit this version: {problem}")
+
+
+def _members(kind: Any) -> dict[str, type]:
+    """Return the dataclasses in a union by name; none if it is another type."""
+    if get_origin(kind) not in (Union, types.UnionType):
+        return {}
+    classes = [cls for cls in get_args(kind) if cls is not type(None)]
+    if len(classes) < 2 or not all(map(dataclasses.is_dataclass, classes)):
+        return {}
+    return {cls.__name__: cls for cls in classes}
+
+
+def _structure_union(kind: Any) -> Any:
+    members, optional = _members(kind), type(None) in get_args(kind)
+
+    def structure(data: dict[str, Any] | None, _: Any) -> Any:
+        if data is None and optional:
+            return None
+        fields = dict(data or {})
+        name = fields.pop(TAG, None)
+        if name not in members:
+            raise ValueError(f"{TAG} must be one of {', '.join(members)}; got {name!r}")
+        return _CONVERTER.structure(fields, members[name])
+
+    return structure
+
+
+def _unstructure_union(kind: Any) -> Any:
+    members = _members(kind)
+
+    def unstructure(value: Any) -> Any:
+        if value is None:
+            return None
+        name = type(value).__name__
+        return {TAG: name, **_CONVERTER.unstructure(value, members[name])}
+
+    return unstructure
+
+
+_CONVERTER = cattrs.Converter(forbid_extra_keys=True)
+configure_union_passthrough(bool | int | float | str | None, _CONVERTER)
+_CONVERTER.register_structure_hook_factory(lambda kind: bool(_members(kind)), _structure_union)
+_CONVERTER.register_unstructure_hook_factory(lambda kind: bool(_members(kind)), _unstructure_union)

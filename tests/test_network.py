@@ -1,0 +1,87 @@
+"""The interface of networks: what a call accepts, and guidance."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import odelt_eqx as odelt
+from odelt_eqx.network import drop_condition, guided_velocity
+from odelt_eqx.ode import LengthStats
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0, 1.5, jnp.asarray(1.0)])
+def test_guidance_extrapolates_from_no_label_and_runs_no_half_it_does_not_need(weight):
+    batches = []
+
+    def evaluate(t, x, step_index, labels, depth):
+        batches.append(len(x))
+        return x + labels[:, None], jnp.ones(len(x))
+
+    x, labels, null = jnp.zeros((2, 3)), jnp.array([3, 4]), jnp.array([10, 10])
+    v, counts = guided_velocity(evaluate, jnp.zeros(2), x, 0, labels, null, weight)
+    np.testing.assert_allclose(v, (10 + weight * (labels - 10))[:, None] + x)
+    both = not isinstance(weight, float) or weight not in (0.0, 1.0)
+    assert batches == [4 if both else 2]
+    np.testing.assert_array_equal(counts, 2 if both else 1)
+
+
+class Constant(odelt.Network):
+    """A network of a user: its velocity is the condition, at any depth."""
+
+    shape = (2,)
+    depths = (1,)
+    flow_index = 0
+    length = odelt.FixedSteps()
+    condition_type: odelt.Classes | odelt.Vector | None = None
+
+    def velocity(self, inputs):
+        x, condition = inputs.x, inputs.condition
+        nothing = jnp.zeros(len(x))
+        v = jnp.ones_like(x) if condition is None else jnp.nan_to_num(condition, nan=5.0)
+        return v * jnp.ones_like(x), LengthStats(nothing + 1, nothing, nothing, nothing)
+
+
+X = jnp.zeros((3, 2))
+
+
+def test_a_network_of_a_user_is_sampled_inverted_and_has_a_likelihood():
+    network = Constant()
+    np.testing.assert_allclose(odelt.sample(network, X), 1.0)
+    np.testing.assert_allclose(odelt.invert(network, X, time=odelt.Adaptive()), -1.0, atol=1e-5)
+    density = odelt.log_likelihood(network, X).log_density
+    np.testing.assert_allclose(density, -1.0 - np.log(2 * np.pi), rtol=1e-4)
+
+
+def test_a_condition_may_be_a_vector_and_is_guided_as_a_class_is():
+    network = Constant(odelt.Vector(2))
+    condition = jnp.arange(6.0).reshape(3, 2)
+    np.testing.assert_allclose(odelt.sample(network, X, condition), condition)
+    np.testing.assert_allclose(odelt.sample(network, X, condition, guidance=0.0), 5.0)
+    guided = odelt.sample(network, X, condition, guidance=2.0)
+    np.testing.assert_allclose(guided, 2 * condition - 5.0)
+    dropped = drop_condition(network, condition, jnp.array([False, True, False]))
+    assert jnp.isnan(dropped).all(axis=1).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("kind", "condition", "message"),
+    [
+        (None, jnp.zeros(3, int), r"the condition must have shape None; got \(3,\)"),
+        (odelt.Classes(4), None, r"labels must have shape \(3,\); got None"),
+        (odelt.Classes(4), jnp.array([0, 5, 1]), "labels must lie between 0 and 3, or be 4"),
+        (odelt.Vector(2), jnp.zeros((3, 3)), r"the condition must have shape \(3, 2\)"),
+    ],
+)
+def test_a_condition_of_another_kind_is_refused(kind, condition, message):
+    with pytest.raises(odelt.InputError, match=message):
+        odelt.sample(Constant(kind), X, condition)
+
+
+def test_a_network_without_conditions_has_no_guidance():
+    with pytest.raises(odelt.InputError, match=r"a network without conditions has no guidance"):
+        odelt.sample(Constant(), X, guidance=1.5)
+
+
+def test_an_unknown_option_is_refused_with_the_closest_name():
+    with pytest.raises(odelt.InputError, match=r"'guidence'; did you mean guidance\?"):
+        odelt.sample(Constant(), X, guidence=1.5)

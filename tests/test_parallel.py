@@ -1,0 +1,19 @@
+"""A batch dealt over parts that all get the same mix of depths."""
+
+import numpy as np
+import pytest
+
+from odelt_eqx.parallel import deal, undeal
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4, 8])
+@pytest.mark.parametrize("depths", [1, 2, 3, 5])
+def test_every_part_has_the_same_depths_and_every_example_counts_once(parts, depths):
+    depth = np.arange(16) % depths
+    rows, counted = deal(depth, parts)
+    assert sorted(rows[counted].tolist()) == list(range(16))
+    assert (depth[rows] == depth[rows[0]]).all()
+    assert (np.diff(depth[rows[0]]) <= 0).all()
+    assert rows.shape[1] <= 16 // parts + depths
+    values = np.arange(16.0)
+    assert (values[rows].ravel()[undeal(rows, counted)] == values).all()
