@@ -1,4 +1,4 @@
-"""Images as they are looked at: laid out on a sheet, enlarged, written as PNG."""
+"""Images to look at: tiled, enlarged, written as PNG."""
 
 from pathlib import Path
 
@@ -6,13 +6,13 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from odelt_eqx.files import replacing
+from odelt_eqx.files import atomic_write
 
 
 def tile(
     images: Float[np.ndarray, "count height width channels"], columns: int
 ) -> Float[np.ndarray, "height_all width_all channels"]:
-    """Lay images in [-1, 1] out row by row, a light line of one pixel between them, as [0, 1]."""
+    """Tile images in [-1, 1] row by row, separated by white lines of one pixel, as [0, 1]."""
     count, height, width, channels = images.shape
     rows = -(-count // columns)
     canvas = np.ones((rows * (height + 1) + 1, columns * (width + 1) + 1, channels), np.float32)
@@ -23,20 +23,20 @@ def tile(
 
 
 def rgb(image: Float[np.ndarray, "height width channels"]) -> Float[np.ndarray, "height width 3"]:
-    """Return three channels: one repeated, or the first three."""
+    """Return three channels: grey levels repeated, or the first three."""
     return np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image[..., :3]
 
 
 def sheet(
     images: Float[np.ndarray, "count height width channels"], columns: int
 ) -> UInt8[np.ndarray, "height_all width_all 3"]:
-    """Lay images in [-1, 1] out, each pixel enlarged so that small ones can be seen."""
+    """Tile images in [-1, 1], small ones enlarged."""
     tiled = rgb(tile(images, columns))
     zoom = max(1, min(640 // tiled.shape[1], 1280 // tiled.shape[0]))
     return np.kron(np.round(255 * tiled).astype(np.uint8), np.ones((zoom, zoom, 1), np.uint8))
 
 
 def save_png(image: UInt8[np.ndarray, "height width 3"], path: Path) -> None:
-    """Write an image, whole or not at all."""
-    with replacing(path) as beside:
-        Image.fromarray(image).save(beside)
+    """Write an image atomically."""
+    with atomic_write(path) as temporary:
+        Image.fromarray(image).save(temporary)

@@ -13,19 +13,23 @@ from odelt_eqx.data.source import (
     ArraySource as ArraySource,
     Source as Source,
     Split as Split,
-    in_memory as in_memory,
+    load_into_memory as load_into_memory,
+    read as read,
+    read_batches as read_batches,
+    sample_indices as sample_indices,
 )
 from odelt_eqx.data.splits import HeldOut as HeldOut
 from odelt_eqx.data.tfds import Tfds as Tfds
+from odelt_eqx.data.toy import Toy as Toy
 
-Data = Digits | Idx | Folder | Npz | Shards | Tfds
-"""A data set: where it is, and how it is to be read."""
+Data = Digits | Idx | Folder | Npz | Shards | Tfds | Toy
+"""A data set: where it is and how to read it."""
 
 
 def open_source(data: Data, split: Split) -> Source:
     """Return a split of a data set.
 
     Raises:
-        InputError: it is not there, is damaged, or has no such split.
+        InputError: it is missing or damaged, or has no such split.
     """
     return data.open(split)

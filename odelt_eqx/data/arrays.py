@@ -5,173 +5,146 @@ import gzip
 import math
 import zlib
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import UInt8
 
-from odelt_eqx.data.source import ArraySource, Split
-from odelt_eqx.data.splits import HeldOut, check_not_empty
-from odelt_eqx.errors import InputError
+from odelt_eqx.data.source import ArraySource, DataSet, Split
+from odelt_eqx.data.splits import HeldOut
+from odelt_eqx.errors import InputError, reason
+from odelt_eqx.files import read_arrays
 
 
 def digits(split: Split) -> ArraySource:
     """Return scikit-learn's bundled 8 x 8 handwritten digits, 1,797 of them in ten classes.
 
-    One in five of each class, the same ones always, is held out.
-
     Args:
-        split: "train" (1,437 digits) or "held-out" (360).
+        split: "train" (1,437 digits) or "held-out" (360, a fixed fifth of each class).
     """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
-    pixels, classes = load_digits(return_X_y=True)
+    pixels, labels = load_digits(return_X_y=True)
     images = (pixels.reshape(-1, 8, 8, 1) / 8 - 1).astype(np.float32)
-    labels = classes.astype(np.int32)
-    every = np.arange(len(labels))
-    train, held_out = train_test_split(every, test_size=0.2, stratify=labels, random_state=0)
+    rows = np.arange(len(labels))
+    train, held_out = train_test_split(rows, test_size=0.2, stratify=labels, random_state=0)
     chosen = train if split == "train" else held_out
-    return ArraySource(images[chosen], labels[chosen], levels=17)
+    return ArraySource(images[chosen], labels[chosen].astype(np.int32), levels=17)
 
 
 @dataclasses.dataclass(frozen=True)
-class Digits:
+class Digits(DataSet):
     """scikit-learn's 8 x 8 handwritten digits."""
 
     def __str__(self) -> str:
-        """Return what messages call it."""
         return "digits"
 
-    def open(self, split: Split) -> ArraySource:
-        """Return a split."""
+    def _open(self, split: Split) -> ArraySource:
         return digits(split)
 
 
-PARTS: dict[Split, tuple[str, ...]] = {"train": ("train",), "held-out": ("t10k", "test")}
+PREFIXES: dict[Split, tuple[str, ...]] = {"train": ("train",), "held-out": ("t10k", "test")}
+"""How the names of a split's IDX files begin."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Idx:
+class Idx(DataSet):
     """The four files of MNIST and its relatives, compressed or not; t10k is held out.
 
     Args:
         folder: holds `train-images-idx3-ubyte.gz`, `train-labels-idx1-ubyte.gz` and the same of
             `t10k`.
         pad: black pixels added on each side; 2 makes 32 x 32 of 28 x 28.
-        class_names: by label; their numbers unless given.
+        class_names: by label; the labels themselves by default.
     """
 
     folder: Path
     pad: int = 0
     class_names: tuple[str, ...] = ()
 
-    def __str__(self) -> str:
-        """Return what messages call it."""
-        return str(self.folder)
-
-    def open(self, split: Split) -> ArraySource:
-        """Return a split.
-
-        Raises:
-            InputError: a file is missing or is no IDX file of bytes, or they do not fit together.
-        """
+    def _open(self, split: Split) -> ArraySource:
         images, labels = self._read(split, "images"), self._read(split, "labels")
-        if images.ndim not in (3, 4) or labels.shape != images.shape[:1]:
-            raise InputError(
-                f"{self.folder} has {split} images of shape {images.shape} and labels of shape "
-                f"{labels.shape}; expected (count, height, width) and (count,)"
-            )
-        check_not_empty(len(labels), split, self)
-        images = images if images.ndim == 4 else images[..., None]
-        if self.pad:
-            side = (self.pad, self.pad)
-            images = np.pad(images, ((0, 0), side, side, (0, 0)))
+        images = _check_shapes(images, labels, self.folder)
+        sides = (self.pad, self.pad)
+        images = np.pad(images, ((0, 0), sides, sides, (0, 0)))
         return ArraySource(images, labels.astype(np.int32), class_names=self.class_names)
 
     def _read(self, split: Split, kind: str) -> UInt8[np.ndarray, "..."]:
-        for part in PARTS[split]:
-            for path in sorted(self.folder.glob(f"{part}-{kind}*")):
+        for prefix in PREFIXES[split]:
+            for path in sorted(self.folder.glob(f"{prefix}-{kind}*")):
                 return read_idx(path)
         raise InputError(
-            f"{self.folder} has no file {PARTS[split][0]}-{kind}-idx*; give the folder of the IDX "
-            "files by data:idx --data.folder"
+            f"{self.folder} has no file {PREFIXES[split][0]}-{kind}-idx*; give the folder of the "
+            "IDX files by data:idx --data.folder"
         )
 
 
 def read_idx(path: Path) -> UInt8[np.ndarray, "..."]:
     """Return the bytes in an IDX file, compressed by gzip if its name ends in .gz.
 
-    Two zeros, the type (8, unsigned bytes), the number of axes, the size of each as a big-endian
-    32-bit integer, the values.
+    The format: two zeros, the type (8, unsigned bytes), the number of axes, the size of each as a
+    big-endian 32-bit integer, the values.
 
     Raises:
-        InputError: it is no such file.
+        InputError: the file cannot be read or is not of this format.
     """
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path} cannot be read: {error}") from None
+        raise InputError(f"{path} cannot be read: {reason(error)}") from None
     axes = data[3] if data[:3] == b"\0\0\x08" and len(data) > 3 else 0
-    shape = tuple(np.frombuffer(data[4 : 4 + 4 * axes], ">u4").tolist())
-    if not axes or len(shape) < axes or len(data) != 4 + 4 * axes + math.prod(shape):
-        raise InputError(f"{path} is no whole IDX file of bytes; fetch it again")
-    return np.frombuffer(data, np.uint8, offset=4 + 4 * axes).reshape(shape)
+    start = 4 + 4 * axes
+    shape = tuple(np.frombuffer(data[4:start], ">u4").tolist())
+    if not axes or len(shape) < axes or len(data) != start + math.prod(shape):
+        raise InputError(f"{path} is not a whole IDX file of bytes; download it again")
+    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 
 
 @dataclasses.dataclass(frozen=True)
-class Npz:
+class Npz(DataSet):
     """The arrays `images` and `labels` of an NPZ file.
 
     Args:
         path: holds `images` (count, height, width) or (count, height, width, channels), bytes or
-            floats in [-1, 1]; `labels` (count,), if there are any; `class_names`, likewise.
-        held_out_path: a file of the same kind that is held out.
-        held_out: which examples are held out where there is no such file; their names are their
-            places, so append new ones.
+            floats in [-1, 1]; optionally `labels` (count,) and `class_names`.
+        held_out_path: a file of the same kind that is the held-out split.
+        held_out: which examples are held out without such a file; their names are their indices,
+            so append new ones.
     """
 
     path: Path
     held_out_path: Path | None = None
     held_out: HeldOut = HeldOut()
 
-    def __str__(self) -> str:
-        """Return what messages call it."""
-        return str(self.path)
-
-    def open(self, split: Split) -> ArraySource:
-        """Return a split.
-
-        Raises:
-            InputError: a file is missing or holds other arrays, or the split is empty.
-        """
+    def _open(self, split: Split) -> ArraySource:
         path = self.held_out_path if split == "held-out" and self.held_out_path else self.path
-        images, labels, names = _read_npz(path)
-        if self.held_out_path is None:
-            chosen = self.held_out.of(map(str, range(len(images))), split)
-            names = names or tuple(map(str, range(int(labels.max(initial=0)) + 1)))
-            images, labels = images[chosen], labels[chosen]
-        check_not_empty(len(images), split, self)
-        return ArraySource(images, labels, class_names=names)
+        source = _read_npz(path)
+        if self.held_out_path is not None:
+            return source
+        chosen = self.held_out.select(map(str, range(len(source))), split)
+        x, condition = source.x[chosen], source.condition[chosen]
+        return ArraySource(x, condition, class_names=source.class_names)
 
 
-def _read_npz(path: Path) -> tuple[np.ndarray, Int[np.ndarray, " count"], tuple[str, ...]]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            images = file["images"]
-            labels = file["labels"] if "labels" in file else np.zeros(len(images), np.int32)
-            names = tuple(map(str, file["class_names"])) if "class_names" in file else ()
-    except (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile, zlib.error) as error:
-        problem = " ".join(str(error).split())[:200]
-        raise InputError(f"{path} holds no images and labels: {problem}") from None
-    images = images[..., None] if images.ndim == 3 else images
+def _read_npz(path: Path) -> ArraySource:
+    arrays = read_arrays(path, "a file of images and labels", "images")
+    labels = arrays.get("labels", np.zeros(arrays["images"].shape[:1], np.int32))
+    images = _check_shapes(arrays["images"], labels, path)
+    if images.dtype != np.uint8:
+        if images.dtype.kind != "f" or not np.abs(images).max(initial=0) <= 1:
+            raise InputError(f"images in {path} must be bytes or floats in [-1, 1]")
+        images = images.astype(np.float32)
+    class_names = tuple(map(str, arrays.get("class_names", ())))
+    return ArraySource(images, labels.astype(np.int32), class_names=class_names)
+
+
+def _check_shapes(images: np.ndarray, labels: np.ndarray, path: Path) -> np.ndarray:
+    """Return images with a channel axis, or raise an InputError if the shapes do not fit."""
+    if images.ndim == 3:
+        images = images[..., None]
     if images.ndim != 4 or labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
         raise InputError(
             f"{path} has images of shape {images.shape} and labels of shape {labels.shape}, "
             f"{labels.dtype}; expected (count, height, width, channels) and integers (count,)"
         )
-    if images.dtype != np.uint8:
-        if images.dtype.kind != "f" or not np.abs(images).max(initial=0) <= 1:
-            raise InputError(f"images in {path} must be bytes or floats in [-1, 1]")
-        images = images.astype(np.float32)
-    return images, labels.astype(np.int32), names
+    return images

@@ -1,33 +1,36 @@
-"""From a source to an endless stream of batches that can begin anywhere."""
+"""From a source to an endless stream of batches that can start anywhere."""
 
 import dataclasses
+import multiprocessing
+import os
+import signal
+import threading
+from functools import partial
 from typing import Any
 
 import grain
 import numpy as np
 from absl import flags
-from jaxtyping import Int
 
 from odelt_eqx.data.source import Source
-from odelt_eqx.data.workers import follow_parent
-from odelt_eqx.errors import InputError
+from odelt_eqx.errors import InputError, check_range
 
 Batch = dict[str, Any]
-"""`image` (rows, height, width, channels) and `label` (rows,) of this process's share of a batch;
-`index` (batch,), the places in the source of all of it."""
+"""`x` (rows, *shape) and `condition` (rows,): this process's share of a batch; `index` (batch,):
+the indices of the whole batch in the source."""
 Batches = grain.DatasetIterator[Batch]
-"""Batches without end; `close` ends their threads and processes."""
+"""Endless batches; `close` ends their threads and processes."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Loading:
-    """How data are read while a network trains; `flip` alone changes what it sees.
+    """How training reads its data; only `flip` changes what it reads.
 
     Args:
-        flip: show the mirror image, left for right, half of the times.
-        threads: threads that read ahead, in this process or in each of the workers.
-        workers: processes that read ahead; 0 reads in this one. Each holds what a source holds.
-        buffer: batches that are kept ready, by this process or by each of the workers.
+        flip: mirror each image, left for right, with probability 1/2.
+        threads: threads that read ahead, in this process or in each worker.
+        workers: processes that read ahead; 0 reads in this one. Each has a copy of the source.
+        buffer: batches to read ahead, in this process or in each worker.
     """
 
     flip: bool = False
@@ -36,10 +39,8 @@ class Loading:
     buffer: int = 8
 
     def __post_init__(self) -> None:
-        """Check the counts."""
-        for name, least in (("threads", 1), ("workers", 0), ("buffer", 1)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} must be at least {least}; got {getattr(self, name)}")
+        check_range(self, "threads", "buffer", least=1)
+        check_range(self, "workers", least=0)
 
 
 def stream(
@@ -52,22 +53,23 @@ def stream(
     count: int = 1,
     loading: Loading = Loading(),
 ) -> Batches:
-    """Return batches without end, each example once an epoch, in an order by `seed` and epoch.
+    """Return endless batches; each example comes once an epoch, in an order by seed and epoch.
 
-    Batch number `n` is the same whenever, however and on however many processes it is read, mirror
-    images and draws included: so the place of a run in its data is one number.
+    Batch number `n` depends on the source, the batch size, the seed, `flip` and `n` alone, not on
+    when, how or by how many processes it is read. So one number resumes a run.
 
     Args:
-        source: where examples come from.
+        source: the examples.
         batch_size: examples per batch, over all processes.
-        seed: decides the order, and what is left to chance.
-        start: batches that are passed over without being read.
-        process: which of `count` processes reads; each has an equal share of every batch.
-        count: how many processes share a batch.
-        loading: how they are read.
+        seed: decides the order, mirror images and draws.
+        start: number of the first batch; those before it are not read.
+        process: index of the process that reads; each has an equal share of every batch.
+        count: number of processes that share a batch.
+        loading: how to read.
 
     Raises:
-        InputError: the source has fewer examples than a batch, or the processes cannot share it.
+        InputError: the source has fewer examples than a batch, the processes cannot share it
+            evenly, or the examples to mirror are not images.
     """
     if not 1 <= batch_size <= len(source):
         raise InputError(
@@ -78,43 +80,48 @@ def stream(
         raise InputError(
             f"batch_size must be a multiple of the {count} processes; got {batch_size}"
         )
-    read = _Read(source, seed, batch_size, batch_size // count, process, loading.flip)
+    if loading.flip and len(source.shape) != 3:
+        raise InputError(f"flip mirrors images, but the examples have shape {source.shape}")
+    share = batch_size // count
+    rows = range(process * share, (process + 1) * share)
+    read = partial(_read_batch, source, seed, loading.flip, rows)
     order = grain.MapDataset.range(len(source)).shuffle(seed).repeat()
     order = order.batch(batch_size, drop_remainder=True)  # rounded up, its length would overflow
     batches = order.map_with_index(read)[start:]
-    if not loading.workers:
-        return iter(batches.to_iter_dataset(_ahead(loading)))
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # grain hands absl's flags on to its workers
-    options = grain.MultiprocessingOptions(loading.workers, loading.buffer)
-    return iter(batches.to_iter_dataset(_ahead(loading)).mp_prefetch(options, follow_parent))
+    options = grain.ReadOptions(loading.threads, max(loading.buffer, loading.threads))
+    ahead = batches.to_iter_dataset(options)
+    if loading.workers:
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # grain passes absl's flags on to its workers
+        workers = grain.MultiprocessingOptions(loading.workers, loading.buffer)
+        ahead = ahead.mp_prefetch(workers, follow_parent)
+    return iter(ahead)
 
 
-def _ahead(loading: Loading) -> grain.ReadOptions:
-    return grain.ReadOptions(loading.threads, max(loading.buffer, loading.threads))
+def _read_batch(
+    source: Source, seed: int, flip: bool, rows: range, number: int, index: np.ndarray
+) -> Batch:
+    """Return `rows` of batch `number`, which has the examples `index`."""
+    examples = []
+    for row in rows:
+        if flip or source.random:
+            rng = np.random.default_rng((seed, number * len(index) + row))  # place in the stream
+            examples.append(source.draw(index[row], rng, flip))
+        else:
+            examples.append(source[index[row]])
+    columns = {name: np.stack([e[name] for e in examples]) for name in ("x", "condition")}
+    return {**columns, "index": index}
 
 
-@dataclasses.dataclass(frozen=True)
-class _Read:
-    """Reads a process's share of a batch."""
+def follow_parent(*_: int) -> None:
+    """In a worker process: leave interrupts to the parent, and exit when it exits or is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.setsid()  # signals to the parent's process group do not reach the worker
+    parent = multiprocessing.parent_process()
 
-    source: Source
-    seed: int
-    batch_size: int
-    share: int
-    process: int
-    flip: bool
+    def follow() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
 
-    def __call__(self, number: int, index: Int[np.ndarray, " batch"]) -> Batch:
-        """Return the share of batch `number`, which has the examples `index`."""
-        first = self.process * self.share
-        rows = range(first, first + self.share)
-        examples = [self._example(number * self.batch_size + row, index[row]) for row in rows]
-        columns = {name: np.stack([e[name] for e in examples]) for name in ("image", "label")}
-        return {**columns, "index": index}
-
-    def _example(self, position: int, index: np.integer) -> Any:
-        """Return the example at a position of the stream; only that decides its chances."""
-        if not (self.flip or self.source.random):
-            return self.source[index]
-        return self.source.draw(index, np.random.default_rng((self.seed, position)), self.flip)
+    threading.Thread(target=follow, daemon=True).start()

@@ -1,50 +1,60 @@
-"""Pictures as they are found, to shards that training reads."""
+"""Raw images to shards."""
 
 import dataclasses
-import itertools
 import json
 import multiprocessing
 import os
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from hashlib import blake2b
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from jaxtyping import Bool
 
-from odelt_eqx.data.chunks import CHUNKS, SPLITS, Chunk, Outcome, outcome_of, write_chunk
-from odelt_eqx.data.folder import check_shape
-from odelt_eqx.data.originals import Originals, find_originals
-from odelt_eqx.data.records import INDEX, VERSION, Index, Layout, save_index
+from odelt_eqx.data.decode import BadImageError, check_shape, decode_image
+from odelt_eqx.data.pipeline import follow_parent
+from odelt_eqx.data.raw import RawImages, find_raw_images
+from odelt_eqx.data.records import INDEX, VERSION, Index, Layout, write_shard
+from odelt_eqx.data.source import Split
 from odelt_eqx.data.splits import HeldOut
-from odelt_eqx.data.workers import follow_parent
-from odelt_eqx.errors import InputError
-from odelt_eqx.files import replacing
+from odelt_eqx.errors import InputError, check_range, reason
+from odelt_eqx.files import (
+    fingerprint,
+    read_json,
+    temporary_path,
+    write_errors,
+    write_json,
+    write_text,
+)
 from odelt_eqx.progress import Progress
+from odelt_eqx.serialize import from_dict, to_dict
 
 PLAN, SKIPPED = "plan.json", "skipped.jsonl"
+CHUNKS = ".chunks"
+"""Folder, among the shards, of the outcome of each finished chunk."""
+SPLITS: tuple[Split, ...] = ("train", "held-out")
 
 
 @dataclasses.dataclass(frozen=True)
 class PrepareConfig:
-    """How pictures become shards.
+    """How images become shards.
 
     Args:
-        size: height and width of the squares; see `odelt_eqx.data.pictures.decode`.
+        size: height and width of the images, in pixels; see `odelt_eqx.data.decode`.
         channels: 3, or 1 for grey levels.
-        held_out_source: pictures of the same kind that are held out.
-        held_out: which pictures are held out where there is no such source.
-        image: column of Parquet files that holds encoded pictures.
+        held_out_source: images of the same kind that are the held-out split.
+        held_out: which images are held out without such a source.
+        image: column of Parquet files that holds encoded images.
         label: column of Parquet files that holds classes.
-        chunk: pictures of a file, those held out included.
-        workers: processes; one for each core by default.
-        part: which share of the work is done here: 3/16 is the third of sixteen. The shards are the
-            same however they are shared out.
-        max_failures: a larger share of pictures that cannot be used stops the job.
+        chunk: images per shard, including those held out.
+        workers: processes; one per core by default.
+        part: the share of the work to do: 3/16 is the third of sixteen. The shards do not depend
+            on how they are shared out.
+        max_failures: stop if a larger share of the images cannot be used.
     """
 
     size: int = 256
@@ -59,192 +69,212 @@ class PrepareConfig:
     max_failures: float = 0.01
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
         check_shape(self.size, self.channels)
-        for name in ("chunk", "workers"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1; got {getattr(self, name)}")
-        if not 0 <= self.max_failures <= 1:
-            raise InputError(f"max_failures must lie in [0, 1]; got {self.max_failures}")
-        share_of(self.part)
+        check_range(self, "chunk", "workers", least=1)
+        check_range(self, "max_failures", least=0, most=1)
+        part_slice(self.part)
 
 
-def share_of(part: str) -> tuple[int, int]:
-    """Return which part, from 0, of how many."""
+def part_slice(part: str) -> slice:
+    """Return which items belong to part I/N: every N-th, from the I-th on."""
     found = re.fullmatch(r"(\d+)/(\d+)", part)
-    which, of = map(int, found.groups()) if found else (0, 0)
-    if not 1 <= which <= of:
+    number, count = map(int, found.groups()) if found else (0, 0)
+    if not 1 <= number <= count:
         raise InputError(f"part must be I/N with I from 1 to N, like 3/16; got {part}")
-    return which - 1, of
+    return slice(number - 1, None, count)
 
 
 def prepare(source: Path, out: Path, config: PrepareConfig) -> list[Path]:
-    """Write the pictures of a source as shards, and an index of them once all are there.
+    """Write the images of a source as shards, and their index once all are there.
 
-    Finished files are kept, so an interrupted job goes on where it was. The source is only read.
-    Pictures that cannot be used are listed in `skipped.jsonl`, each with the reason.
+    Finished shards are not written again, so an interrupted job resumes. Images that cannot be used
+    are listed in `skipped.jsonl` with the reason. The source is only read.
 
     Args:
-        source: a folder of pictures, a zip, an uncompressed tar, or Parquet files.
+        source: a folder of images, a zip, an uncompressed tar, or Parquet files.
         out: folder of the shards; see `odelt_eqx.data.records`.
-        config: how.
+        config: how to write them.
 
     Returns:
-        `skipped.jsonl`, and `index.json` unless other parts of the work are yet to be done.
+        The paths of `skipped.jsonl`, and of `index.json` unless other parts are unfinished.
 
     Raises:
-        InputError: the source cannot be read or has too many pictures that cannot be used; `out`
-            holds something else or cannot be written.
+        InputError: the source cannot be read or too many of its images cannot be used; `out`
+            contains something else or cannot be written.
     """
-    chunks, class_names, layout = _chunks(source, out, config)
-    _begin(out, chunks, class_names, config)
-    which, of = share_of(config.part)
-    own = chunks[which::of]
-    total = sum(len(chunk.originals) for chunk in own)
-    outcomes = {chunk.number: known for chunk in own if (known := outcome_of(chunk))}
-    missing = [chunk for chunk in own if chunk.number not in outcomes]
-    failures = sum(len(outcome.skipped) for outcome in outcomes.values())
-    done = sum(outcome.read for outcome in outcomes.values())
+    chunks, class_names = _make_chunks(source, out, config)
+    items = [(chunk.images.names, chunk.images.labels, chunk.held_out) for chunk in chunks]
+    plan = {"size": config.size, "channels": config.channels, "chunk": config.chunk}
+    start_folder(out, {**plan, "images": fingerprint(class_names, items)})
+    own = chunks[part_slice(config.part)]
+    total = sum(len(chunk.images) for chunk in own)
+    missing = [chunk for chunk in own if not chunk.outcome_path.is_file()]
+    done = total - sum(len(chunk.images) for chunk in missing)
+    failures = sum(len(outcome.skipped) for outcome in _load_outcomes(own))
+
+    def check_failures() -> None:
+        if failures > config.max_failures * total:
+            raise InputError(
+                f"{failures} of {total} images cannot be used, more than max_failures "
+                f"{config.max_failures:g}; {out / SKIPPED} says why"
+            )
+
     try:
+        check_failures()
         with Progress("prepare", total, done) as progress:
-            for outcome in itertools.chain([None], _outcomes(missing, config.workers)):
-                if outcome:
-                    failures += len(outcome.skipped)
-                    progress.show(skipped=failures)
-                    progress.advance(outcome.read)
-                if failures > config.max_failures * total:
-                    raise InputError(
-                        f"{failures} of {total} pictures cannot be used, more than max_failures "
-                        f"{config.max_failures:g}; {out / SKIPPED} says why"
-                    )
+            for chunk, outcome in _write_chunks(missing, config.workers):
+                failures += len(outcome.skipped)
+                progress.show(skipped=failures)
+                progress.advance(len(chunk.images))
+                check_failures()
     finally:
-        known = [outcome_of(chunk) for chunk in chunks]
-        _write_skipped(out, [outcome for outcome in known if outcome])
-    finished = [outcome for outcome in known if outcome]
-    if len(finished) < len(chunks):
+        outcomes = _load_outcomes(chunks)
+        skipped = [row for outcome in outcomes for row in outcome.skipped]
+        rows = [json.dumps({"name": name, "reason": text}) + "\n" for name, text in skipped]
+        with write_errors(out):
+            write_text(out / SKIPPED, "".join(rows))
+    if len(outcomes) < len(chunks):
         return [out / SKIPPED]
+    shards, classes = {}, {}
+    for split in SPLITS:
+        labels = [outcome.labels[split] for outcome in outcomes]
+        pairs = zip(chunks, labels, strict=True)
+        shards[split] = {chunk.shard(split).name: len(own) for chunk, own in pairs if own}
+        counts = np.bincount(np.concatenate(labels).astype(int), minlength=len(class_names))
+        classes[split] = tuple(counts.tolist())
     held_out = None if config.held_out_source else config.held_out
-    _write_index(out, chunks, finished, class_names, layout, held_out)
+    layout = chunks[0].layout
+    index = Index(layout, class_names, shards, classes, held_out, len(skipped))
+    with write_errors(out):
+        write_json(out / INDEX, to_dict(index))
     return [out / SKIPPED, out / INDEX]
 
 
-def _chunks(
+@dataclasses.dataclass(frozen=True)
+class _Chunk:
+    """Consecutive images of a source, which become a shard of each split."""
+
+    number: int
+    images: RawImages
+    held_out: Bool[np.ndarray, " count"]
+    layout: Layout
+    folder: Path
+
+    @property
+    def outcome_path(self) -> Path:
+        """The file that exists once the chunk is finished."""
+        return self.folder / CHUNKS / f"{self.number:05d}.json"
+
+    def shard(self, split: Split) -> Path:
+        """Return the file of a split's records; without records it does not exist."""
+        return self.folder / f"{split}-{self.number:05d}.array_record"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Outcome:
+    """The label of each record, by split, and the names of skipped images with the reason."""
+
+    labels: dict[Split, list[int]]
+    skipped: list[tuple[str, str]]
+
+
+def _make_chunks(
     source: Path, out: Path, config: PrepareConfig
-) -> tuple[list[Chunk], tuple[str, ...], Layout]:
-    """Return all chunks, the class names, and what records there will be."""
-    layout = Layout("pictures", "uint8", (config.size, config.size, config.channels))
+) -> tuple[list[_Chunk], tuple[str, ...]]:
+    """Return all chunks and the class names."""
+    layout = Layout("images", "uint8", (config.size, config.size, config.channels))
     sources = [source] if config.held_out_source is None else [source, config.held_out_source]
     for path in sources:
         if out.resolve().is_relative_to(path.resolve()):
-            raise InputError(f"{out} lies in {path}, where nothing is written; choose another")
-    found = [find_originals(path, config.image, config.label) for path in sources]
-    names = found[0].class_names
-    chunks: list[Chunk] = []
-    for originals in found:
-        own = _with_classes(originals, names)
-        for first in range(0, len(own), config.chunk):
-            part = own.between(first, first + config.chunk)
-            held = np.full(len(part), originals is not found[0])
+            raise InputError(f"{out} lies in {path}, which is only read; choose another folder")
+    found = [find_raw_images(path, config.image, config.label) for path in sources]
+    class_names = found[0].class_names
+    chunks: list[_Chunk] = []
+    for images in found:
+        relabelled = images.relabel(class_names)
+        for first in range(0, len(images), config.chunk):
+            part = relabelled.take(range(first, min(first + config.chunk, len(images))))
+            held_out = np.full(len(part), images is not found[0])
             if config.held_out_source is None:
-                held = config.held_out.of(part.names, "held-out")
-            chunks.append(Chunk(len(chunks), part, held, layout, out))
-    return chunks, names, layout
+                held_out = config.held_out.select(part.names, "held-out")
+            chunks.append(_Chunk(len(chunks), part, held_out, layout, out))
+    return chunks, class_names
 
 
-def _with_classes(originals: Originals, names: tuple[str, ...]) -> Originals:
-    """Return pictures labelled by other class names, of which theirs are some."""
-    if unknown := sorted(set(originals.class_names) - set(names)):
-        raise InputError(f"{originals.path} has a class that the training data lack: {unknown[0]}")
-    labels = np.asarray([names.index(n) for n in originals.class_names], np.int32)
-    return dataclasses.replace(originals, labels=labels[originals.labels])
+def start_folder(out: Path, plan: dict[str, Any], ignored: Collection[str] = ()) -> None:
+    """Write the plan of a job to its folder, or check that it is the one that is there.
 
+    Args:
+        out: the folder.
+        plan: identifies the work.
+        ignored: names of subfolders that may be there before.
 
-def _begin(
-    out: Path, chunks: Sequence[Chunk], class_names: tuple[str, ...], config: PrepareConfig
-) -> None:
-    """Make the folder, or check that it is this work that was begun in it."""
-    fingerprint = blake2b(repr((class_names, len(chunks))).encode(), digest_size=16)
-    for chunk in chunks:
-        for name, label in zip(chunk.originals.names, chunk.originals.labels, strict=True):
-            fingerprint.update(f"{name}\0{label}\0".encode(errors="surrogateescape"))
-        fingerprint.update(chunk.held_out.tobytes())
-    shape = {name: getattr(config, name) for name in ("size", "channels", "chunk")}
-    plan = {"version": VERSION, **shape, "pictures": fingerprint.hexdigest()}
-    path = out / PLAN
-    with writing(out):
+    Raises:
+        InputError: the folder has another plan, or is not a folder of shards.
+    """
+    path, plan = out / PLAN, {"version": VERSION, **plan}
+    with write_errors(out):
         if path.is_file():
-            begun = _begun(path)
-            different = [name for name in plan if begun.get(name) != plan[name]]
-            if different:
+            previous = from_dict(read_json(path, "a plan of prepare"), dict, str(path))
+            if different := [name for name in plan if previous.get(name) != plan[name]]:
                 raise InputError(
                     f"{out} was begun with other {', '.join(different)}; choose another folder"
                 )
-        elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise InputError(f"{out} exists and is no folder of shards; choose another")
-        (out / CHUNKS).mkdir(parents=True, exist_ok=True)
-        with replacing(path) as beside:
-            beside.write_text(json.dumps(plan, indent=2) + "\n")
+        elif out.exists() and not (out.is_dir() and {p.name for p in out.iterdir()} <= {*ignored}):
+            raise InputError(f"{out} exists and is not a folder of shards; choose another")
+        write_json(path, plan)
 
 
-def _begun(path: Path) -> dict:
-    """Return the plan of what was begun; of a damaged one, nothing fits."""
-    try:
-        begun = json.loads(path.read_text())
-    except ValueError:
-        return {}
-    return begun if isinstance(begun, dict) else {}
+def _write_chunk(chunk: _Chunk) -> _Outcome:
+    """Write the shards of a chunk, then its outcome; this runs in worker processes."""
+    outcome = _Outcome({split: [] for split in SPLITS}, [])
+    size, _, channels = chunk.layout.shape
+    images = chunk.images
+    with write_errors(chunk.folder, "the same command resumes"):
+        with ExitStack() as stack:
+            write = {s: stack.enter_context(write_shard(chunk.shard(s))) for s in SPLITS}
+            for index, name in enumerate(images.names):
+                try:
+                    pixels = decode_image(images.read(images.locations[index]), size, channels)
+                except BadImageError as error:
+                    outcome.skipped.append((name, str(error)))
+                    continue
+                except Exception as error:  # a damaged archive raises anything
+                    outcome.skipped.append((name, f"{type(error).__name__}: {reason(error)}"))
+                    continue
+                split: Split = "held-out" if chunk.held_out[index] else "train"
+                label, encoded = int(images.labels[index]), name.encode(errors="surrogateescape")
+                write[split](chunk.layout.pack(label, pixels, encoded))
+                outcome.labels[split].append(label)
+        chunk.outcome_path.parent.mkdir(exist_ok=True)
+        temporary = temporary_path(chunk.outcome_path)
+        temporary.write_text(json.dumps(to_dict(outcome)))
+        os.replace(temporary, chunk.outcome_path)
+    return outcome
 
 
-def _outcomes(chunks: Sequence[Chunk], workers: int) -> Iterator[Outcome]:
-    """Yield what becomes of chunks, in whatever order they are finished."""
+def _load_outcomes(chunks: Sequence[_Chunk]) -> list[_Outcome]:
+    """Return the outcomes of the finished chunks."""
+    paths = [chunk.outcome_path for chunk in chunks if chunk.outcome_path.is_file()]
+    what = "the outcome of a chunk; remove it"
+    return [from_dict(read_json(path, what), _Outcome, str(path)) for path in paths]
+
+
+def _write_chunks(chunks: Sequence[_Chunk], workers: int) -> Iterator[tuple[_Chunk, _Outcome]]:
+    """Write chunks in parallel; yield each with its outcome as it finishes."""
     if min(workers, len(chunks)) <= 1:
-        yield from map(write_chunk, chunks)
+        yield from ((chunk, _write_chunk(chunk)) for chunk in chunks)
         return
-    spawn = multiprocessing.get_context("spawn")  # a copy of this process would hold its threads
+    spawn = multiprocessing.get_context("spawn")  # a fork would inherit locks of JAX's threads
     pool = ProcessPoolExecutor(min(workers, len(chunks)), spawn, initializer=follow_parent)
     try:
-        for future in as_completed([pool.submit(write_chunk, chunk) for chunk in chunks]):
-            yield future.result()
+        futures = {pool.submit(_write_chunk, chunk): chunk for chunk in chunks}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
     except BrokenProcessPool:
         raise InputError(
-            "a worker was killed, perhaps for want of memory; the same command goes on from "
-            "there, perhaps with fewer workers"
+            "a worker was killed, perhaps for lack of memory; the same command resumes, perhaps "
+            "with fewer workers"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _write_skipped(out: Path, outcomes: Iterable[Outcome]) -> None:
-    with writing(out), replacing(out / SKIPPED) as beside, beside.open("w") as file:
-        for name, reason in itertools.chain.from_iterable(o.skipped for o in outcomes):
-            print(json.dumps({"name": name, "reason": reason}), file=file)
-
-
-def _write_index(
-    out: Path,
-    chunks: Sequence[Chunk],
-    outcomes: Sequence[Outcome],
-    class_names: tuple[str, ...],
-    layout: Layout,
-    held_out: HeldOut | None,
-) -> None:
-    shards, classes = {}, {}
-    for split in SPLITS:
-        counts = [sum(outcome.classes[split].values()) for outcome in outcomes]
-        pairs = zip(chunks, counts, strict=True)
-        shards[split] = {chunk.shard(split).name: count for chunk, count in pairs if count}
-        total = sum((Counter(outcome.classes[split]) for outcome in outcomes), Counter())
-        classes[split] = tuple(total[label] for label in range(len(class_names)))
-    skipped = sum(len(outcome.skipped) for outcome in outcomes)
-    index = Index(VERSION, layout, class_names, shards, classes, held_out, skipped)
-    with writing(out):
-        save_index(index, out)
-
-
-@contextmanager
-def writing(out: Path) -> Iterator[None]:
-    """Turn a file system's refusal into one line."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"{out} cannot be written: {error}") from None

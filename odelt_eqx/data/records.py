@@ -1,148 +1,196 @@
-"""The shards that `scripts/prepare.py` writes: a folder of records and an index of them.
+"""The format of shards, which `scripts/prepare.py` writes: a folder of records and their index.
 
 `index.json` is an `Index`. Beside it lie ArrayRecord files, `train-00000.array_record` and
-`held-out-00000.array_record` and so on; their records stand in groups of one, not compressed: at
-256 x 256 they are read 40 times as fast as PNG and take a fifth more space. A record is
+`held-out-00000.array_record` and so on, with records in groups of one, not compressed: at 256 x 256
+pixels they are read 40 times as fast as PNG and take a fifth more space. A record is
 
     label     4 bytes, a little-endian signed integer
-    values    the array in C order, little-endian; shape and type are in the index, the same for all
-    name      the rest: what the item was called in its source, UTF-8
+    values    the array in C order, little-endian; the index has its shape and type
+    name      the rest: the name of the item in its source, UTF-8
 
-The values of a picture are bytes (height, width, channels). Those of a latent are floats
-(2, height, width, 2 x channels): for the picture and its mirror image, the mean and then the
+The values of an image are bytes (height, width, channels). Those of a latent are floats
+(2, height, width, 2 x channels): for the image and its mirror image, the mean and then the
 log-variance of the autoencoder's normal distribution.
 """
 
 import dataclasses
-import json
 import math
+import os
+from collections import namedtuple
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, SupportsIndex
 
-import cattrs
 import numpy as np
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from array_record.python.array_record_module import ArrayRecordWriter
 
 from odelt_eqx.data.source import Split
 from odelt_eqx.data.splits import HeldOut
-from odelt_eqx.errors import InputError
-from odelt_eqx.files import replacing
+from odelt_eqx.errors import InputError, reason
+from odelt_eqx.files import read_json, temporary_path
+from odelt_eqx.serialize import from_dict
 
 INDEX = "index.json"
-VERSION = 1
-Kind = Literal["pictures", "latents"]
+VERSION = 2
+OPTIONS = "group_size:1,uncompressed"
 LABEL = np.dtype("<i4")
+Shard = namedtuple("Shard", "filename skip take examples_in_shard")
+"""Some records of a file, as ArrayRecord describes them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """What is in every record.
+    """The content of every record.
 
     Args:
-        kind: "pictures" or "latents".
-        dtype: type of the values: "uint8", "float16" or "float32".
+        kind: "images" or "latents".
+        dtype: type of the values.
         shape: shape of the values.
     """
 
-    kind: Kind
+    kind: Literal["images", "latents"]
     dtype: Literal["uint8", "float16", "float32"]
     shape: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        """Check that kind, type and shape belong together."""
-        pictures = self.kind == "pictures" and self.dtype == "uint8" and len(self.shape) == 3
-        latents = self.kind == "latents" and self.dtype != "uint8" and len(self.shape) == 4
-        if latents:
-            latents = self.shape[0] == 2 and self.shape[-1] % 2 == 0
-        if not (pictures or latents) or min(self.shape) < 1:
+        if self.kind == "images":
+            fits = self.dtype == "uint8" and len(self.shape) == 3
+        else:
+            fits = self.dtype != "uint8" and len(self.shape) == 4
+            fits = fits and self.shape[0] == 2 and self.shape[3] % 2 == 0
+        if not fits or min(self.shape) < 1:
             raise InputError(f"no records are {self.kind} of {self.dtype} {self.shape}")
 
-    def pack(self, label: int, values: np.ndarray, name: str) -> bytes:
-        """Return a record.
-
-        Raises:
-            ValueError: the values have another shape.
-        """
+    def pack(self, label: int, values: np.ndarray, name: bytes) -> bytes:
+        """Return a record of values of this shape."""
         if values.shape != self.shape:
             raise ValueError(f"values have shape {values.shape}, not {self.shape}")
-        little = np.ascontiguousarray(values, self._dtype)
-        head = np.asarray(label, LABEL).tobytes()
-        return head + little.tobytes() + name.encode(errors="surrogateescape")
+        data = np.ascontiguousarray(values, self._dtype).tobytes()
+        return np.asarray(label, LABEL).tobytes() + data + name
 
-    def unpack(self, record: bytes) -> tuple[int, np.ndarray]:
-        """Return the label and the values in a record.
+    def unpack(self, record: bytes) -> tuple[int, np.ndarray, bytes]:
+        """Return the label, the values and the encoded name in a record.
 
         Raises:
             InputError: the record is too short.
         """
         count = math.prod(self.shape)
-        if len(record) < self._end:
+        end = LABEL.itemsize + count * self._dtype.itemsize
+        if len(record) < end:
             raise InputError("a record is shorter than its index says; prepare the shards again")
-        values = np.frombuffer(record, self._dtype, count, LABEL.itemsize).reshape(self.shape)
-        return int(np.frombuffer(record, LABEL, 1)[0]), values
-
-    def name(self, record: bytes) -> str:
-        """Return what an item was called in its source."""
-        return record[self._end :].decode(errors="surrogateescape")
+        label = int(np.frombuffer(record, LABEL, 1)[0])
+        values = np.frombuffer(record, self._dtype, count, LABEL.itemsize)
+        return label, values.reshape(self.shape), record[end:]
 
     @property
     def _dtype(self) -> np.dtype:
         return np.dtype(self.dtype).newbyteorder("<")
 
-    @property
-    def _end(self) -> int:
-        return LABEL.itemsize + math.prod(self.shape) * self._dtype.itemsize
-
 
 @dataclasses.dataclass(frozen=True)
 class Index:
-    """What a folder of shards holds.
+    """The content of a folder of shards.
 
     Args:
-        version: of this format.
-        layout: what is in every record.
+        layout: content of every record.
         class_names: by label.
-        shards: for each split, the records in each of its files.
-        classes: for each split, how many examples each class has.
-        held_out: the rule by which examples were held out; None if the data said so.
-        skipped: items of the source that could not be used; `skipped.jsonl` lists them.
+        shards: for each split, the number of records in each file.
+        classes: for each split, the number of examples of each class.
+        held_out: the rule by which examples are held out; None if the source defines the split.
+        skipped: number of items that could not be used; `skipped.jsonl` lists them.
+        version: version of the format.
     """
 
-    version: int
     layout: Layout
     class_names: tuple[str, ...]
     shards: dict[Split, dict[str, int]]
     classes: dict[Split, tuple[int, ...]]
     held_out: HeldOut | None
     skipped: int
-
-
-def save_index(index: Index, folder: Path) -> None:
-    """Write `index.json`."""
-    with replacing(folder / INDEX) as beside:
-        beside.write_text(json.dumps(cattrs.unstructure(index), indent=2) + "\n")
+    version: int = VERSION
 
 
 def load_index(folder: Path) -> Index:
-    """Read `index.json`; nothing but its own types can come out of it.
+    """Read `index.json`.
 
     Raises:
-        InputError: it is not there, or is not one of this version.
+        InputError: it is missing or damaged, or of another version of the format.
     """
     path = folder / INDEX
     if not path.is_file():
         raise InputError(
-            f"{folder} is no folder of shards: it has no {INDEX}; make one with scripts/prepare.py "
-            "and give it by data:shards --data.folder"
+            f"{folder} is not a folder of shards: it has no {INDEX}; make one with "
+            "scripts/prepare.py and give it by data:shards --data.folder"
         )
-    try:
-        document = json.loads(path.read_text())
-        if document["version"] != VERSION:
+    document = read_json(path, "an index of shards")
+    version = document.get("version") if isinstance(document, dict) else None
+    if version != VERSION:
+        raise InputError(
+            f"{path} has version {version} of the format, not {VERSION}; prepare the shards again"
+        )
+    return from_dict(document, Index, str(path))
+
+
+class Records:
+    """The records of several shards, one after the other.
+
+    Args:
+        folder: the folder of the shards.
+        files: number of records in each file, by name.
+
+    Raises:
+        InputError: a file is missing.
+    """
+
+    def __init__(self, folder: Path, files: dict[str, int]):
+        for name in files:
+            if not (folder / name).is_file():
+                raise InputError(f"{folder / name} is missing; copy or make it again")
+        shards = [Shard(str(folder / name), 0, n, n) for name, n in sorted(files.items())]
+        self._folder = folder
+        self._records: Any = ArrayRecordDataSource(shards) if shards else ()  # pyright: ignore
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: SupportsIndex) -> bytes:
+        try:
+            return self._records[index]
+        except (RuntimeError, ValueError) as error:
             raise InputError(
-                f"{path} is of version {document['version']}, this is {VERSION}; prepare it again"
-            )
-        return cattrs.Converter(forbid_extra_keys=True).structure(document, Index)
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        problem = f"{type(error).__name__}: {error}"
-    except cattrs.BaseValidationError as error:
-        problem = "; ".join(cattrs.transform_error(error))
-    raise InputError(f"{path} is no index of shards: {problem}")
+                f"record {index} in {self._folder} cannot be read: {reason(error)}"
+            ) from None
+
+
+@contextmanager
+def write_shard(path: Path) -> Iterator[Callable[[bytes], None]]:
+    """Yield a function that adds a record to a shard; on success the file appears, if it has any.
+
+    This runs in worker processes, too, which must not initialise JAX: hence no `atomic_write`.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    temporary, count = temporary_path(path), 0
+    writer = ArrayRecordWriter(str(temporary), OPTIONS)
+
+    def write(record: bytes) -> None:
+        nonlocal count
+        writer.write(record)
+        count += 1
+
+    try:
+        yield write
+        writer.close()
+        if count:
+            os.replace(temporary, path)
+        else:
+            path.unlink(missing_ok=True)
+    except RuntimeError as error:  # all that ArrayRecord raises
+        raise InputError(
+            f"{path} was not written: {reason(error)}; the same command resumes"
+        ) from None
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,137 +1,197 @@
-"""What training and evaluation ask of data: examples that any index can be read from."""
+"""The interface of a data set: examples that are read by index, and helpers that read them."""
 
 import abc
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, SupportsIndex, TypedDict
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
+from odelt_eqx.errors import InputError
+
 Split = Literal["train", "held-out"]
-Pixels = UInt8[np.ndarray, "height width channels"] | Float[np.ndarray, "height width channels"]
+Indices = Sequence[int] | Int[np.ndarray, " count"]
+UNLABELLED = ("all",)
+"""Class names of data without classes."""
 
 
 class Example(TypedDict):
-    """One image, float32, a picture in [-1, 1], and its class."""
+    """One example, float32 (images in [-1, 1]), and its class, int32."""
 
-    image: Float[np.ndarray, "height width channels"]
-    label: Int[np.ndarray, ""]
+    x: Float[np.ndarray, "*shape"]
+    condition: Int[np.ndarray, ""]
 
 
 class Source(abc.ABC):
-    """One split of a data set, as grain reads it; any thread or process may read at any time.
+    """One split of a data set, as grain reads it; safe to read from any thread or process.
 
     Attributes:
-        image_shape: shape of one image, (height, width, channels).
+        shape: shape of one example; (height, width, channels) of an image.
         class_names: name of each class, by label.
-        levels: grey levels of a pixel, 256 for 8 bits; None where there are none.
-        random: whether an example is another each time it is seen.
+        levels: number of grey levels of a pixel, 256 for 8 bits; None for continuous values.
+        random: whether `draw` differs from `__getitem__` even without mirror images.
     """
 
-    image_shape: tuple[int, ...]
+    shape: tuple[int, ...]
     class_names: tuple[str, ...]
     levels: int | None = None
     random: bool = False
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are; 1 if nothing is labelled."""
+        """Number of classes; 1 for data without labels."""
         return len(self.class_names)
 
     @abc.abstractmethod
-    def __len__(self) -> int:
-        """Return the number of examples."""
+    def __len__(self) -> int: ...
 
     @abc.abstractmethod
     def __getitem__(self, index: SupportsIndex) -> Example:
-        """Return example `index`, the same at all times."""
+        """Return example `index`, the same every time."""
 
     def draw(self, index: SupportsIndex, rng: np.random.Generator, flip: bool) -> Example:
-        """Return example `index` as it is seen this time.
+        """Return example `index` as training sees it this time.
 
         Args:
-            index: which.
-            rng: decides what is left to chance; nothing else does.
-            flip: show the mirror image, left for right, half of the times.
+            index: index of the example.
+            rng: the only source of randomness.
+            flip: mirror the image, left for right, with probability 1/2.
         """
         example = self[index]
-        return mirrored(example) if flip and rng.random() < 0.5 else example
+        if flip and rng.random() < 0.5:
+            return {"x": example["x"][:, ::-1], "condition": example["condition"]}
+        return example
 
     def describe(self) -> dict[str, str]:
-        """Return what there is to say of the data, by name."""
+        """Return a description of the data by topic."""
         names = ", ".join(self.class_names[:10]) + (", ..." if self.num_classes > 10 else "")
         return {
             "examples": f"{len(self):,}",
-            "shape": " x ".join(map(str, self.image_shape)),
+            "shape": " x ".join(map(str, self.shape)),
             "levels": str(self.levels or "continuous"),
             "classes": f"{self.num_classes}: {names}",
         }
 
 
 class ArraySource(Source):
-    """Examples held in memory."""
+    """Examples held in memory.
+
+    Args:
+        x: (count, *shape), float32, images in [-1, 1]; or images as bytes.
+        condition: (count,), the class of each.
+        levels: number of grey levels; 256 for bytes.
+        class_names: by label; the labels themselves by default.
+    """
 
     def __init__(
         self,
-        images: Float[np.ndarray, "count height width channels"]
-        | UInt8[np.ndarray, "count height width channels"],
-        labels: Int[np.ndarray, " count"],
+        x: Float[np.ndarray, "count *shape"] | UInt8[np.ndarray, "count *shape"],
+        condition: Int[np.ndarray, " count"],
         levels: int | None = None,
         class_names: Sequence[str] = (),
     ):
-        """Hold images and their classes.
-
-        Args:
-            images: float32 in [-1, 1], or 8 bits.
-            labels: their classes.
-            levels: grey levels; 256 of 8 bits.
-            class_names: by label; their numbers unless given.
-        """
-        self.images, self.labels = images, labels
-        self.levels = 256 if images.dtype == np.uint8 else levels
-        self.image_shape = images.shape[1:]
-        count = int(labels.max()) + 1 if len(labels) else 0
-        self.class_names = tuple(class_names) or tuple(map(str, range(count)))
+        self.x, self.condition = x, condition
+        self.shape = x.shape[1:]
+        self.levels = 256 if x.dtype == np.uint8 else levels
+        labels = range(int(condition.max(initial=-1)) + 1)
+        self.class_names = tuple(class_names) or tuple(map(str, labels))
 
     def __len__(self) -> int:
-        """Return the number of examples."""
-        return len(self.labels)
+        return len(self.condition)
 
     def __getitem__(self, index: SupportsIndex) -> Example:
-        """Return example `index`."""
-        return {"image": as_float(self.images[index]), "label": self.labels[index]}
+        return {"x": as_float(self.x[index]), "condition": self.condition[index]}
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSource(Source):
+    """8-bit images that a function reads one by one.
+
+    Args:
+        read_image: returns the pixels and the label of the image with an index; can be pickled.
+        count: number of images.
+        shape: (height, width, channels).
+        class_names: by label.
+    """
+
+    read_image: Callable[[int], tuple[UInt8[np.ndarray, "height width channels"], int]]
+    count: int
+    shape: tuple[int, ...]
+    class_names: tuple[str, ...]
+    levels = 256
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: SupportsIndex) -> Example:
+        pixels, label = self.read_image(int(index))
+        return {"x": as_float(pixels), "condition": np.asarray(label, np.int32)}
+
+
+class DataSet(abc.ABC):
+    """A data set: where it is and how to read it; a frozen dataclass, which a config can hold."""
+
+    def __str__(self) -> str:
+        """Return the first field, which says where the data are."""
+        return str(getattr(self, dataclasses.fields(self)[0].name))  # pyright: ignore[reportArgumentType]
+
+    def open(self, split: Split) -> Source:
+        """Return a split.
+
+        Raises:
+            InputError: the data are missing or damaged, or the split is empty.
+        """
+        source = self._open(split)
+        if not len(source):
+            advice = "raise data.held-out.share" if split == "held-out" else "add some"
+            raise InputError(f"{self} has no example in the {split} split; {advice}")
+        return source
+
+    @abc.abstractmethod
+    def _open(self, split: Split) -> Source: ...
 
 
 def as_float(pixels: np.ndarray) -> Float[np.ndarray, "..."]:
-    """Return pixels as float32 in [-1, 1]; those that are no bytes are so already."""
+    """Return bytes as float32 in [-1, 1]; floats are returned as they are."""
     if pixels.dtype != np.uint8:
         return pixels
-    scaled = pixels.astype(np.float32)
-    scaled /= np.float32(127.5)
-    scaled -= np.float32(1)
-    return scaled
+    scaled = np.divide(pixels, 127.5, dtype=np.float32)
+    return np.subtract(scaled, 1, out=scaled)
 
 
-def mirrored(example: Example) -> Example:
-    """Return the mirror image, left for right."""
-    return {"image": example["image"][:, ::-1], "label": example["label"]}
+def read(
+    source: Source, indices: Indices
+) -> tuple[Float[np.ndarray, "count *shape"], Int[np.ndarray, " count"]]:
+    """Return the examples with these indices, (count, *shape), and their classes, (count,)."""
+    examples = [source[int(index)] for index in indices]
+    condition = np.asarray([example["condition"] for example in examples], np.int32)
+    return np.stack([example["x"] for example in examples]), condition
 
 
-def in_memory(source: Source, count: int) -> ArraySource:
-    """Return at most `count` examples as arrays, float32 in [-1, 1]: all, or the same ones always.
+def read_batches(
+    source: Source, indices: Indices, size: int
+) -> Iterator[tuple[Float[np.ndarray, "batch *shape"], Int[np.ndarray, " batch"]]]:
+    """Yield what `read` returns for `size` indices at a time; the last batch may be smaller."""
+    for start in range(0, len(indices), size):
+        yield read(source, indices[start : start + size])
+
+
+def sample_indices(source: Source, count: int, seed: int = 0) -> Int[np.ndarray, " count"]:
+    """Return `count` distinct random indices of a source; all of them if it has fewer."""
+    return np.random.default_rng(seed).permutation(len(source))[:count]
+
+
+def load_into_memory(source: Source, count: int) -> ArraySource:
+    """Return a source of at most `count` examples in memory, as float32.
 
     Args:
-        source: where they come from; `random` ones are taken as `source[index]` has them.
-        count: how many; where there are more, so many are chosen evenly at random.
+        source: the source; of one that is `random`, `source[index]` is taken.
+        count: number of examples; from a larger source a fixed random choice, in order.
     """
-    if len(source) <= count and isinstance(source, ArraySource) and source.images.dtype != np.uint8:
+    if len(source) <= count and isinstance(source, ArraySource) and source.x.dtype != np.uint8:
         return source
-    chosen = np.arange(len(source))
+    indices = np.arange(len(source))
     if len(source) > count:
-        chosen = np.sort(np.random.default_rng(0).choice(len(source), count, replace=False))
-    images = np.empty((len(chosen), *source.image_shape), np.float32)
-    labels = np.empty(len(chosen), np.int32)
-    for row, index in enumerate(chosen):
-        example = source[index]
-        images[row], labels[row] = example["image"], example["label"]
-    return ArraySource(images, labels, source.levels, source.class_names)
+        indices = np.sort(np.random.default_rng(0).choice(len(source), count, replace=False))
+    return ArraySource(*read(source, indices), source.levels, source.class_names)

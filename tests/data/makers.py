@@ -1,12 +1,13 @@
-"""Small data sets on disk, as others write them."""
+"""Small data sets on disk, in the formats that are read."""
 
 import gzip
 
 import numpy as np
 from PIL import Image
 
-from odelt_eqx.data.records import VERSION, Index, Layout, save_index
-from odelt_eqx.data.shards import ArrayRecordWriter
+from odelt_eqx.data.records import INDEX, Index, Layout, write_shard
+from odelt_eqx.files import write_json
+from odelt_eqx.serialize import to_dict
 
 
 def write_idx(path, values):
@@ -18,7 +19,7 @@ def write_idx(path, values):
 
 
 def write_fashion(folder, train=64, held_out=32, suffix=".gz"):
-    """Write the four files of a small Fashion-MNIST: a bright square, placed by class."""
+    """Write the four files of a small Fashion-MNIST: a bright square, whose place is the class."""
     folder.mkdir(exist_ok=True)
     for part, count in (("train", train), ("t10k", held_out)):
         labels = np.arange(count) % 10
@@ -30,8 +31,8 @@ def write_fashion(folder, train=64, held_out=32, suffix=".gz"):
     return folder
 
 
-def write_pictures(folder, classes=("cats", "dogs"), count=6, size=(12, 8)):
-    """Write PNG files in a folder a class; each picture has a grey of its own."""
+def write_images(folder, classes=("cats", "dogs"), count=6, size=(12, 8)):
+    """Write PNG files in one folder per class; each image has a grey level of its own."""
     for label, name in enumerate(classes):
         (folder / name).mkdir(parents=True, exist_ok=True)
         for number in range(count):
@@ -52,12 +53,11 @@ def write_shards(folder, kind, values, labels):
     parts["train"]["train-00001.array_record"] = (middle, len(values) - 2)
     for files in parts.values():
         for name, (first, last) in files.items():
-            writer = ArrayRecordWriter(str(folder / name), "group_size:1,uncompressed")
-            for place in range(first, last):
-                writer.write(layout.pack(int(labels[place]), values[place], f"item {place}"))
-            writer.close()
+            with write_shard(folder / name) as write:
+                for i in range(first, last):
+                    write(layout.pack(int(labels[i]), values[i], f"item {i}".encode()))
     shards = {s: {n: b - a for n, (a, b) in files.items()} for s, files in parts.items()}
     counts = {"train": (len(values) - 2,), "held-out": (2,)}
     names = tuple(map(str, range(int(max(labels)) + 1)))
-    save_index(Index(VERSION, layout, names, shards, counts, None, 0), folder)
+    write_json(folder / INDEX, to_dict(Index(layout, names, shards, counts, None, 0)))
     return folder

@@ -1,4 +1,4 @@
-"""Pictures from anywhere become the same shards, however the work is cut and interrupted."""
+"""Raw images of any kind become the same shards, however the work is divided or interrupted."""
 
 import json
 import tarfile
@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 import odelt_eqx as odelt
-from odelt_eqx.data import Folder, HeldOut, Shards, chunks
+from odelt_eqx.data import Folder, HeldOut, Shards, prepare as prepare_module
 from odelt_eqx.data.prepare import PrepareConfig, prepare
 from odelt_eqx.data.records import load_index
-from tests.data.bad_pictures import UNUSABLE, USABLE, write_all
-from tests.data.makers import write_pictures
+from tests.data.bad_images import UNUSABLE, USABLE, write_all
+from tests.data.makers import write_images
 
 HELD = HeldOut(0.3)
 
@@ -22,28 +22,28 @@ def config(**changes):
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    return write_pictures(tmp_path / "pictures", count=9)
+def images(tmp_path):
+    return write_images(tmp_path / "images", count=9)
 
 
 def contents(folder):
-    """Every file of shards, and the index."""
+    """The content of every file of shards and of the index."""
     files = [*folder.glob("*.array_record"), folder / "index.json", folder / "skipped.jsonl"]
     return {path.name: path.read_bytes() for path in files}
 
 
-def test_shards_hold_what_the_folder_holds(pictures, tmp_path):
-    before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in pictures.rglob("*.png")}
-    skipped, index = prepare(pictures, tmp_path / "out", config())
+def test_shards_hold_what_the_folder_holds(images, tmp_path):
+    before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in images.rglob("*.png")}
+    skipped, index = prepare(images, tmp_path / "out", config())
     assert skipped.read_text() == ""
-    assert {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in pictures.rglob("*.png")} == before
-    shards, folder = Shards(tmp_path / "out"), Folder(pictures, size=8, held_out=HELD)
+    assert {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in images.rglob("*.png")} == before
+    shards, folder = Shards(tmp_path / "out"), Folder(images, size=8, held_out=HELD)
     for split in ("train", "held-out"):
         ours, theirs = shards.open(split), folder.open(split)
         assert (len(ours), ours.class_names) == (len(theirs), theirs.class_names)
         for i in range(len(ours)):
-            np.testing.assert_array_equal(ours[i]["image"], theirs[i]["image"])
-            assert ours[i]["label"] == theirs[i]["label"]
+            np.testing.assert_array_equal(ours[i]["x"], theirs[i]["x"])
+            assert ours[i]["condition"] == theirs[i]["condition"]
     found = load_index(index.parent)
     assert sum(map(sum, found.classes.values())) == 18
     assert found.classes["train"][0] + found.classes["held-out"][0] == 9
@@ -79,32 +79,32 @@ def as_parquet(source, path):
 
 
 @pytest.mark.parametrize("pack", [as_zip, as_tar, as_parquet])
-def test_archives_and_tables_give_what_a_folder_gives(pictures, tmp_path, pack):
-    source = pack(pictures, tmp_path / pack.__name__[3:])
+def test_archives_and_parquet_give_the_images_of_a_folder(images, tmp_path, pack):
+    source = pack(images, tmp_path / pack.__name__[3:])
     prepare(source, tmp_path / "out", config())
     found = [Shards(tmp_path / "out").open(split) for split in ("train", "held-out")]
     assert all(source.class_names == ("cats", "dogs") for source in found)
     seen = {
-        (int(e["label"]), round(127.5 * float(e["image"][0, 0, 0] + 1)))
+        (int(e["condition"]), round(127.5 * float(e["x"][0, 0, 0] + 1)))
         for source in found
         for e in map(source.__getitem__, range(len(source)))
     }
     assert seen == {(label, 40 * label + 5 * n) for label in (0, 1) for n in range(9)}
 
 
-def test_the_shards_are_the_same_however_the_work_is_shared(pictures, tmp_path):
-    prepare(pictures, tmp_path / "alone", config())
+def test_shards_do_not_depend_on_how_the_work_is_shared_out(images, tmp_path):
+    prepare(images, tmp_path / "alone", config())
     for part in ("2/3", "3/3"):
-        paths = prepare(pictures, tmp_path / "parts", config(part=part))
+        paths = prepare(images, tmp_path / "parts", config(part=part))
         assert paths == [tmp_path / "parts" / "skipped.jsonl"]
-    paths = prepare(pictures, tmp_path / "parts", config(part="1/3", workers=2))
+    paths = prepare(images, tmp_path / "parts", config(part="1/3", workers=2))
     assert paths[-1] == tmp_path / "parts" / "index.json"
     assert contents(tmp_path / "alone") == contents(tmp_path / "parts")
 
 
-def test_an_interrupted_job_goes_on_and_keeps_what_is_whole(pictures, tmp_path, monkeypatch):
-    prepare(pictures, tmp_path / "whole", config())
-    out, decode, calls = tmp_path / "out", chunks.decode, []
+def test_an_interrupted_job_resumes_after_its_finished_shards(images, tmp_path, monkeypatch):
+    prepare(images, tmp_path / "whole", config())
+    out, decode, calls = tmp_path / "out", prepare_module.decode_image, []
 
     def interrupted(*args):
         calls.append(args)
@@ -112,24 +112,24 @@ def test_an_interrupted_job_goes_on_and_keeps_what_is_whole(pictures, tmp_path, 
             raise KeyboardInterrupt
         return decode(*args)
 
-    monkeypatch.setattr(chunks, "decode", interrupted)
+    monkeypatch.setattr(prepare_module, "decode_image", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        prepare(pictures, out, config())
+        prepare(images, out, config())
     assert not list(out.glob(".*.partial*"))
     assert not (out / "index.json").exists()
-    with pytest.raises(odelt.InputError, match="is no folder of shards"):
+    with pytest.raises(odelt.InputError, match="is not a folder of shards"):
         Shards(out).open("train")
     kept = {p: p.stat().st_mtime_ns for p in out.glob("*.array_record")}
     assert kept
-    prepare(pictures, out, config())
+    prepare(images, out, config())
     assert len(calls) == 8 + 13  # the five of the first chunk are not decoded again
     assert {p: p.stat().st_mtime_ns for p in kept} == kept
     assert contents(out) == contents(tmp_path / "whole")
-    prepare(pictures, out, config())
+    prepare(images, out, config())
     assert len(calls) == 8 + 13
 
 
-def test_pictures_that_cannot_be_used_are_listed_with_the_reason(tmp_path):
+def test_images_that_cannot_be_used_are_listed_with_the_reason(tmp_path):
     source, out = write_all(tmp_path / "all"), tmp_path / "out"
     with pytest.raises(odelt.InputError, match=r"more than max_failures 0\.01; .*says why"):
         prepare(source, out, config())
@@ -144,8 +144,8 @@ def test_pictures_that_cannot_be_used_are_listed_with_the_reason(tmp_path):
     assert index.classes["train"][0] + index.classes["held-out"][0] == 0
 
 
-def test_a_damaged_member_of_an_archive_is_one_picture_less(pictures, tmp_path):
-    path = as_zip(pictures, tmp_path / "a.zip")
+def test_a_damaged_member_of_an_archive_is_skipped(images, tmp_path):
+    path = as_zip(images, tmp_path / "a.zip")
     data = bytearray(path.read_bytes())
     data[data.index(b"set/cats/3.png") + 40] ^= 255
     path.write_bytes(data)
@@ -153,31 +153,31 @@ def test_a_damaged_member_of_an_archive_is_one_picture_less(pictures, tmp_path):
     assert [json.loads(line)["name"] for line in skipped.open()] == ["set/cats/3.png"]
 
 
-def test_a_source_may_hold_out_another(tmp_path):
-    train = write_pictures(tmp_path / "train", classes=("ants", "cats", "dogs"), count=3)
-    test = write_pictures(tmp_path / "test", classes=("cats", "dogs"), count=2)
+def test_another_source_may_be_the_held_out_split(tmp_path):
+    train = write_images(tmp_path / "train", classes=("ants", "cats", "dogs"), count=3)
+    test = write_images(tmp_path / "test", classes=("cats", "dogs"), count=2)
     _, path = prepare(train, tmp_path / "out", config(held_out_source=test))
     index = load_index(path.parent)
     assert index.classes == {"train": (3, 3, 3), "held-out": (0, 2, 2)}
     assert index.held_out is None
-    write_pictures(test, classes=("emus",))
+    write_images(test, classes=("emus",))
     with pytest.raises(odelt.InputError, match="lack: emus"):
         prepare(train, tmp_path / "more", config(held_out_source=test))
 
 
-def test_other_work_is_not_mixed_with_what_was_begun(pictures, tmp_path):
+def test_a_folder_of_other_work_is_refused(images, tmp_path):
     out = tmp_path / "out"
-    prepare(pictures, out, config())
+    prepare(images, out, config())
     with pytest.raises(odelt.InputError, match="was begun with other size; choose another"):
-        prepare(pictures, out, config(size=4))
-    with pytest.raises(odelt.InputError, match="was begun with other pictures"):
-        prepare(pictures, out, config(held_out=HeldOut(0.3, seed=1)))
+        prepare(images, out, config(size=4))
+    with pytest.raises(odelt.InputError, match="was begun with other images"):
+        prepare(images, out, config(held_out=HeldOut(0.3, seed=1)))
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.tex").write_text("years of work")
-    with pytest.raises(odelt.InputError, match="exists and is no folder of shards"):
-        prepare(pictures, tmp_path / "thesis", config())
-    with pytest.raises(odelt.InputError, match="where nothing is written"):
-        prepare(pictures, pictures / "shards", config())
+    with pytest.raises(odelt.InputError, match="exists and is not a folder of shards"):
+        prepare(images, tmp_path / "thesis", config())
+    with pytest.raises(odelt.InputError, match="which is only read"):
+        prepare(images, images / "shards", config())
 
 
 @pytest.mark.parametrize(
@@ -191,30 +191,30 @@ def test_other_work_is_not_mixed_with_what_was_begun(pictures, tmp_path):
         ({"max_failures": 1.5}, r"max_failures must lie in \[0, 1\]; got 1.5"),
     ],
 )
-def test_numbers_that_do_not_fit_are_refused(changes, message):
+def test_impossible_numbers_are_refused(changes, message):
     with pytest.raises(odelt.InputError, match=message):
         PrepareConfig(**changes)
 
 
-def test_sources_that_are_none_are_one_line(tmp_path):
+def test_sources_without_images_are_refused_in_one_line(tmp_path):
     (tmp_path / "a.tar").write_bytes(b"no archive")
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
-        archive.writestr("readme.txt", "no picture")
+        archive.writestr("readme.txt", "no image")
     for name, message in (
         ("nowhere", "there is no folder or file"),
         ("a.tar", "cannot be read as a zip, an uncompressed tar or Parquet"),
-        ("a.zip", "holds no pictures"),
+        ("a.zip", "holds no images"),
     ):
         with pytest.raises(odelt.InputError, match=message) as error:
             prepare(tmp_path / name, tmp_path / "out", config())
         assert "\n" not in str(error.value)
 
 
-def test_tables_that_do_not_fit_are_one_line(tmp_path):
+def test_parquet_files_of_other_columns_are_refused_in_one_line(tmp_path):
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     path = tmp_path / "a.parquet"
     for columns, message in (
-        ({"picture": [b""]}, "has no column 'image'; it has picture"),
+        ({"photo": [b""]}, "has no column 'image'; it has photo"),
         ({"image": [b""], "label": [None]}, "some rows of .* have no class"),
         ({"image": [b""], "label": [-1]}, "has the class -1"),
     ):

@@ -1,4 +1,4 @@
-"""Every kind of data set is read as one: shapes, ranges, classes and a held-out split."""
+"""Every kind of data set behaves alike: shapes, ranges, classes and a held-out split."""
 
 import dataclasses
 import json
@@ -20,12 +20,13 @@ from odelt_eqx.data import (
     Npz,
     Shards,
     Tfds,
-    in_memory,
+    Toy,
+    load_into_memory,
     open_source,
     stream,
 )
 from tests.conftest import TINY_RUN
-from tests.data.makers import write_fashion, write_pictures, write_shards
+from tests.data.makers import write_fashion, write_images, write_shards
 from tests.data.test_tfds import write_tfds
 
 
@@ -39,11 +40,11 @@ def npz(folder):
 def shards(folder):
     labels = np.arange(20) % 3
     images = np.repeat(labels * 50, 48).reshape(20, 4, 4, 3).astype(np.uint8)
-    return Shards(write_shards(folder / "shards", "pictures", images, labels))
+    return Shards(write_shards(folder / "shards", "images", images, labels))
 
 
 def folder_of_classes(folder):
-    return Folder(write_pictures(folder / "pictures"), size=6, held_out=HeldOut(0.4))
+    return Folder(write_images(folder / "images"), size=6, held_out=HeldOut(0.4))
 
 
 MAKERS = {
@@ -53,25 +54,30 @@ MAKERS = {
     "npz": npz,
     "shards": shards,
     "tfds": lambda folder: Tfds(write_tfds(folder / "1.0.0"), size=6),
+    "moons": lambda _: Toy("moons", count=200),
+    "checkerboard": lambda _: Toy("checkerboard", count=200),
 }
-CLASSES = {"digits": 10, "idx": 10, "folder": 2, "npz": 4, "shards": 3, "tfds": 2}
+CLASSES = {
+    **{"digits": 10, "idx": 10, "folder": 2, "npz": 4, "shards": 3, "tfds": 2},
+    **{"moons": 2, "checkerboard": 1},
+}
+POINTS = ("moons", "checkerboard")
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_every_kind_is_read_as_one(name, tmp_path):
+def test_every_kind_is_read_alike(name, tmp_path):
     data = MAKERS[name](tmp_path)
     seen = {}
     for split in ("train", "held-out"):
         source = open_source(data, split)
         assert source.num_classes == len(source.class_names) == CLASSES[name]
-        assert source.levels in (17, 256)
+        assert source.levels in ((None,) if name in POINTS else (17, 256))
         batch = next(stream(source, len(source), 0))
-        assert batch["image"].shape == (len(source), *source.image_shape)
-        assert batch["image"].dtype == np.float32
-        assert batch["image"].min() >= -1
-        assert batch["image"].max() <= 1
-        assert batch["label"].dtype == np.int32
-        assert set(batch["label"].tolist()) <= set(range(source.num_classes))
+        assert batch["x"].shape == (len(source), *source.shape)
+        assert batch["x"].dtype == np.float32
+        assert np.abs(batch["x"]).max() <= (2.5 if name in POINTS else 1)
+        assert batch["condition"].dtype == np.int32
+        assert set(batch["condition"].tolist()) <= set(range(source.num_classes))
         assert source.describe()["examples"] == str(f"{len(source):,}")
         seen[split] = len(source)
     assert seen["train"] > seen["held-out"] > 0
@@ -80,16 +86,16 @@ def test_every_kind_is_read_as_one(name, tmp_path):
     assert load_config(tmp_path / "config.json") == config
 
 
-def test_the_hash_holds_out_its_share_and_keeps_items_where_they_are():
+def test_the_hash_holds_out_its_share_and_items_stay_in_their_split():
     names = [f"n{i}/{i}.jpg" for i in range(4000)]
     rule = HeldOut(0.25)
-    held = rule.of(names, "held-out")
+    held = rule.select(names, "held-out")
     assert 0.22 < held.mean() < 0.28
-    assert (rule.of(names, "train") == ~held).all()
+    assert (rule.select(names, "train") == ~held).all()
     more = [*names[::-1], "another.jpg"]
-    assert rule.of(more, "held-out")[:4000].tolist() == held[::-1].tolist()
-    assert (HeldOut(0.25, seed=1).of(names, "held-out") != held).any()
-    with pytest.raises(odelt.InputError, match=r"held_out\.share must lie in \[0, 1\); got 1.0"):
+    assert rule.select(more, "held-out")[:4000].tolist() == held[::-1].tolist()
+    assert (HeldOut(0.25, seed=1).select(names, "held-out") != held).any()
+    with pytest.raises(odelt.InputError, match=r"share must lie in \[0, 1\); got 1.0"):
         HeldOut(1.0)
 
 
@@ -97,9 +103,9 @@ def test_the_hash_holds_out_its_share_and_keeps_items_where_they_are():
 def test_idx_files_are_read_padded_and_named(tmp_path, suffix):
     folder = write_fashion(tmp_path, train=20, held_out=10, suffix=suffix)
     source = Idx(folder, pad=2, class_names=tuple("abcdefghij")).open("train")
-    assert (len(source), source.image_shape) == (20, (32, 32, 1))
-    image = source[13]["image"][..., 0]
-    assert source[13]["label"] == 3
+    assert (len(source), source.shape) == (20, (32, 32, 1))
+    image = source[13]["x"][..., 0]
+    assert source[13]["condition"] == 3
     assert (image[:2] == -1).all()
     assert image[2 + 6, 2 + 4] == np.float32(145) / np.float32(127.5) - 1
     assert source.class_names[3] == "d"
@@ -109,12 +115,12 @@ def test_idx_files_are_read_padded_and_named(tmp_path, suffix):
     ("damage", "message"),
     [
         (lambda p: p.unlink(), "has no file train-labels-idx"),
-        (lambda p: p.write_bytes(p.read_bytes()[:-1]), "is no whole IDX file of bytes"),
-        (lambda p: p.write_bytes(b""), "is no whole IDX file of bytes"),
+        (lambda p: p.write_bytes(p.read_bytes()[:-1]), "is not a whole IDX file of bytes"),
+        (lambda p: p.write_bytes(b""), "is not a whole IDX file of bytes"),
         (lambda p: p.write_bytes(b"\0\0\x08\1" + struct.pack(">I", 2) + b"ab"), "labels of shape"),
     ],
 )
-def test_damaged_idx_files_are_one_line(tmp_path, damage, message):
+def test_damaged_idx_files_are_refused_in_one_line(tmp_path, damage, message):
     folder = write_fashion(tmp_path, train=20, held_out=10, suffix="")
     damage(folder / "train-labels-idx1-ubyte")
     with pytest.raises(odelt.InputError, match=message) as error:
@@ -122,7 +128,7 @@ def test_damaged_idx_files_are_one_line(tmp_path, damage, message):
     assert "\n" not in str(error.value)
 
 
-def test_a_cut_gzip_file_is_one_line(tmp_path):
+def test_a_truncated_gzip_file_is_refused_in_one_line(tmp_path):
     folder = write_fashion(tmp_path)
     path = folder / "train-images-idx3-ubyte.gz"
     path.write_bytes(path.read_bytes()[:-9])
@@ -130,29 +136,29 @@ def test_a_cut_gzip_file_is_one_line(tmp_path):
         Idx(folder).open("train")
 
 
-def test_a_folder_of_pictures_is_cropped_in_the_middle(tmp_path):
-    picture = np.zeros((8, 16, 3), np.uint8)
-    picture[:, 4:8, 0] = 255
+def test_images_in_a_folder_are_cropped_to_the_central_square(tmp_path):
+    image = np.zeros((8, 16, 3), np.uint8)
+    image[:, 4:8, 0] = 255
     (tmp_path / "red").mkdir()
-    Image.fromarray(picture).save(tmp_path / "red" / "a.png")
+    Image.fromarray(image).save(tmp_path / "red" / "a.png")
     (tmp_path / "red" / ".hidden.png").write_bytes(b"")
-    (tmp_path / "red" / "notes.txt").write_text("not a picture")
+    (tmp_path / "red" / "notes.txt").write_text("not a image")
     source = Folder(tmp_path, size=8, held_out=HeldOut(0.0)).open("train")
     assert (len(source), source.class_names) == (1, ("all",))
-    image = source[0]["image"]
+    image = source[0]["x"]
     assert (image[:, :4, 0] == 1).all()
     assert (image[:, 4:, 0] == -1).all()
 
 
-def test_a_held_out_folder_has_the_classes_of_the_other(tmp_path):
-    write_pictures(tmp_path / "train", classes=("ants", "cats", "dogs"))
-    write_pictures(tmp_path / "test", classes=("cats", "dogs"), count=2)
+def test_a_held_out_folder_has_the_labels_of_the_training_folder(tmp_path):
+    write_images(tmp_path / "train", classes=("ants", "cats", "dogs"))
+    write_images(tmp_path / "test", classes=("cats", "dogs"), count=2)
     data = Folder(tmp_path / "train", size=4, held_out_folder=tmp_path / "test")
     assert len(data.open("train")) == 18
     held_out = data.open("held-out")
-    assert [held_out[i]["label"].item() for i in range(4)] == [1, 1, 2, 2]
-    write_pictures(tmp_path / "test", classes=("emus",))
-    with pytest.raises(odelt.InputError, match=r"has classes that .* has not: emus"):
+    assert [held_out[i]["condition"].item() for i in range(4)] == [1, 1, 2, 2]
+    write_images(tmp_path / "test", classes=("emus",))
+    with pytest.raises(odelt.InputError, match=r"has a class that the training data lack: emus"):
         data.open("held-out")
 
 
@@ -160,13 +166,13 @@ def test_a_held_out_folder_has_the_classes_of_the_other(tmp_path):
     ("name", "message"),
     [
         ("nowhere", "there is no folder"),
-        ("empty", "holds no pictures"),
+        ("empty", "holds no images"),
         ("mixed", "beside folders"),
     ],
 )
-def test_folders_that_are_none_of_pictures_are_one_line(tmp_path, name, message):
+def test_folders_without_images_or_of_two_kinds_are_refused_in_one_line(tmp_path, name, message):
     (tmp_path / "empty").mkdir()
-    write_pictures(tmp_path / "mixed")
+    write_images(tmp_path / "mixed")
     Image.new("L", (2, 2)).save(tmp_path / "mixed" / "0.png")
     with pytest.raises(odelt.InputError, match=message):
         Folder(tmp_path / name, size=4).open("train")
@@ -175,20 +181,20 @@ def test_folders_that_are_none_of_pictures_are_one_line(tmp_path, name, message)
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"labels": np.zeros(2, int)}, "images is not a file in the archive"),
+        ({"labels": np.zeros(2, int)}, "it has no array 'images'"),
         ({"images": np.zeros((2, 3, 3)), "labels": np.zeros(3, int)}, "labels of shape"),
         ({"images": np.zeros((2, 3, 3)), "labels": np.zeros(2)}, "expected .* and integers"),
         ({"images": np.full((2, 3, 3), 1.5)}, "must be bytes or floats in"),
         ({"images": np.array([{}, {}])}, "Object arrays cannot be loaded"),
     ],
 )
-def test_other_arrays_are_one_line(tmp_path, arrays, message):
+def test_other_arrays_are_refused_in_one_line(tmp_path, arrays, message):
     np.savez(tmp_path / "a.npz", **arrays)
     with pytest.raises(odelt.InputError, match=message):
         Npz(tmp_path / "a.npz").open("train")
 
 
-def test_a_split_without_examples_is_one_line(tmp_path):
+def test_a_split_without_examples_is_refused_in_one_line(tmp_path):
     np.savez(tmp_path / "a.npz", images=np.zeros((3, 2, 2)))
     with pytest.raises(odelt.InputError, match=r"held-out split; raise data\.held-out\.share"):
         Npz(tmp_path / "a.npz", held_out=HeldOut(0.0)).open("held-out")
@@ -197,19 +203,19 @@ def test_a_split_without_examples_is_one_line(tmp_path):
     assert (len(both.open("train")), len(both.open("held-out"))) == (3, 1)
 
 
-def test_few_are_taken_into_memory_evenly_and_the_same_ones_always():
+def test_a_fixed_random_choice_is_loaded_into_memory():
     images = np.arange(300, dtype=np.uint8)[:, None, None, None].repeat(2, 1)
     source = ArraySource(images, np.repeat(np.arange(3, dtype=np.int32), 100))
-    some = in_memory(source, 60)
-    assert (len(some), some.images.dtype, some.levels) == (60, np.float32, 256)
-    assert min(np.bincount(some.labels)) > 8
-    np.testing.assert_array_equal(some.images, in_memory(source, 60).images)
-    assert len(in_memory(source, 1000)) == 300
+    some = load_into_memory(source, 60)
+    assert (len(some), some.x.dtype, some.levels) == (60, np.float32, 256)
+    assert min(np.bincount(some.condition)) > 8
+    np.testing.assert_array_equal(some.x, load_into_memory(source, 60).x)
+    assert len(load_into_memory(source, 1000)) == 300
     digits = Digits().open("train")
-    assert in_memory(digits, 5000) is digits
+    assert load_into_memory(digits, 5000) is digits
 
 
-def test_shards_of_another_version_or_with_lost_files_are_one_line(tmp_path):
+def test_shards_of_another_version_or_with_missing_files_are_refused_in_one_line(tmp_path):
     data = shards(tmp_path)
     (data.folder / "train-00001.array_record").unlink()
     with pytest.raises(odelt.InputError, match=r"train-00001\.array_record is missing"):
@@ -221,23 +227,23 @@ def test_shards_of_another_version_or_with_lost_files_are_one_line(tmp_path):
     path = data.folder / "index.json"
     document = json.loads(path.read_text())
     for changes, message in (
-        ({"version": 2}, "is of version 2, this is 1"),
-        ({"skipped": "x"}, "is no index of shards"),
+        ({"version": 1}, "has version 1 of the format, not 2; prepare the shards again"),
+        ({"skipped": "x"}, "does not fit this version: invalid value"),
         (
             {"layout": {**document["layout"], "dtype": "float16"}},
-            "is no index of shards: invalid value",
+            r"does not fit this version: .*layout",
         ),
     ):
         path.write_text(json.dumps({**document, **changes}))
         with pytest.raises(odelt.InputError, match=message):
             data.open("train")
     path.unlink()
-    with pytest.raises(odelt.InputError, match="is no folder of shards"):
+    with pytest.raises(odelt.InputError, match="is not a folder of shards"):
         data.open("train")
 
 
 def latents(folder, count=8):
-    """Means equal to the place, negated in the mirror image; standard deviation 1/2 in one."""
+    """Means equal to the index, negated in the mirror image; standard deviation 0 and 1/2."""
     values = np.zeros((count, 2, 4, 4, 4), np.float16)
     values[:, 0, ..., :2] = np.arange(count)[:, None, None, None]
     values[:, 1, ..., :2] = -np.arange(count)[:, None, None, None]
@@ -246,23 +252,23 @@ def latents(folder, count=8):
     return Shards(write_shards(folder / "latents", "latents", values, np.arange(count) % 2))
 
 
-def test_latents_are_drawn_anew_each_time_they_are_seen(tmp_path):
+def test_latents_are_sampled_anew_each_time(tmp_path):
     source = latents(tmp_path).open("train")
-    assert (source.image_shape, source.levels, source.random) == ((4, 4, 2), None, True)
-    assert (source[5]["image"] == 5).all()
+    assert (source.shape, source.levels, source.random) == ((4, 4, 2), None, True)
+    assert (source[5]["x"] == 5).all()
     loading = Loading(flip=True)
     batches = stream(source, 6, 0, loading=loading)
-    drawn = [next(batches) for _ in range(100)]
-    places = np.concatenate([b["index"] for b in drawn])
-    images = np.concatenate([b["image"] for b in drawn])
+    drawn = [next(batches) for _ in range(50)]
+    indices = np.concatenate([b["index"] for b in drawn])
+    images = np.concatenate([b["x"] for b in drawn])
     sign = np.sign(images[..., 0].mean((1, 2)))
-    expected = (sign * places)[:, None, None]
+    expected = (sign * indices)[:, None, None]
     np.testing.assert_allclose(images[..., 0] - expected, 0, atol=1e-5)
-    assert 0.4 < (sign[places > 0] > 0).mean() < 0.6
+    assert 0.4 < (sign[indices > 0] > 0).mean() < 0.6
     noise = images[..., 1] - expected
-    assert abs(noise[places > 0].std() - 0.5) < 0.02
+    assert abs(noise[indices > 0].std() - 0.5) < 0.02
     assert len(np.unique(noise)) > 0.99 * noise.size
-    again = next(stream(source, 6, 0, start=50, loading=loading))
-    np.testing.assert_array_equal(again["image"], drawn[50]["image"])
+    again = next(stream(source, 6, 0, start=30, loading=loading))
+    np.testing.assert_array_equal(again["x"], drawn[30]["x"])
     unflipped = next(stream(source, 6, 0))
-    assert (unflipped["image"][..., 0].round() == unflipped["index"][:, None, None]).all()
+    assert (unflipped["x"][..., 0].round() == unflipped["index"][:, None, None]).all()

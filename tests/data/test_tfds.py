@@ -5,11 +5,11 @@ from io import BytesIO
 
 import numpy as np
 import pytest
+from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
 import odelt_eqx as odelt
 from odelt_eqx.data import HeldOut, Tfds
-from odelt_eqx.data.shards import ArrayRecordWriter
 from odelt_eqx.data.tfds import parse_example
 
 
@@ -34,16 +34,16 @@ def example(**features):
 
 
 def write_tfds(folder, splits=(("train", (5, 4)), ("test", (3,)))):
-    """Write grey pictures as `tfds build --file_format=array_record` does."""
+    """Write grey images as `tfds build --file_format=array_record` does."""
     folder.mkdir(parents=True)
     for split, counts in splits:
         for number, count in enumerate(counts):
             path = folder / f"x-{split}.array_record-{number:05d}-of-{len(counts):05d}"
             writer = ArrayRecordWriter(str(path), "group_size:1")
-            for place in range(count):
+            for i in range(count):
                 file = BytesIO()
-                Image.new("RGB", (9, 7), (40 * number + place,) * 3).save(file, "PNG")
-                writer.write(example(image=file.getvalue(), label=place % 2, id=7))
+                Image.new("RGB", (9, 7), (40 * number + i,) * 3).save(file, "PNG")
+                writer.write(example(image=file.getvalue(), label=i % 2, id=7))
             writer.close()
     info = {"splits": [{"name": s, "shardLengths": [str(n) for n in c]} for s, c in splits]}
     (folder / "dataset_info.json").write_text(json.dumps(info))
@@ -56,30 +56,30 @@ def test_features_are_read_by_name():
     assert parse_example(bytes.fromhex("0a0f0a0d0a0166120812060a040000c03f")) == {"f": [1.5]}
 
 
-def test_pictures_classes_and_splits_are_those_of_the_data(tmp_path):
+def test_images_classes_and_splits_are_those_of_the_data(tmp_path):
     data = Tfds(write_tfds(tmp_path / "1.0.0"), size=4)
     train, held_out = data.open("train"), data.open("held-out")
     assert (len(train), len(held_out), train.class_names) == (9, 3, ("cat", "dog"))
-    greys = [round(float(127.5 * (train[i]["image"].mean() + 1))) for i in range(9)]
+    greys = [round(float(127.5 * (train[i]["x"].mean() + 1))) for i in range(9)]
     assert greys == [0, 1, 2, 3, 4, 40, 41, 42, 43]
-    assert [train[i]["label"].item() for i in range(9)] == [0, 1, 0, 1, 0, 0, 1, 0, 1]
+    assert [train[i]["condition"].item() for i in range(9)] == [0, 1, 0, 1, 0, 0, 1, 0, 1]
 
 
-def test_examples_are_held_out_where_the_data_hold_none_out(tmp_path):
+def test_examples_are_held_out_if_the_data_have_one_split(tmp_path):
     data = Tfds(write_tfds(tmp_path / "1", splits=(("train", (9,)),)), 4, held_out=HeldOut(0.4))
     assert len(data.open("train")) + len(data.open("held-out")) == 9
 
 
-def test_other_folders_and_features_are_one_line(tmp_path):
+def test_other_folders_and_features_are_refused_in_one_line(tmp_path):
     folder = write_tfds(tmp_path / "1")
-    with pytest.raises(odelt.InputError, match="has no feature 'picture' that is a picture"):
-        Tfds(folder, 4, image="picture").open("train")[0]
-    with pytest.raises(odelt.InputError, match="has no feature 'label' that is a picture"):
+    with pytest.raises(odelt.InputError, match="has no feature 'photo' that is an image"):
+        Tfds(folder, 4, image="photo").open("train")[0]
+    with pytest.raises(odelt.InputError, match="has no feature 'label' that is an image"):
         Tfds(folder, 4, image="label").open("train")[0]
     assert Tfds(folder, 4, label="nothing").open("train").class_names == ("all",)
     next(folder.glob("*train*00001-of*")).rename(folder / "lost")
     with pytest.raises(odelt.InputError, match="--file_format=array_record"):
         Tfds(folder, 4).open("train")
-    with pytest.raises(odelt.InputError, match="is no version of a data set of TensorFlow"):
+    with pytest.raises(odelt.InputError, match="is not from a version of a data set of TensorFlow"):
         Tfds(tmp_path, 4).open("train")
-    assert np.isfinite(Tfds(folder, 4).open("held-out")[0]["image"]).all()
+    assert np.isfinite(Tfds(folder, 4).open("held-out")[0]["x"]).all()

@@ -1,4 +1,4 @@
-"""Processes that read or write for another one end with it, even if it is killed."""
+"""Worker processes exit with their parent, even if it is killed."""
 
 import os
 import signal
@@ -12,14 +12,16 @@ from PIL import Image
 
 from odelt_eqx.data.prepare import PrepareConfig, prepare
 from odelt_eqx.data.records import load_index
-from tests.data.bad_pictures import encoded
+from tests.data.bad_images import encoded
 
 ROOT = Path(__file__).parents[2]
 READER = """
 import sys, time
-from odelt_eqx.data import Loading, digits, stream
+import numpy as np
+from odelt_eqx.data import ArraySource, Loading, stream
 if __name__ == "__main__":
-    batches = stream(digits("train"), 4, 0, loading=Loading(workers=1, threads=1, buffer=1))
+    source = ArraySource(np.zeros((8, 2, 2, 1), np.float32), np.zeros(8, np.int32))
+    batches = stream(source, 4, 0, loading=Loading(workers=1, threads=1, buffer=1))
     next(batches)
     print("ready", flush=True)
     time.sleep(600)
@@ -46,24 +48,24 @@ def kill(words, ready):
         time.sleep(0.05)
 
 
-def test_readers_end_with_a_run_that_is_killed(tmp_path):
+def test_readers_exit_with_a_killed_run(tmp_path):
     (tmp_path / "reader.py").write_text(READER)
     kill([tmp_path / "reader.py"], lambda process: process.stdout.readline() == b"ready\n")
 
 
-def test_preparing_goes_on_after_it_was_killed(tmp_path):
+def test_preparing_resumes_after_it_was_killed(tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (400, 400, 3), np.uint8)
     (tmp_path / "noise.png").write_bytes(encoded(Image.fromarray(noise)))
     source, out = tmp_path / "many", tmp_path / "out"
     source.mkdir()
-    for number in range(200):
+    for number in range(100):
         (source / f"{number}.png").symlink_to(tmp_path / "noise.png")
     words = ("--size", 64, "--chunk", 5, "--workers", 2)
     command = (ROOT / "scripts" / "prepare.py", source, out, *words)
     kill(command, lambda _: any(out.glob(".chunks/*.json")))
     assert not (out / "index.json").exists()
     prepare(source, out, PrepareConfig(size=64, chunk=5, workers=1))
-    assert sum(map(sum, load_index(out).classes.values())) == 200
+    assert sum(map(sum, load_index(out).classes.values())) == 100
 
 
 def _stat(process):
@@ -76,8 +78,8 @@ def _stat(process):
 
 
 def _children(process):
-    every = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
-    return [child for child in every if (stat := _stat(child)) and stat[1] == process]
+    processes = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+    return [child for child in processes if (stat := _stat(child)) and stat[1] == process]
 
 
 def _runs(process):

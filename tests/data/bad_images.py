@@ -1,4 +1,4 @@
-"""Every kind of picture that is not simply one, made by Pillow."""
+"""Unusual and damaged images of every kind, made by Pillow."""
 
 import struct
 import zlib
@@ -16,7 +16,7 @@ def encoded(image, kind="PNG", **options):
 
 
 def png_of_size(width, height):
-    """Return a PNG that claims a size and holds nothing."""
+    """Return a PNG that claims a size and has no pixels."""
     chunk = lambda name, data: (
         struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
     )
@@ -26,7 +26,7 @@ def png_of_size(width, height):
 
 
 def _colours():
-    """Left half red, right half blue, a row of green on top."""
+    """Left half red, right half blue, green at the top."""
     pixels = np.zeros((16, 16, 3), np.uint8)
     pixels[:, :8, 0] = pixels[:, 8:, 2] = 255
     pixels[:4] = (0, 255, 0)
@@ -34,7 +34,7 @@ def _colours():
 
 
 def _rotated():
-    """The picture lying on its side, and EXIF's word on how to set it upright."""
+    """The image on its side, with the EXIF orientation that turns it upright."""
     image = _colours().transpose(Image.Transpose.ROTATE_90)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -75,7 +75,7 @@ USABLE = {
 }
 UNUSABLE = {
     "empty.jpg": (b"", "empty file"),
-    "text.png": (b"this is no picture", "cannot identify image file"),
+    "text.png": (b"this is not an image", "cannot identify image file"),
     "cut.png": (encoded(Image.effect_noise((64, 64), 99))[:900], "truncated"),
     "cut.jpg": (encoded(Image.effect_noise((64, 64), 99), "JPEG")[:500], "truncated"),
     "bomb.png": (png_of_size(60_000, 60_000), "pixels"),
@@ -86,7 +86,7 @@ UNUSABLE = {
 
 
 def write_all(folder):
-    """Write each of them, in a folder for either kind."""
+    """Write all of them, in the folders usable and unusable."""
     for kind, files in (("usable", USABLE), ("unusable", UNUSABLE)):
         (folder / kind).mkdir(parents=True)
         for name, file in files.items():

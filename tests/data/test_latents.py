@@ -1,21 +1,21 @@
-"""Pictures to shards of latents, which training draws from."""
+"""Images to shards of latents, from which training samples, and back."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import odelt_eqx as odelt
-from odelt_eqx import latents
-from odelt_eqx.data import HeldOut, Shards
+from odelt_eqx.data import HeldOut, Shards, latents
+from odelt_eqx.data.latents import decode_in_chunks, prepare_latents
 from odelt_eqx.data.prepare import PrepareConfig, prepare
 from odelt_eqx.data.records import load_index
-from odelt_eqx.latents import prepare_latents
 from odelt_eqx.nn.autoencoder import Autoencoder, AutoencoderConfig
-from tests.data.makers import write_pictures
+from tests.data.makers import write_images
 
 SHAPE = AutoencoderConfig((4, 4), layers_per_block=1, norm_num_groups=2, latent_channels=2)
 SEED = 2
-"""One by which a picture is mirrored where it may be."""
+"""A seed by which an image is mirrored if `flip` is set."""
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +24,8 @@ def autoencoder():
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    return write_pictures(tmp_path / "pictures", count=5, size=(8, 8))
+def images(tmp_path):
+    return write_images(tmp_path / "images", count=5, size=(8, 8))
 
 
 def config(**changes):
@@ -37,15 +37,13 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.glob("*.*") if path.is_file()}
 
 
-def test_a_record_is_the_moments_of_the_picture_and_its_mirror_image(
-    autoencoder, pictures, tmp_path
-):
-    (path,) = prepare_latents(pictures, tmp_path / "out", config(), autoencoder, batch_size=3)
+def test_a_record_has_the_moments_of_the_image_and_its_mirror_image(autoencoder, images, tmp_path):
+    (path,) = prepare_latents(images, tmp_path / "out", config(), autoencoder, batch_size=3)
     assert load_index(path.parent).layout.shape == (2, 4, 4, 4)
-    ours, plain = (Shards(f).open("train") for f in (path.parent, path.parent / "pictures"))
+    ours, plain = (Shards(f).open("train") for f in (path.parent, path.parent / "images"))
     assert len(ours) == len(plain)
     for index in range(len(ours)):
-        image = plain[index]["image"][None]
+        image = plain[index]["x"][None]
         for flip, shown in ((False, image), (True, image[:, :, ::-1])):
             mean, log_variance = map(np.asarray, autoencoder.encode(shown))
             rng = np.random.default_rng(SEED)
@@ -53,15 +51,13 @@ def test_a_record_is_the_moments_of_the_picture_and_its_mirror_image(
             noise = rng.standard_normal((4, 4, 2), np.float32)
             expected = mean[0] + np.exp(log_variance[0] / 2) * noise
             drawn = ours.draw(index, np.random.default_rng(SEED), flip)
-            np.testing.assert_allclose(drawn["image"], expected, atol=2e-3)
-            assert drawn["label"] == plain[index]["label"]
+            np.testing.assert_allclose(drawn["x"], expected, atol=2e-3)
+            assert drawn["condition"] == plain[index]["condition"]
 
 
-def test_encoding_goes_on_where_it_was_and_is_shared_out(
-    autoencoder, pictures, tmp_path, monkeypatch
-):
+def test_encoding_resumes_and_is_shared_out(autoencoder, images, tmp_path, monkeypatch):
     shards, whole, parts = tmp_path / "shards", tmp_path / "whole", tmp_path / "parts"
-    prepare(pictures, shards, config())
+    prepare(images, shards, config())
     prepare_latents(shards, whole, config(), autoencoder, batch_size=4)
     real, calls = latents._moments, []
 
@@ -80,17 +76,26 @@ def test_encoding_goes_on_where_it_was_and_is_shared_out(
     assert contents(parts) == contents(whole)
 
 
-def test_what_does_not_fit_is_one_line(autoencoder, pictures, tmp_path):
+def test_other_images_or_weights_are_refused_in_one_line(autoencoder, images, tmp_path):
     with pytest.raises(odelt.InputError, match="multiple of 2, in 3 channels"):
-        prepare_latents(pictures, tmp_path / "odd", config(size=7), autoencoder)
+        prepare_latents(images, tmp_path / "odd", config(size=7), autoencoder)
     with pytest.raises(odelt.InputError, match="batch_size must be at least 1; got 0"):
-        prepare_latents(pictures, tmp_path / "out", config(), autoencoder, batch_size=0)
+        prepare_latents(images, tmp_path / "out", config(), autoencoder, batch_size=0)
     out = tmp_path / "out"
-    prepare_latents(pictures, out, config(), autoencoder)
+    prepare_latents(images, out, config(), autoencoder)
     other = Autoencoder(SHAPE, key=jax.random.key(1))
-    with pytest.raises(odelt.InputError, match="was begun with other pictures or another"):
-        prepare_latents(pictures, out, config(), other)
+    with pytest.raises(odelt.InputError, match="was begun with other autoencoder; choose another"):
+        prepare_latents(images, out, config(), other)
     with pytest.raises(odelt.InputError, match="holds latents"):
         prepare_latents(out, tmp_path / "twice", config(), autoencoder)
-    with pytest.raises(odelt.InputError, match="exists and is no folder of latents"):
-        prepare_latents(out / "pictures", pictures, config(), autoencoder)
+    with pytest.raises(odelt.InputError, match="exists and is not a folder of shards"):
+        prepare_latents(out / "images", images, config(), autoencoder)
+
+
+def test_chunks_give_the_images_of_one_batch(autoencoder):
+    z = np.random.default_rng(0).standard_normal((5, 4, 4, 2)).astype(np.float32)
+    whole = autoencoder.decode(jnp.asarray(z))
+    np.testing.assert_allclose(decode_in_chunks(autoencoder, z, 2), whole, atol=1e-5)
+    assert decode_in_chunks(autoencoder, z[:0], 2).shape == (0, 8, 8, 3)
+    with pytest.raises(odelt.InputError, match="chunk must be at least 1; got 0"):
+        decode_in_chunks(autoencoder, z, 0)
