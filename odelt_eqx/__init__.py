@@ -11,11 +11,27 @@ from odelt_eqx.interop import (
     save_safetensors as save_safetensors,
 )
 from odelt_eqx.interop.truncate import truncate as truncate
-from odelt_eqx.nn import DiT as DiT, DiTConfig as DiTConfig
-from odelt_eqx.ode import Adaptive as Adaptive, FixedSteps as FixedSteps
-from odelt_eqx.ode.time import SolveStats as SolveStats
+from odelt_eqx.network import Classes as Classes, Network as Network, Vector as Vector
+from odelt_eqx.nn import (
+    DiT as DiT,
+    DiTConfig as DiTConfig,
+    VectorNet as VectorNet,
+    VectorNetConfig as VectorNetConfig,
+)
+from odelt_eqx.ode import (
+    Adaptive as Adaptive,
+    FixedSteps as FixedSteps,
+    ODEBlock as ODEBlock,
+    integrate_length as integrate_length,
+    integrate_time as integrate_time,
+)
+from odelt_eqx.parallel import make_mesh as make_mesh, place as place
+from odelt_eqx.presets import preset as preset
 from odelt_eqx.sampling import (
+    CompiledSampler as CompiledSampler,
     Likelihood as Likelihood,
+    SampleConfig as SampleConfig,
+    SolveStats as SolveStats,
     consistency_sample as consistency_sample,
     invert as invert,
     log_likelihood as log_likelihood,
@@ -23,5 +39,10 @@ from odelt_eqx.sampling import (
     sample_with_stats as sample_with_stats,
     trajectory as trajectory,
 )
-from odelt_eqx.sharding import make_mesh as make_mesh, placed as placed
 from odelt_eqx.training.checkpoint import load as load
+from odelt_eqx.training.step import (
+    TrainState as TrainState,
+    init_state as init_state,
+    make_train_step as make_train_step,
+)
+from odelt_eqx.training.train import train as train

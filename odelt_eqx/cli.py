@@ -1,24 +1,30 @@
-"""How every script begins and ends: with a preset, and with a result or one plain line."""
+"""Entry point shared by all scripts."""
 
+import dataclasses
 import logging
 import sys
 import warnings
 from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
+
+import tyro
 
 from odelt_eqx.config import TrainConfig
 from odelt_eqx.errors import DivergedError, InputError, Interrupted, SolveError
-from odelt_eqx.hosts import is_first
+from odelt_eqx.parallel import is_main_process
 from odelt_eqx.presets import of_type, preset
+
+Arguments = TypeVar("Arguments", bound=Any)
 
 
 def preset_of_command_line() -> tuple[str, TrainConfig, list[str]]:
-    """Return the preset that the first word names ("digits" if it names none), and the other words.
+    """Return the preset that the first word names ("digits" by default), and the other words.
 
     Raises:
-        InputError: there is no such preset; the nearest is suggested.
+        InputError: there is no such preset; the message suggests the closest name.
     """
     words = sys.argv[1:]
-    name = words.pop(0) if _begins_with_name(words) else "digits"
+    name = words.pop(0) if _starts_with_name(words) else "digits"
     return name, preset(name), words
 
 
@@ -26,41 +32,68 @@ def run_of_command_line() -> tuple[str, TrainConfig, list[str]]:
     """Return as `preset_of_command_line` does; a second word may name another training type.
 
     Raises:
-        InputError: there is no such preset or training type; the nearest is suggested.
+        InputError: there is no such preset or training type; the message suggests the closest name.
     """
     name, config, words = preset_of_command_line()
-    if not _begins_with_name(words):
+    if not _starts_with_name(words):
         return name, config, words
     return f"{name}-{words[0]}", of_type(config, words[0]), words[1:]
 
 
-def _begins_with_name(words: list[str]) -> bool:
-    """Whether the first word is neither an option nor the choice of a type."""
+def _starts_with_name(words: list[str]) -> bool:
+    """Whether the first word is a name: neither an option nor the choice of a type."""
     return bool(words) and not words[0].startswith("-") and ":" not in words[0]
 
 
-def tell(*lines: object) -> None:
-    """Print results, one a line, in the first process alone."""
-    if is_first():
+def parse(default: Arguments, words: list[str], description: str | None = None) -> Arguments:
+    """Return the command line in the form of `default`, whose field `config` is a `TrainConfig`.
+
+    The network stays of the preset's type, so that its options need no choice of a type.
+    """
+    kind, config = type(default), default.config
+    fixed = _with_type(TrainConfig, "model", type(config.model))
+    typed = _with_type(kind, "config", Annotated[fixed, tyro.conf.arg(name="")])
+    fields = {f.name: getattr(default, f.name) for f in dataclasses.fields(default)}
+    start = typed(**fields | {"config": fixed(**vars(config))})
+    found = tyro.cli(typed, default=start, args=words, description=description)
+    return kind(**vars(found) | {"config": TrainConfig(**vars(found.config))})
+
+
+def _with_type(kind: type, name: str, annotation: Any) -> Any:
+    """Return a subclass of a dataclass in which a field has another type."""
+    made = dataclasses.make_dataclass(
+        kind.__name__, [(name, annotation)], bases=(kind,), frozen=True, kw_only=True
+    )
+    made.__doc__ = kind.__doc__
+    return made
+
+
+def print_results(*lines: object) -> None:
+    """Print results, one per line, in process 0 only."""
+    if is_main_process():
         print(*lines, sep="\n")
 
 
 def main(run: Callable[[], None]) -> None:
-    """Run a script; a mistake of its user becomes one line and exit status 2, no traceback."""
+    """Run a script; an error of the user becomes one line and exit status 2, without a traceback.
+
+    Args:
+        run: reads the command line, does the work and prints where the results are.
+    """
     warnings.showwarning = lambda message, *_, **__: print(f"note: {message}", file=sys.stderr)
     try:
         run()
-    except (InputError, SolveError, DivergedError) as error:
-        sys.exit(_report(str(error)))
-    except Interrupted as order:
-        print(f"stopped: {order}", file=sys.stderr)
-        sys.exit(order.status)
+    except Interrupted as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        sys.exit(error.status)
     except KeyboardInterrupt:
-        sys.exit(_report("interrupted", status=130))
+        _fail("interrupted", status=130)
+    except (InputError, SolveError, DivergedError) as error:
+        _fail(str(error), status=2)
 
 
-def _report(message: str, status: int = 2) -> int:
-    """Say what went wrong; threads that a failed write has left behind say no more after it."""
+def _fail(message: str, status: int) -> None:
+    """Print an error and exit; background threads of a failed write log nothing after it."""
     logging.disable()
     print(f"error: {message}", file=sys.stderr)
-    return status
+    sys.exit(status)

@@ -1,20 +1,22 @@
 """What a training run is, as typed values."""
 
 import dataclasses
-import json
 from pathlib import Path
-from typing import Any
-
-import cattrs
+from typing import Any, Literal
 
 from odelt_eqx.data import Data, Digits, Loading
-from odelt_eqx.errors import InputError
-from odelt_eqx.nn.dit import DiTConfig
+from odelt_eqx.errors import InputError, check_range
+from odelt_eqx.files import read_json, write_json
+from odelt_eqx.interop.published import PublishedObjective
+from odelt_eqx.network import check_depth
+from odelt_eqx.nn import DiTConfig, VectorNetConfig
 from odelt_eqx.objective import LengthConsistency, TimeObjective
-from odelt_eqx.ode.plan import Adaptive, FixedSteps
-from odelt_eqx.serial import converter
-from odelt_eqx.sharding import Layout
-from odelt_eqx.watching import WatchConfig
+from odelt_eqx.ode import FixedSteps
+from odelt_eqx.parallel import Layout
+from odelt_eqx.sampling import SampleConfig
+from odelt_eqx.serialize import from_dict, to_dict
+
+Service = Literal["tensorboard", "wandb"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,11 +29,14 @@ class OptimizerConfig:
         beta1: decay of the first moment.
         beta2: decay of the second moment.
         weight_decay: decoupled weight decay, on every parameter.
-        ema: decay per step of the averaged weights.
+        ema: decay per step of the EMA weights.
         clip_norm: a gradient whose norm over all parameters is larger is scaled to this norm; None
             for no limit.
         max_skipped: a step whose loss or gradient is not finite is skipped; so many in a row stop
             the run.
+
+    Raises:
+        InputError: a number is out of range.
     """
 
     learning_rate: float = 1e-4
@@ -45,18 +50,44 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        if not self.learning_rate > 0:
-            raise InputError(f"learning_rate must be positive; got {self.learning_rate}")
-        for name in ("warmup", "weight_decay"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} must not be negative; got {getattr(self, name)}")
-        for name in ("beta1", "beta2", "ema"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"{name} must lie in [0, 1); got {getattr(self, name)}")
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise InputError(f"clip_norm must be positive, or None; got {self.clip_norm}")
-        if self.max_skipped < 1:
-            raise InputError(f"max_skipped must be at least 1; got {self.max_skipped}")
+        check_range(self, "learning_rate", "clip_norm", above=0)
+        check_range(self, "warmup", "weight_decay", least=0)
+        check_range(self, "beta1", "beta2", "ema", least=0, below=1)
+        check_range(self, "max_skipped", least=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoggingConfig:
+    """What a run logs, and where, besides its folder; nothing here changes the weights.
+
+    Args:
+        to: services that get metrics and samples, too: "tensorboard" writes to the run folder,
+            "wandb" is Weights & Biases. Each is an extra: `pip install 'odelt-eqx[tensorboard]'`.
+        sample_every: steps between samples from the EMA weights; 0 draws none.
+        sample_steps: numbers of time steps that they are drawn with.
+        sample_depths: depths in blocks that they are drawn at; all by default.
+        sample_count: samples of each, classes in turn, from the same noise each time.
+        peak_flops: floating-point operations per second that all devices of the run together can
+            do in the network's dtype; with it, model FLOP utilisation is a metric.
+
+    Raises:
+        InputError: a number is out of range.
+    """
+
+    to: tuple[Service, ...] = ()
+    sample_every: int = 0
+    sample_steps: tuple[int, ...] = (1, 4, 16)
+    sample_depths: tuple[int, ...] = ()
+    sample_count: int = 10
+    peak_flops: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        check_range(self, "sample_every", least=0)
+        check_range(self, "sample_count", least=1)
+        check_range(self, "peak_flops", above=0)
+        if min(self.sample_steps, default=0) < 1:
+            raise InputError(f"sample_steps must be positive numbers; got {self.sample_steps}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,35 +99,38 @@ class TrainConfig:
         objective: what the network regresses on.
         optimizer: how it is updated.
         data: what it learns.
-        loading: how that is read; of it only `flip` changes what is learned.
+        loading: how data are read; only its `flip` changes what is learned.
         init_from: a run folder or a `.safetensors` file whose weights are the first ones, with
             their average where it has one.
-        teacher: a run folder or a `.safetensors` file whose averaged weights teach the time axis,
+        teacher: a run folder or a `.safetensors` file whose EMA weights teach the time axis,
             in place of this run's own.
-        time: how its pictures are sampled unless a command says otherwise.
+        sample: how the network is run unless a command says otherwise.
         steps: training steps.
         batch_size: examples per step.
-        sharding: how several devices share the work: "dp" copies the state to each, "fsdp" deals it
-            out. A run may be resumed with either, on any number of devices.
-        accumulate: parts that a batch is trained in, one after the other, for less memory; the step
-            is the same to rounding, except that dropout draws other units.
+        sharding: how several devices share the work: "dp" copies the state to each, "fsdp" splits
+            it. A run may be resumed with either, on any number of devices.
+        accumulate: parts in which a batch is trained, one after another, for less memory; the step
+            is the same to rounding.
         seed: decides weights, draws and the order of the data.
         log_every: steps between lines of metrics.
         eval_every: steps between measurements of the held-out loss.
         save_every: steps between checkpoints; the last step is always saved.
-        watch: what of it is watched, and where.
-        keep: newest checkpoints that are kept.
+        logging: what is logged besides, and where.
+        keep: number of the newest checkpoints that are kept.
         keep_every: checkpoints at multiples of so many steps are kept as well.
+
+    Raises:
+        InputError: the values do not fit together.
     """
 
-    model: DiTConfig
-    objective: LengthConsistency | TimeObjective = LengthConsistency()
+    model: DiTConfig | VectorNetConfig
+    objective: LengthConsistency | TimeObjective | PublishedObjective = LengthConsistency()
     optimizer: OptimizerConfig = OptimizerConfig()
     data: Data = Digits()
     loading: Loading = Loading()
     init_from: str | None = None
     teacher: str | None = None
-    time: FixedSteps | Adaptive = FixedSteps(steps=16)
+    sample: SampleConfig = SampleConfig(time=FixedSteps(steps=16))
     steps: int = 100_000
     batch_size: int = 256
     sharding: Layout = "dp"
@@ -105,23 +139,19 @@ class TrainConfig:
     log_every: int = 100
     eval_every: int = 1000
     save_every: int = 10_000
-    watch: WatchConfig = WatchConfig()
+    logging: LoggingConfig = LoggingConfig()
     keep: int = 2
     keep_every: int | None = None
 
     def __post_init__(self) -> None:
-        """Check the counts and tell the model whether its step index means anything."""
-        intervals = ("log_every", "eval_every", "save_every")
-        for name in ("steps", "batch_size", "accumulate", *intervals, "keep"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1; got {getattr(self, name)}")
+        """Check the values and set the model's `ignore_step`."""
+        check_range(self, "steps", "batch_size", "accumulate", least=1)
+        check_range(self, "log_every", "eval_every", "save_every", "keep", "keep_every", least=1)
         if self.batch_size % self.accumulate:
             raise InputError(
                 f"accumulate must divide batch_size {self.batch_size}; got {self.accumulate}"
             )
-        if self.keep_every is not None and (
-            self.keep_every < 1 or self.keep_every % self.save_every
-        ):
+        if self.keep_every is not None and self.keep_every % self.save_every:
             raise InputError(
                 f"keep_every must be a multiple of save_every {self.save_every}, or None; "
                 f"got {self.keep_every}"
@@ -129,30 +159,21 @@ class TrainConfig:
         ignore_step = not self.objective.trains_steps
         if self.model.ignore_step and not ignore_step:
             raise InputError("model.ignore_step would hide the steps that this objective trains")
-        for depth in self.watch.sample_depths:
-            self.model.check_depth(depth)
+        for depth in (*self.logging.sample_depths, self.sample.depth):
+            check_depth(depth, self.model.depths)
         object.__setattr__(self, "model", dataclasses.replace(self.model, ignore_step=ignore_step))
-
-
-def _converter() -> cattrs.Converter:
-    return converter(TimeObjective, LengthConsistency | TimeObjective, Data)
-
-
-def to_dict(config: TrainConfig) -> dict[str, Any]:
-    """Return `config` as what JSON can hold; each objective carries the name of its type."""
-    return _converter().unstructure(config)
 
 
 def flat(config: TrainConfig) -> dict[str, Any]:
     """Return every value of `config` by its dotted name."""
-    return _flat(to_dict(config))
+    return _flatten(to_dict(config))
 
 
-def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     leaves: dict[str, Any] = {}
     for name, value in tree.items():
         if isinstance(value, dict):
-            leaves |= _flat(value, f"{prefix}{name}.")
+            leaves |= _flatten(value, f"{prefix}{name}.")
         else:
             leaves[prefix + name] = value
     return leaves
@@ -160,7 +181,7 @@ def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
 
 def save_config(config: TrainConfig, path: Path) -> None:
     """Write `config` as JSON."""
-    path.write_text(json.dumps(to_dict(config), indent=2) + "\n")
+    write_json(path, to_dict(config))
 
 
 def load_config(path: Path) -> TrainConfig:
@@ -169,10 +190,4 @@ def load_config(path: Path) -> TrainConfig:
     Raises:
         InputError: the file is not such a config.
     """
-    try:
-        return _converter().structure(json.loads(path.read_text()), TrainConfig)
-    except json.JSONDecodeError as error:
-        problem = str(error)
-    except cattrs.BaseValidationError as error:
-        problem = "; ".join(cattrs.transform_error(error))
-    raise InputError(f"{path} is not a config of this version: {problem}")
+    return from_dict(read_json(path, "a config"), TrainConfig, str(path))

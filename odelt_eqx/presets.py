@@ -1,18 +1,14 @@
-"""The runs that have a name."""
+"""Named training runs."""
 
 import dataclasses
-import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 from odelt_eqx.config import OptimizerConfig, TrainConfig
-from odelt_eqx.data import Idx, Loading, Shards
-from odelt_eqx.errors import InputError
-from odelt_eqx.nn.dit import DiTConfig
+from odelt_eqx.data import Idx, Loading, Shards, Toy
+from odelt_eqx.errors import find_by_name
+from odelt_eqx.nn import DiTConfig, VectorNetConfig
 from odelt_eqx.objective import TRAIN_TYPES, LengthConsistency, Shortcut
-
-Value = TypeVar("Value")
 
 
 def digits() -> TrainConfig:
@@ -43,6 +39,44 @@ def digits() -> TrainConfig:
     )
 
 
+def _plane(data: Toy, num_classes: int | None) -> TrainConfig:
+    return TrainConfig(
+        model=VectorNetConfig(
+            size=2,
+            hidden_size=64,
+            depth=6,
+            depth_min=2,
+            depth_group=2,
+            num_classes=num_classes,
+            denoise_timesteps=32,
+        ),
+        optimizer=OptimizerConfig(learning_rate=2e-3, warmup=100, weight_decay=0.01, ema=0.99),
+        data=data,
+        steps=2000,
+        batch_size=256,
+        save_every=1000,
+        eval_every=500,
+    )
+
+
+def moons() -> TrainConfig:
+    """An MLP on two moons in the plane: the nested ODE at its smallest.
+
+    Command: `python scripts/train.py moons`. Hardware: 2 CPU cores, MOONS_TIME.
+    Expect: MOONS_EXPECT
+    """
+    return _plane(Toy("moons"), num_classes=2)
+
+
+def checkerboard() -> TrainConfig:
+    """An MLP on a checkerboard in the plane, without conditions.
+
+    Command: `python scripts/train.py checkerboard`. Hardware: 2 CPU cores, MOONS_TIME.
+    Expect: CHECKER_EXPECT
+    """
+    return _plane(Toy("checkerboard"), num_classes=None)
+
+
 FASHION = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
@@ -50,13 +84,13 @@ FASHION = (
 
 
 def fashion() -> TrainConfig:
-    """A small transformer on Fashion-MNIST, 60,000 grey pictures of 28 x 28.
+    """A small transformer on Fashion-MNIST, 60,000 grey images of 28 x 28.
 
     Command: `python scripts/train.py fashion`, after `apt install dataset-fashion-mnist` (Debian,
     Ubuntu), or `python scripts/train.py fashion data:idx --data.folder FOLDER` with
     the IDX files in FOLDER. Hardware: 2 CPU cores, 0.12 s a step, so 16 minutes. Expect, by the
-    features of `scripts/classifier.py`: a Frechet distance of 4.0 at depth 6 and 128 time steps,
-    11.1 at depth 2 and one step (real pictures: 0.6), see the README.
+    features of `scripts/classifier.py`: a Fréchet distance of 4.0 at depth 6 and 128 time steps,
+    11.1 at depth 2 and one step (real images: 0.6), see the README.
     """
     return TrainConfig(
         model=DiTConfig(
@@ -84,7 +118,7 @@ def fashion() -> TrainConfig:
 def _published(model: DiTConfig, objective: Shortcut, shards: str) -> TrainConfig:
     """The first stage of the published training; the second has a tenth of the rate.
 
-    The reference mirrors pictures before it encodes them, so latents are flipped here.
+    The reference mirrors images before it encodes them, so latents are flipped here.
     """
     return TrainConfig(
         model=model,
@@ -119,7 +153,7 @@ def celeba_b() -> TrainConfig:
     Command: `python scripts/train.py celeba-b --init-from SHORTCUT_RUN --run runs/celeba-1`, then
     `python scripts/train.py celeba-b --init-from runs/celeba-1 --run runs/celeba-2
     --optimizer.learning-rate 1e-5`. It reads shards/celeba-latents, which `python
-    scripts/prepare.py PICTURES shards/celeba-latents --latents AUTOENCODER` makes;
+    scripts/prepare.py IMAGES shards/celeba-latents --latents AUTOENCODER` makes;
     `data:shards --data.folder FOLDER` at the end of a command names another folder. Hardware and
     the number to expect: not measured yet.
     """
@@ -132,7 +166,7 @@ def imagenet_b() -> TrainConfig:
 
     Command: `python scripts/train.py imagenet-b --init-from SHORTCUT_RUN --run runs/imagenet-1`,
     then the same from runs/imagenet-1 with `--optimizer.learning-rate 1e-5`. It reads
-    shards/imagenet-latents, which `python scripts/prepare.py PICTURES shards/imagenet-latents
+    shards/imagenet-latents, which `python scripts/prepare.py IMAGES shards/imagenet-latents
     --latents AUTOENCODER` makes; `data:shards --data.folder FOLDER` at the end of a command names
     another folder. Hardware and the number to expect: not measured yet.
     """
@@ -155,28 +189,30 @@ def imagenet_xl() -> TrainConfig:
 
 PRESETS: dict[str, Callable[[], TrainConfig]] = {
     "digits": digits,
+    "moons": moons,
+    "checkerboard": checkerboard,
     "fashion": fashion,
     "celeba-b": celeba_b,
     "imagenet-b": imagenet_b,
     "imagenet-xl": imagenet_xl,
 }
-"""The runs that have a name."""
+"""The presets by name."""
 
 
 def preset(name: str) -> TrainConfig:
     """Return the run called `name`; an InputError suggests the nearest name if there is none."""
-    return _named("preset", name, PRESETS)()
+    return find_by_name("preset", name, PRESETS)()
 
 
 def of_type(config: TrainConfig, name: str) -> TrainConfig:
     """Return `config` with the training type called `name`, see `TRAIN_TYPES`.
 
-    It is trained at every depth if the other was, and takes over what that says of labels.
+    It is trained at every depth if the old one was, with the same label dropout and guidance.
 
     Raises:
         InputError: there is none; the nearest name is suggested.
     """
-    old, new = config.objective, _named("training type", name, TRAIN_TYPES)
+    old, new = config.objective, find_by_name("training type", name, TRAIN_TYPES)
     inner = old.objective if isinstance(old, LengthConsistency) else old
     labels = {f: getattr(inner, f) for f in ("class_dropout", "guidance") if hasattr(inner, f)}
     fields = {f.name for f in dataclasses.fields(new)}
@@ -185,11 +221,3 @@ def of_type(config: TrainConfig, name: str) -> TrainConfig:
         new = dataclasses.replace(old, objective=new)
     model = dataclasses.replace(config.model, ignore_step=False)  # follows from the objective
     return dataclasses.replace(config, model=model, objective=new)
-
-
-def _named(kind: str, name: str, known: Mapping[str, Value]) -> Value:
-    if name in known:
-        return known[name]
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"there is {', '.join(known)}"
-    raise InputError(f"no {kind} is called {name!r}; {hint}")

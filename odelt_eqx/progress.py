@@ -1,4 +1,4 @@
-"""What a person sees of long work: a bar on a terminal, plain lines elsewhere."""
+"""Progress bars: tqdm on a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -6,43 +6,45 @@ from contextlib import AbstractContextManager
 
 from tqdm import tqdm
 
-from odelt_eqx.hosts import is_first
+from odelt_eqx.parallel import is_main_process
 
 SECONDS_BETWEEN_LINES = 10.0
+LINE = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 
 
 class Progress(AbstractContextManager):
-    """Shows how much is done, at what rate, what is left, and the latest figures.
+    """Shows how much is done, the rate, the time left and the latest metrics; a context manager.
 
-    A context manager. On a terminal it is a tqdm bar; elsewhere it prints a line now and then. Only
-    the first process shows anything.
+    Where standard error is not a terminal it prints a line every ten seconds. Only process 0 shows
+    anything.
     """
 
     def __init__(self, name: str, total: int, done: int = 0):
         """Start at `done` of `total`."""
+        self._name, self._total, self._initial, self._done = name, total, done, done
+        terminal = sys.stderr.isatty()
+        self._prints = is_main_process() and not terminal
         self._bar = tqdm(
             desc=name,
             total=total,
             initial=done,
-            disable=not (sys.stderr.isatty() and is_first()),
+            disable=not (is_main_process() and terminal),
             dynamic_ncols=True,
         )
-        self._prints = not sys.stderr.isatty() and is_first()
-        self._name, self._total, self._initial, self._done = name, total, done, done
         self._began = self._printed = time.monotonic()
         self._printed_at = done
-        self._figures = ""
+        self._metrics = ""
 
     def __exit__(self, *_: object) -> None:
-        """Leave the last state standing."""
+        """Show the last state."""
         self._bar.close()
         if self._prints and self._printed_at != self._done:
             self._print()
 
-    def show(self, **figures: float | int) -> None:
-        """Show figures beside the progress from now on."""
-        self._figures = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
-        self._bar.set_postfix_str(self._figures, refresh=False)
+    def show(self, **metrics: float | int) -> None:
+        """Show metrics beside the progress from now on."""
+        self._metrics = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        self._bar.set_postfix_str(self._metrics, refresh=False)
 
     def advance(self, count: int = 1) -> None:
         """Count `count` more as done."""
@@ -59,7 +61,7 @@ class Progress(AbstractContextManager):
             self._printed - self._began,
             prefix=self._name,
             initial=self._initial,
-            postfix=self._figures,
-            bar_format="{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]",
+            postfix=self._metrics,
+            bar_format=LINE,
         )
         print(line, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Tell what a run is and how far it is, from its folder; it may still be going on."""
+"""Describe a run from its folder, while it trains or later."""
 
 import dataclasses
 from pathlib import Path
@@ -12,7 +12,7 @@ from odelt_eqx.training.info import describe
 
 @dataclasses.dataclass(frozen=True)
 class Info:
-    """Print a run's size and FLOPs by depth, its checkpoints, latest figures and config.
+    """Print a run's size and FLOPs by depth, its checkpoints, latest metrics, data and config.
 
     Args:
         run: run folder.
@@ -22,9 +22,9 @@ class Info:
 
 
 def run() -> None:
-    """Read the command line and print what the folder tells."""
+    """Read the command line and print the description."""
     jax.config.update("jax_platforms", "cpu")  # the run may hold the accelerator
-    print(describe(tyro.cli(Info).run))
+    cli.print_results(describe(tyro.cli(Info).run))
 
 
 if __name__ == "__main__":

@@ -28,8 +28,8 @@ import pytest
 import odelt_eqx as odelt
 from odelt_eqx.config import OptimizerConfig, TrainConfig
 from odelt_eqx.interop import dit_from_reference
-from odelt_eqx.interop.reference import _assemble, _slots
-from odelt_eqx.training.loop import train
+from odelt_eqx.interop.reference import assemble, parameter_slots
+from odelt_eqx.training.train import train
 
 MAPS = Path("/proc/self/maps")
 
@@ -59,6 +59,10 @@ TINY = odelt.DiTConfig(
     depth_group=2,
     num_classes=10,
 )
+
+
+NETWORK = eqx.filter_eval_shape(TINY.build, key=jax.random.key(0))
+"""The shape of a tiny network, without weights."""
 
 
 def golden_weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -99,9 +103,9 @@ class Golden:
     def pairs(self, recorded, prefix: str, ours: odelt.DiT):
         """Yield our arrays beside those that were recorded under the reference's names."""
         names = {n: recorded[f"{prefix}/{n}"] for n in self.shapes if f"{prefix}/{n}" in recorded}
-        for parts, slot in _slots(ours):
+        for parts, slot in parameter_slots(ours):
             if names.keys() >= set(parts):
-                yield slot, _assemble(parts, names)
+                yield slot, assemble(parts, names)
 
     def recorded(self, kind: str):
         return np.load(GOLDEN / f"{self.name}.{kind}.npz")

@@ -8,8 +8,8 @@ import pytest
 
 import odelt_eqx as odelt
 from odelt_eqx.config import load_config, save_config
-from odelt_eqx.evaluation.samples import SampleConfig, draw_samples
-from odelt_eqx.training.convert import convert
+from odelt_eqx.evaluation.samples import SampleRequest, save_samples
+from odelt_eqx.training.weights import convert
 from tests.conftest import TINY, TINY_RUN
 
 PLANS = [odelt.FixedSteps(2, "heun", adjoint="recompute"), odelt.Adaptive(1e-2, 1e-4, max_steps=7)]
@@ -18,7 +18,8 @@ PLANS = [odelt.FixedSteps(2, "heun", adjoint="recompute"), odelt.Adaptive(1e-2, 
 @pytest.mark.parametrize("plan", PLANS, ids=str)
 def test_the_length_plan_survives_a_config_and_a_safetensors_file(tmp_path, plan):
     model = dataclasses.replace(TINY, length=plan)
-    config = dataclasses.replace(TINY_RUN, model=model, time=plan)
+    sample = odelt.SampleConfig(time=plan, length=plan, depth=2, guidance=1.5)
+    config = dataclasses.replace(TINY_RUN, model=model, sample=sample)
     save_config(config, tmp_path / "config.json")
     assert load_config(tmp_path / "config.json") == config
     odelt.save_safetensors(odelt.DiT(model, key=jax.random.key(0)), tmp_path / "a.safetensors")
@@ -30,29 +31,28 @@ def test_a_run_is_sampled_with_the_plans_that_it_was_trained_with(tmp_path):
     plans = {"length": odelt.FixedSteps(2, "heun")}
     model = odelt.DiT(dataclasses.replace(TINY, **plans), key=jax.random.key(0))
     odelt.save_safetensors(model, tmp_path / "weights.safetensors")
-    config = dataclasses.replace(TINY_RUN, time=odelt.FixedSteps(3))
+    config = dataclasses.replace(TINY_RUN, sample=odelt.SampleConfig(time=odelt.FixedSteps(3)))
     convert(tmp_path / "weights.safetensors", tmp_path / "run", config)
 
-    def draw(name, **changes):
-        drawn = SampleConfig(count=2, out=tmp_path / name, **changes)
-        (_, arrays), stats = draw_samples(tmp_path / "run", drawn)
+    def draw(name, config=None):
+        request = SampleRequest(count=2, out=tmp_path / name)
+        (_, arrays), stats = save_samples(tmp_path / "run", request, config)
         return np.load(arrays)["images"], stats
 
     images, stats = draw("default")
     np.testing.assert_array_equal(stats.blocks, 3 * 4 * 4)
-    asked, _ = draw("asked", time=odelt.FixedSteps(3), **plans)
+    asked, _ = draw("asked", odelt.SampleConfig(time=odelt.FixedSteps(3), **plans))
     np.testing.assert_array_equal(images, asked)
-    _, other = draw("other", length=odelt.FixedSteps(), time=odelt.FixedSteps(1))
+    _, other = draw("other", odelt.SampleConfig(length=odelt.FixedSteps()))
     np.testing.assert_array_equal(other.blocks, 4)
 
 
-def test_renoised_pictures_differ_from_those_of_the_flow(tiny_run, tmp_path):
+def test_renoised_samples_differ_from_those_of_the_flow(tiny_run, tmp_path):
     def draw(name, **changes):
-        (_, arrays), _ = draw_samples(
-            tiny_run, SampleConfig(count=2, out=tmp_path / name, **changes)
-        )
+        request = SampleRequest(count=2, out=tmp_path / name, **changes)
+        (_, arrays), _ = save_samples(tiny_run, request)
         return np.load(arrays)["images"]
 
     assert np.abs(draw("flow") - draw("renoised", renoise=True)).max() > 0.01
     with pytest.raises(odelt.InputError, match="renoise follows no flow"):
-        SampleConfig(renoise=True, trajectory=(0.5,))
+        SampleRequest(renoise=True, trajectory=(0.5,))

@@ -1,7 +1,11 @@
-"""Checkpoints of a run: what training needs to go on, written whole or not at all."""
+"""Checkpoints of a run, and networks loaded from them. Nothing else knows orbax."""
 
+import logging
+import os
+import re
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -12,18 +16,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import checkpoint_managers as managers
 
-from odelt_eqx.config import TrainConfig, load_config, to_dict
-from odelt_eqx.errors import InputError
-from odelt_eqx.hosts import first_does
-from odelt_eqx.nn.dit import DiT, DiTConfig
-from odelt_eqx.nn.layout import unstacked
-from odelt_eqx.serial import converter
+from odelt_eqx.config import TrainConfig, load_config
+from odelt_eqx.errors import InputError, reason
+from odelt_eqx.nn import AnyNetworkConfig, DiT, VectorNet, unstacked
+from odelt_eqx.parallel import on_main_process
+from odelt_eqx.serialize import from_dict, to_dict
 from odelt_eqx.training.step import TrainState
-from odelt_eqx.training.storage import by_path, from_paths, quietly, reason, restore_args
 
 Value = TypeVar("Value")
+AnyNetwork = DiT | VectorNet
 Weights = Literal["model", "ema"]
 
 CONFIG = "config.json"
@@ -34,30 +38,29 @@ DAMAGED = "damaged"
 class Checkpoints(AbstractContextManager):
     """The checkpoints in a run folder; a context manager.
 
-    Each holds the trained weights, their average, the optimiser's moments, the step, which is also
-    the place in the data, the config, and the teacher and its shape where there is one. Arrays are
-    stored by their path in the tree, so no class of ours is needed to read them, and whole, so they
-    can be read on other devices than they were written from. All processes must open, save and
-    read together.
+    Each holds the trained weights, the EMA weights, the optimizer state, the step (which is also
+    the position in the data), the config, and the teacher with its config if there is one. Arrays
+    are stored by their path in the tree, so reading them needs no class of this package, and whole,
+    so they can be restored on other devices. All processes must open, save and read together.
 
-    A checkpoint is written in the background, under a name that only a complete one loses. One that
-    cannot be read is passed over for the one before it.
+    A checkpoint is written in the background under a temporary name. One that cannot be read is
+    skipped in favour of the previous one.
     """
 
     def __init__(
-        self, run: Path, *, start: bool = True, keep: int = 2, keep_every: int | None = None
+        self, run: Path, *, write: bool = True, keep: int = 2, keep_every: int | None = None
     ):
-        """Open the checkpoints of `run` for reading, or `start` to write them.
+        """Open the checkpoints of `run`.
 
         Args:
             run: the run folder.
-            start: whether to write: it clears away what a crash has left half written.
-            keep: newest checkpoints that are kept.
-            keep_every: checkpoints at multiples of it are kept as well.
+            write: also for writing: removes what a crash left half written.
+            keep: number of newest checkpoints to keep.
+            keep_every: keep checkpoints at multiples of it as well.
         """
-        self._run, self._writes = run, start
-        self._quiet = quietly()
-        self._quiet.__enter__()
+        self._run, self._writes = run, write
+        self._silence = _silence_failed_writes()
+        self._silence.__enter__()
         policies: list[managers.PreservationPolicy] = [managers.LatestN(keep)]
         if keep_every is not None:
             policies.append(managers.EveryNSteps(keep_every))
@@ -65,21 +68,21 @@ class Checkpoints(AbstractContextManager):
             (run / CHECKPOINTS).absolute(),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=managers.AnyPreservationPolicy(policies),
-                cleanup_tmp_directories=start,
-                create=start,
+                cleanup_tmp_directories=write,
+                create=write,
             ),
         )
 
     def __exit__(self, kind: object, *_: object) -> None:
-        """Finish what is being written and close the files."""
+        """Wait for the last checkpoint and close the files."""
         try:
             self.wait()
         except InputError:
-            if kind is None:  # else it would hide what went wrong first
+            if kind is None:  # otherwise it would hide the first error
                 raise
         finally:
             self._manager.close()
-            self._quiet.__exit__(None, None, None)
+            self._silence.__exit__(None, None, None)
 
     @property
     def latest(self) -> int | None:
@@ -87,184 +90,170 @@ class Checkpoints(AbstractContextManager):
         return self._manager.latest_step()
 
     def save(self, state: TrainState, config: TrainConfig) -> None:
-        """Copy the step that `state` has reached, which may then be donated, and begin to write.
+        """Copy `state`, which may be donated afterwards, and start to write it.
 
         Raises:
-            InputError: this checkpoint or the one before cannot be written.
+            InputError: this checkpoint or the previous one cannot be written.
         """
-        items = {
-            "model": ocp.args.StandardSave(by_path(state.model)),
-            "ema": ocp.args.StandardSave(by_path(state.ema)),
-            "optimizer": ocp.args.StandardSave(by_path(_optimizer(state))),
-            "config": ocp.args.JsonSave(to_dict(config)),
-        }
-        if state.teacher is not None:
-            items["teacher"] = ocp.args.StandardSave(by_path(state.teacher))
-            items["teacher_config"] = ocp.args.JsonSave(
-                converter().unstructure(state.teacher.config)
-            )
-        with self._told():
-            self._manager.save(int(state.step), args=ocp.args.Composite(**items))
+        trees = {"model": state.model, "ema": state.ema, "optimizer": _optimizer_item(state)}
+        dicts = {"config": to_dict(config)}
+        teacher: Any = state.teacher
+        if teacher is not None:
+            trees["teacher"] = teacher
+            dicts["teacher_config"] = to_dict(teacher.config, AnyNetworkConfig)
+        self._save(int(state.step), trees, dicts)
 
-    def save_weights(self, model: DiT, ema: DiT, config: TrainConfig) -> None:
-        """Write weights alone, as step 0 of a run that can be sampled and built upon."""
-        with self._told():
-            self._manager.save(
-                0,
-                args=ocp.args.Composite(
-                    model=ocp.args.StandardSave(by_path(model)),
-                    ema=ocp.args.StandardSave(by_path(ema)),
-                    config=ocp.args.JsonSave(to_dict(config)),
-                ),
-            )
+    def save_weights(self, model: AnyNetwork, ema: AnyNetwork, config: TrainConfig) -> None:
+        """Save weights without an optimizer state, as step 0 of a run to sample or start from."""
+        self._save(0, {"model": model, "ema": ema}, {"config": to_dict(config)})
+
+    def _save(self, step: int, trees: dict[str, Any], dicts: dict[str, Any]) -> None:
+        items = {name: ocp.args.StandardSave(_by_path(tree)) for name, tree in trees.items()}
+        items |= {name: ocp.args.JsonSave(data) for name, data in dicts.items()}
+        with self._write_errors():
+            self._manager.save(step, args=ocp.args.Composite(**items))
 
     def check(self) -> None:
-        """Raise the InputError of a checkpoint that turned out not to be writable; do not wait."""
+        """Raise an InputError if the last checkpoint could not be written; do not wait for it."""
         if not self._manager.is_saving_in_progress():
             self.wait()
 
     def wait(self) -> None:
-        """Return when the last checkpoint is complete; an InputError if it cannot be written."""
-        with self._told():
+        """Wait until the last checkpoint is complete; an InputError if it cannot be written."""
+        with self._write_errors():
             self._manager.wait_until_finished()
 
+    def last_good(self) -> str:
+        """Return a phrase that names the last complete checkpoint."""
+        self.wait()
+        return self._last_good()
+
+    def _last_good(self) -> str:
+        if self.latest is None:
+            return "there is no checkpoint yet"
+        return f"the last good checkpoint is that of step {self.latest}"
+
     @contextmanager
-    def _told(self) -> Iterator[None]:
-        """Turn whatever a file system answers into one line."""
+    def _write_errors(self) -> Iterator[None]:
+        """Turn any error of a write into an InputError of one line."""
         try:
             yield
         except Exception as error:
             self._manager.reload()
             raise InputError(
-                f"a checkpoint of {self._run} could not be written ({reason(error)}); "
-                f"{self._saved()}"
+                f"a checkpoint of {self._run} could not be written ({_reason(error)}); "
+                f"{self._last_good()}"
             ) from error
 
-    def last_good(self) -> str:
-        """Say which checkpoint is the last complete one."""
-        self.wait()
-        return self._saved()
+    def restore(self, template: TrainState) -> TrainState:
+        """Return the newest readable checkpoint, with the structure and sharding of `template`.
 
-    def _saved(self) -> str:
-        if self.latest is None:
-            return "there is no checkpoint yet"
-        return f"the last good checkpoint is that of step {self.latest}"
-
-    def restore(self, state: TrainState) -> TrainState:
-        """Return the newest readable checkpoint in the form and place of `state`.
-
-        A teacher is read if the checkpoint has one, whatever its shape.
+        A teacher is restored if the checkpoint has one, whatever its shape.
 
         Raises:
-            InputError: none can be read.
+            InputError: no checkpoint can be read.
         """
-        optimizer = _optimizer(state)
 
         def read(step: int) -> TrainState:
-            found = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    model=restore_args(state.model),
-                    ema=restore_args(state.ema),
-                    optimizer=restore_args(optimizer),
-                ),
-            )
-            opt_state, done, guard = from_paths(optimizer, found["optimizer"])
-            return TrainState(
-                model=from_paths(state.model, found["model"]),
-                ema=from_paths(state.ema, found["ema"]),
-                opt_state=opt_state,
-                step=done,
-                teacher=self._teacher(step),
-                guard=guard,
-            )
+            model = self._read(step, "model", template.model)
+            ema = self._read(step, "ema", template.ema)
+            opt_state, done, skips = self._read(step, "optimizer", _optimizer_item(template))
+            return TrainState(model, ema, opt_state, done, self._read_teacher(step), skips)
 
         return self._newest(read)
 
+    def restore_weights(self, item: Weights, template: AnyNetwork) -> AnyNetwork:
+        """Return one set of weights of the newest readable checkpoint."""
+        return self._newest(lambda step: self._read_network(step, item, template))
+
+    def restore_teacher(self) -> AnyNetwork | None:
+        """Return the teacher in the newest readable checkpoint, if any."""
+        return self._newest(self._read_teacher)
+
     def _newest(self, read: Callable[[int], Value]) -> Value:
-        """Return what `read` makes of the newest checkpoint that it can read."""
+        """Return `read(step)` for the newest checkpoint that can be read."""
         damaged: dict[int, Exception] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 value = read(step)
-            except Exception as error:  # whatever a damaged file makes of its reader
+            except Exception as error:  # a damaged file raises errors of many kinds
                 damaged[step] = error
                 continue
             for other, error in damaged.items():
-                self._pass_over(other, step, error)
+                on_main_process(lambda: self._set_aside(other, step, error))  # noqa: B023
+            if damaged:
+                self._manager.reload()
             return value
         step, error = next(iter(damaged.items()))
         raise InputError(
-            f"no checkpoint of {self._run} can be read; that of step {step}: {reason(error)}"
+            f"no checkpoint of {self._run} can be read; that of step {step}: {_reason(error)}"
         ) from error
 
-    def _pass_over(self, step: int, instead: int, error: Exception) -> None:
-        """Say that a checkpoint is damaged; where this run is written, set it aside."""
+    def _set_aside(self, step: int, used: int, error: Exception) -> None:
+        """Report a damaged checkpoint and, if the run is being written, move it away."""
+        moved = ""
+        if self._writes:  # a new one of the same step will be written
+            target = self._run / DAMAGED / str(step)
+            target.parent.mkdir(exist_ok=True)
+            shutil.rmtree(target, ignore_errors=True)
+            (self._run / CHECKPOINTS / str(step)).rename(target)
+            moved = f"; it is now {target}"
+        print(
+            f"note: the checkpoint of step {step} in {self._run} is damaged, that of step {used} "
+            f"is used ({_reason(error)}){moved}",
+            file=sys.stderr,
+        )
 
-        def tell() -> None:
-            aside = ""
-            if self._writes:  # another of the same step is to come
-                target = self._run / DAMAGED / str(step)
-                target.parent.mkdir(exist_ok=True)
-                shutil.rmtree(target, ignore_errors=True)
-                (self._run / CHECKPOINTS / str(step)).rename(target)
-                aside = f"; it is now {target}"
-            print(
-                f"note: the checkpoint of step {step} in {self._run} is damaged, that of step "
-                f"{instead} is used ({reason(error)}){aside}",
-                file=sys.stderr,
-            )
+    def _read(self, step: int, item: str, template: Value) -> Value:
+        """Return a tree of a checkpoint in the structure of `template`, on the devices it is on."""
+        device = SingleDeviceSharding(jax.local_devices()[0])
 
-        first_does(tell)
-        self._manager.reload()
+        def describe(leaf: Any) -> jax.ShapeDtypeStruct:
+            sharding = leaf.sharding if isinstance(leaf, jax.Array) else device
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    def teacher(self) -> DiT | None:
-        """Return the teacher in the newest readable checkpoint, if any."""
-        return self._newest(self._teacher)
+        paths = _by_path(jax.tree.map(describe, template))
+        args = ocp.args.Composite(**{item: ocp.args.StandardRestore(paths)})
+        leaves = self._manager.restore(step, args=args)[item]
+        return jax.tree.unflatten(jax.tree.structure(template), [leaves[path] for path in paths])
 
-    def _teacher(self, step: int) -> DiT | None:
-        items = (self._run / CHECKPOINTS / str(step)).iterdir()
-        if "teacher" not in {path.name for path in items}:
+    def _read_network(self, step: int, item: str, template: AnyNetwork) -> AnyNetwork:
+        """Return a network of a checkpoint, its arrays tied to no device."""
+        network = self._read(step, item, template)
+        return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), network)
+
+    def _read_teacher(self, step: int) -> AnyNetwork | None:
+        if not (self._run / CHECKPOINTS / str(step) / "teacher").exists():
             return None
         args = ocp.args.Composite(teacher_config=ocp.args.JsonRestore())
-        shape = self._manager.restore(step, args=args)["teacher_config"]
-        template = _template(converter().structure(shape, DiTConfig))
-        return self._weights(step, "teacher", template)
-
-    def restore_weights(self, item: Weights, template: DiT) -> DiT:
-        """Return one set of weights of the newest readable checkpoint."""
-        return self._newest(lambda step: self._weights(step, item, template))
-
-    def _weights(self, step: int, item: Weights | Literal["teacher"], template: DiT) -> DiT:
-        args = ocp.args.Composite(**{item: restore_args(template)})
-        restored = from_paths(template, self._manager.restore(step, args=args)[item])
-        # Orbax ties arrays to a device: they could not be computed with on a mesh of several.
-        return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), restored)
+        data = self._manager.restore(step, args=args)["teacher_config"]
+        config = from_dict(data, AnyNetworkConfig, "the teacher's config")
+        return self._read_network(step, "teacher", network_template(config))
 
 
-def load(run: str | Path, weights: Weights = "ema") -> DiT:
-    """Return the network of a run folder's newest checkpoint, unstacked, config included.
+def load(run: str | Path, weights: Weights = "ema") -> AnyNetwork:
+    """Return the network in the newest checkpoint of a run folder, unstacked.
 
     Args:
         run: a folder that training wrote.
-        weights: the averaged weights, "ema", or those that were trained, "model".
+        weights: the EMA weights, "ema", or the trained ones, "model".
 
     Raises:
-        InputError: the folder is no run, or has no checkpoint yet.
+        InputError: the folder is not a run, or has no checkpoint yet.
     """
-    template = _template(run_config(run).model)
-    with _open(run) as checkpoints:
+    template = network_template(run_config(run).model)
+    with _open_to_read(run) as checkpoints:
         return unstacked(checkpoints.restore_weights(weights, template))
 
 
-def load_teacher(run: str | Path) -> DiT | None:
-    """Return the network that teaches a run in its average's place, or None; as `load` does."""
-    with _open(run) as checkpoints:
-        return checkpoints.teacher()
+def load_teacher(run: str | Path) -> AnyNetwork | None:
+    """Return the teacher of a run, or None where the EMA teaches; raises as `load` does."""
+    with _open_to_read(run) as checkpoints:
+        return checkpoints.restore_teacher()
 
 
 def run_config(run: str | Path) -> TrainConfig:
-    """Return the config of a run folder; an InputError if it is none."""
+    """Return the config of a run folder; an InputError if it is not a run of this version."""
     path = Path(run) / CONFIG
     if not path.is_file():
         raise InputError(f"{run} is not a run folder: it has no {CONFIG}")
@@ -272,27 +261,68 @@ def run_config(run: str | Path) -> TrainConfig:
 
 
 def can_resume(run: Path) -> bool:
-    """Whether a checkpoint of `run` is one of training, not of weights alone."""
+    """Whether a run folder has a checkpoint of training, not of weights alone."""
     return any(run.glob(f"{CHECKPOINTS}/[0-9]*/optimizer"))
 
 
+def network_template(config: AnyNetworkConfig) -> AnyNetwork:
+    """Return the network of a config with shapes in place of arrays."""
+    return eqx.filter_eval_shape(config.build, key=jax.random.key(0))
+
+
 @contextmanager
-def _open(run: str | Path) -> Iterator[Checkpoints]:
-    """Open the checkpoints of a run that has some, for reading."""
-    missing = InputError(f"{run} has no checkpoint yet")
-    if not (Path(run) / CHECKPOINTS).is_dir():
-        raise missing
-    with Checkpoints(Path(run), start=False) as checkpoints:
-        if checkpoints.latest is None:
-            raise missing
-        yield checkpoints
+def _open_to_read(run: str | Path) -> Iterator[Checkpoints]:
+    """Open the checkpoints of a run; an InputError if it has none."""
+    if (Path(run) / CHECKPOINTS).is_dir():
+        with Checkpoints(Path(run), write=False) as checkpoints:
+            if checkpoints.latest is not None:
+                yield checkpoints
+                return
+    raise InputError(f"{run} has no checkpoint yet")
 
 
-def _template(config: DiTConfig) -> DiT:
-    """Return the network with shapes for arrays."""
-    return eqx.filter_eval_shape(DiT, config, key=jax.random.key(0))
+def _optimizer_item(state: TrainState) -> tuple[Any, ...]:
+    """Return what only resuming needs."""
+    return state.opt_state, state.step, state.skips
 
 
-def _optimizer(state: TrainState) -> tuple[Any, ...]:
-    """Return what only going on needs, in the form of the checkpoint's item."""
-    return state.opt_state, state.step, state.guard
+def _by_path(tree: Any) -> dict[str, Any]:
+    """Return the leaves of a tree by their path, its names joined by dots."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def _reason(error: Exception) -> str:
+    """Return why reading or writing failed: the message of the operating system if there is one."""
+    code = re.search(r"os_error_code='(\d+)'", str(error))  # tensorstore's way to pass it on
+    return os.strerror(int(code[1])) if code else reason(error)
+
+
+@contextmanager
+def _silence_failed_writes() -> Iterator[None]:
+    """Keep the logs and warnings of a failed write from the terminal: its error is raised anyway.
+
+    Orbax logs a failure several times, with tracebacks, and abandons the other writes of the
+    checkpoint, which then complain about a closed event loop.
+    """
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    previous_hook = sys.unraisablehook
+
+    def is_news(record: logging.LogRecord) -> bool:
+        return not ("orbax" in record.pathname or "never retrieved" in record.getMessage())
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            previous_hook(unraisable)
+
+    for logger in loggers:
+        logger.addFilter(is_news)
+    sys.unraisablehook = hook
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="coroutine .* was never awaited")
+            yield
+    finally:
+        sys.unraisablehook = previous_hook
+        for logger in loggers:
+            logger.removeFilter(is_news)

@@ -1,7 +1,6 @@
-"""What there is to know of a run from outside, while it goes on or later."""
+"""A description of a run from its folder, while it trains or later."""
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -11,48 +10,69 @@ import jax
 from odelt_eqx.config import TrainConfig, flat
 from odelt_eqx.data import open_source
 from odelt_eqx.errors import InputError
+from odelt_eqx.files import read_json_lines
 from odelt_eqx.interop.truncate import truncate
-from odelt_eqx.nn.dit import DiT, DiTConfig
+from odelt_eqx.nn import AnyNetworkConfig
 from odelt_eqx.nn.flops import velocity_flops
-from odelt_eqx.training.checkpoint import CHECKPOINTS, run_config
-from odelt_eqx.watching.folder import METRICS
+from odelt_eqx.training.checkpoint import CHECKPOINTS, network_template, run_config
+from odelt_eqx.training.logging import METRICS
 
 
 def describe(run: Path) -> str:
-    """Return a run's size, checkpoints, figures, data and config as tables of plain text.
+    """Return a run's size, checkpoints, metrics, data and config as tables of plain text.
 
-    It reads, and neither writes nor computes on a device, so that a run can be looked at while it
-    goes on.
+    It only reads, and computes nothing on a device, so it is safe while the run trains.
 
     Args:
         run: run folder.
 
     Raises:
-        InputError: the folder is no run.
+        InputError: the folder is not a run.
     """
     config = run_config(run)
     tables = [
         _table(("depth", "parameters", "FLOPs of a velocity"), _sizes(config.model)),
         _table(("checkpoint", "written", "megabytes"), _checkpoints(run)),
-        _table(("figure", "step", "latest value"), _latest(run)),
+        _table(("metric", "step", "latest value"), _latest_metrics(run)),
         _table(("data", "train", "held-out"), _data(config)),
-        _table(("option", "value"), [(k, _value(v)) for k, v in flat(config).items()]),
+        _table(("option", "value"), ((k, _text(v)) for k, v in flat(config).items())),
     ]
     return "\n\n".join(tables)
 
 
-def _sizes(config: DiTConfig) -> Iterator[tuple[str, str, str]]:
-    """Yield a row for each depth, which holds what truncation keeps, and for the plain DiT."""
-    whole = eqx.filter_eval_shape(lambda: DiT(config, key=jax.random.key(0)))
-    for depth in (*config.depths, None):
-        model = whole if depth is None else eqx.filter_eval_shape(truncate, whole, depth)
+def _sizes(config: AnyNetworkConfig) -> Iterator[tuple[str, str, str]]:
+    """Yield a row for each depth, truncated to it, and one for the plain network."""
+    whole = network_template(config)
+    for depth in (*config.depths, "plain"):
+        model = whole if depth == "plain" else eqx.filter_eval_shape(truncate, whole, depth)
         count = sum(leaf.size for leaf in jax.tree.leaves(model))
-        name = "plain" if depth is None else str(depth)
-        yield name, f"{count:,}", f"{velocity_flops(config, depth):,}"
+        yield str(depth), f"{count:,}", f"{velocity_flops(config, depth):,}"
+
+
+def _checkpoints(run: Path) -> Iterator[tuple[str, str, str]]:
+    """Yield a row for each complete checkpoint; incomplete ones are not named by a number."""
+    complete = [path for path in (run / CHECKPOINTS).glob("*") if path.name.isdigit()]
+    for path in sorted(complete, key=lambda path: int(path.name)):
+        try:
+            written = datetime.fromtimestamp(path.stat().st_mtime)
+            size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        except FileNotFoundError:  # the run has just replaced it by a newer one
+            continue
+        yield path.name, f"{written:%Y-%m-%d %H:%M:%S}", f"{size / 1e6:.1f}"
+
+
+def _latest_metrics(run: Path) -> Iterator[tuple[str, str, str]]:
+    """Yield a row for each metric with the last step at which it was logged."""
+    latest = {}
+    for row in read_json_lines(run / METRICS):
+        step = row.pop("step", None)
+        latest |= {name: (step, value) for name, value in row.items()}
+    for name, (step, value) in latest.items():
+        yield name, str(step), "not finite" if value is None else f"{value:g}"
 
 
 def _data(config: TrainConfig) -> Iterator[tuple[str, ...]]:
-    """Yield a row for each thing there is to say of the data, if they can be read from here."""
+    """Yield a row for each property of the data, if they can be read on this machine."""
     try:
         train = open_source(config.data, "train").describe()
         held_out = open_source(config.data, "held-out").describe()
@@ -62,38 +82,11 @@ def _data(config: TrainConfig) -> Iterator[tuple[str, ...]]:
     yield from ((name, train[name], held_out[name]) for name in train)
 
 
-def _checkpoints(run: Path) -> Iterator[tuple[str, str, str]]:
-    """Yield a row for each complete checkpoint: one in the making has another name than a step."""
-    found = [path for path in (run / CHECKPOINTS).glob("*") if path.name.isdigit()]
-    for path in sorted(found, key=lambda path: int(path.name)):
-        try:
-            written = datetime.fromtimestamp(path.stat().st_mtime)
-            size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-        except FileNotFoundError:  # the run has just replaced it by a newer one
-            continue
-        yield path.name, f"{written:%Y-%m-%d %H:%M:%S}", f"{size / 1e6:.1f}"
-
-
-def _latest(run: Path) -> list[tuple[str, str, str]]:
-    """Return a row for each figure, with the step that it was last written at."""
-    path = run / METRICS
-    latest: dict[str, tuple[int, float | None]] = {}
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            row = json.loads(line)
-            step = row.pop("step")
-        except (json.JSONDecodeError, KeyError):  # half a line: it is being written
-            continue
-        latest |= {name: (step, value) for name, value in row.items()}
-    shown = lambda value: "not finite" if value is None else f"{value:g}"
-    return [(name, str(step), shown(value)) for name, (step, value) in latest.items()]
-
-
-def _value(value: object) -> str:
+def _text(value: object) -> str:
     return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]] | Iterator[Sequence[str]]) -> str:
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return columns of equal width, or say that there is nothing yet."""
     lines = [head, *rows]
     if len(lines) == 1:

@@ -1,4 +1,4 @@
-"""The optimiser and its learning rate."""
+"""The optimizer and its learning rate."""
 
 import optax
 
@@ -6,9 +6,9 @@ from odelt_eqx.config import OptimizerConfig
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Return the rate as a function of the step, for a run of `steps` steps."""
+    """Return the learning rate as a function of the step, for a run of `steps` steps."""
     rise = optax.constant_schedule(config.learning_rate)
-    if config.warmup:  # over no steps, optax's warm-up would stay at zero
+    if config.warmup:  # over zero steps, optax's warm-up would stay at zero
         rise = optax.warmup_constant_schedule(0.0, config.learning_rate, config.warmup)
     fall = max(steps // 10, 1)
     return optax.join_schedules(

@@ -1,4 +1,4 @@
-"""Orders to stop that come from outside: a key on the terminal, a scheduler that wants its node."""
+"""SIGTERM and SIGINT: finish the step, save, and leave."""
 
 import signal
 import threading
@@ -8,52 +8,52 @@ from typing import Any
 import jax
 
 from odelt_eqx.errors import Interrupted
-from odelt_eqx.hosts import largest
+from odelt_eqx.parallel import max_over_processes
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopSignals(AbstractContextManager):
-    """Notes SIGTERM and SIGINT instead of dying of them; a context manager.
+    """Records SIGTERM and SIGINT instead of dying of them; a context manager.
 
-    The second one acts at once. Outside the main thread, where Python cannot watch for signals,
-    nothing is noted.
+    A second signal acts at once. Outside the main thread, where Python cannot handle signals,
+    none is recorded.
     """
 
     def __init__(self) -> None:
-        """Begin to watch when entered."""
         self.received: signal.Signals | None = None
-        self._before: dict[signal.Signals, Any] = {}
+        self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopSignals":
-        """Begin to watch."""
+        """Install the handlers."""
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+            self._previous = {number: signal.signal(number, self._record) for number in SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Leave the signals to whom they belonged."""
-        for number, handler in self._before.items():
+        """Restore the previous handlers."""
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
-        self._before = {}
+        self._previous = {}
 
-    def _note(self, number: int, _frame: object) -> None:
+    def _record(self, number: int, _frame: object) -> None:
         self.received = signal.Signals(number)
         self.__exit__()
 
     def agreed(self, waiting: bool) -> bool:
-        """Whether this process was told to stop, or another of the run that it works in.
+        """Whether any process of the run has received a signal.
 
         Args:
-            waiting: whether the processes wait for each other now; only then several ask.
+            waiting: whether the processes wait for each other at this step. In a distributed run
+                the answer is False at every other step.
         """
         if jax.process_count() > 1 and not waiting:
             return False
-        number = largest(self.received or 0)
+        number = max_over_processes(self.received or 0)
         self.received = signal.Signals(number) if number else None
         return self.received is not None
 
     def leave(self, message: str) -> None:
-        """Raise an `Interrupted` that says which signal it was, and `message`."""
+        """Raise an `Interrupted` that names the signal, if there was one."""
         if self.received is not None:
             raise Interrupted(f"{self.received.name}: {message}", 128 + self.received)

@@ -1,4 +1,4 @@
-"""Runs on data that are files, whoever reads them."""
+"""Runs on data in files, and resumed with other readers."""
 
 import dataclasses
 import json
@@ -13,9 +13,10 @@ from odelt_eqx.config import load_config
 from odelt_eqx.data import Idx, Loading
 from odelt_eqx.presets import preset
 from odelt_eqx.training.info import describe
-from odelt_eqx.training.loop import train
+from odelt_eqx.training.train import train
 from tests.conftest import TINY_RUN
 from tests.data.makers import write_fashion
+from tests.training.conftest import POINTS_RUN
 
 
 def test_too_few_held_out_examples_are_one_line(tmp_path):
@@ -52,15 +53,15 @@ def test_the_fashion_preset_learns_from_idx_files(tmp_path):
     assert "has no file train-images-idx*" in describe(run)
 
 
-def test_a_run_goes_on_with_other_readers_and_ends_the_same(tiny_run, tmp_path):
+def test_a_run_resumes_with_other_readers_and_ends_the_same(points_run, tmp_path):
     """Stopped within an epoch and resumed with a worker process: the same weights, bit for bit."""
     run = tmp_path / "run"
-    shutil.copytree(tiny_run, run)
+    shutil.copytree(points_run, run)
     shutil.rmtree(run / "checkpoints" / "6")
     readers = Loading(workers=1, threads=1, buffer=2)
-    train(dataclasses.replace(TINY_RUN, loading=readers), run, resume=True)
-    whole, resumed = (jax.tree.leaves(odelt.load(path)) for path in (tiny_run, run))
+    train(dataclasses.replace(POINTS_RUN, loading=readers), run, resume=True)
+    whole, resumed = (jax.tree.leaves(odelt.load(path)) for path in (points_run, run))
     for a, b in zip(whole, resumed, strict=True):
         np.testing.assert_array_equal(a, b)
     with pytest.raises(odelt.InputError, match=r"loading\.flip is True, was False"):
-        train(dataclasses.replace(TINY_RUN, loading=Loading(flip=True)), run, resume=True)
+        train(dataclasses.replace(POINTS_RUN, loading=Loading(flip=True)), run, resume=True)

@@ -1,4 +1,4 @@
-"""A run folder: resumed bit for bit, never overwritten unasked, read back by name."""
+"""A run folder: resumed bit-for-bit, never overwritten unless asked, loaded by name."""
 
 import dataclasses
 import json
@@ -10,24 +10,25 @@ import pytest
 
 import odelt_eqx as odelt
 from odelt_eqx.config import load_config, save_config
-from odelt_eqx.data import digits
+from odelt_eqx.data import open_source
 from odelt_eqx.objective import TRAIN_TYPES, FlowMatching, LengthConsistency, Shortcut
 from odelt_eqx.presets import of_type, preset
 from odelt_eqx.progress import Progress
-from odelt_eqx.training import loop
-from odelt_eqx.training.loop import train
+from odelt_eqx.training.info import describe
+from odelt_eqx.training.train import train
 from tests.conftest import TINY_RUN
+from tests.training.conftest import POINTS_RUN
 
 MEASURED = {"step_seconds", "examples_per_second", "process_peak_resident_bytes"}
-"""Figures that no two runs share."""
+"""Metrics that differ between any two runs."""
 
 
 class PowerCutError(Exception):
-    """The machine goes off."""
+    """The machine loses power."""
 
 
 def cut_power_after(step, monkeypatch):
-    """Let training die once `step` is done."""
+    """Make training die once `step` is done."""
 
     class Dying(Progress):
         def advance(self, count=1):
@@ -35,7 +36,7 @@ def cut_power_after(step, monkeypatch):
             if self._done == step:
                 raise PowerCutError
 
-    monkeypatch.setattr(loop, "Progress", Dying)
+    monkeypatch.setattr("odelt_eqx.training.train.Progress", Dying)
 
 
 def test_a_resumed_run_ends_with_the_same_bits(tiny_run, tmp_path, monkeypatch):
@@ -69,15 +70,15 @@ def test_a_run_is_read_back_with_its_config(tiny_run):
 def test_the_held_out_loss_is_of_data_that_training_never_sees(tmp_path, monkeypatch):
     seen = []
 
-    def watching(state, objective, images, labels, key, steps):
-        seen.append(np.asarray(images))
+    def record(state, objective, x, condition, key, steps):
+        seen.append(np.asarray(x))
         return jax.numpy.zeros(())
 
-    monkeypatch.setattr(loop, "held_out_loss", watching)
-    train(dataclasses.replace(TINY_RUN, steps=1), tmp_path / "run")
-    images = {image.tobytes() for image in seen[0]}
-    assert len(images) == 360
-    assert not images & {image.tobytes() for image in digits("train").images}
+    monkeypatch.setattr("odelt_eqx.training.train.held_out_loss", record)
+    train(POINTS_RUN, tmp_path / "run")
+    points = {point.tobytes() for point in seen[0]}
+    assert len(points) == 20
+    assert not points & {point.tobytes() for point in open_source(POINTS_RUN.data, "train").x}
 
 
 def test_metrics_hold_the_losses_the_rate_and_the_speed(tiny_run):
@@ -87,8 +88,20 @@ def test_metrics_hold_the_losses_the_rate_and_the_speed(tiny_run):
     assert {"grad_norm", "learning_rate"} | MEASURED <= rows[0].keys()
 
 
+def test_a_run_is_described_from_its_folder(points_run):
+    """Sizes by depth, checkpoints, metrics and options; the first depth has one of two blocks."""
+    text = describe(points_run)
+    sizes = [line.split() for line in text.splitlines()[1:4]]
+    assert [depth for depth, *_ in sizes] == ["1", "2", "plain"]
+    flops = [int(flops.replace(",", "")) for *_, flops in sizes]
+    assert flops[0] < flops[1] == flops[2]
+    assert "\n3           20" in text
+    for line in ("step_seconds", "held_out_loss", "model.type", "logging.sample_steps"):
+        assert f"\n{line} " in text
+
+
 def test_an_existing_run_is_never_touched_unasked(tiny_run):
-    with pytest.raises(odelt.InputError, match="exists; use --resume to go on with it"):
+    with pytest.raises(odelt.InputError, match="exists; use --resume to continue it"):
         train(TINY_RUN, tiny_run)
 
 
@@ -128,13 +141,20 @@ def test_a_config_survives_its_file(tmp_path, objective):
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda text: text[:100], lambda text: text.replace('"steps"', '"stepz"')]
+    ("damage", "message"),
+    [
+        (lambda text: text[:100], r"config\.json is not a config: "),
+        (
+            lambda text: text.replace('"steps"', '"stepz"'),
+            r"config\.json does not fit this version: .*stepz",
+        ),
+    ],
 )
-def test_a_damaged_config_is_one_line(tmp_path, damage):
+def test_a_damaged_config_is_one_line(tmp_path, damage, message):
     path = tmp_path / "config.json"
     save_config(preset("digits"), path)
     path.write_text(damage(path.read_text()))
-    with pytest.raises(odelt.InputError, match=r"config\.json is not a config of this version"):
+    with pytest.raises(odelt.InputError, match=message):
         load_config(path)
 
 

@@ -11,7 +11,7 @@ from odelt_eqx.config import OptimizerConfig
 from odelt_eqx.objective import FlowMatching, LengthConsistency, Networks, Shortcut, TrainingTime
 from odelt_eqx.training.optimizer import learning_rate, make_optimizer
 from odelt_eqx.training.step import held_out_loss, init_state, make_train_step, squared_error
-from tests.conftest import TINY
+from tests.conftest import NETWORK, TINY
 
 IMAGES = jnp.tile(jnp.linspace(-1, 1, 8)[:, None, None], (16, 1, 8, 1))
 LABELS = jnp.arange(16) % 10
@@ -34,12 +34,12 @@ def test_a_step_is_adamw_on_the_mean_squared_error_and_moves_the_average():
     objective = LengthConsistency(Shortcut(), every=8)
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2, warmup=0), 100)
     key = jax.random.key(1)
-    state = init_state(TINY, optimizer, jax.random.key(0))
+    state = init_state(TINY.build(key=jax.random.key(0)), optimizer)
     before = jax.tree.map(jnp.copy, state.model)
 
     @jax.jit
     def expected(model):
-        draws = objective.draw(jax.random.split(key)[0], 16, TINY, TrainingTime(0, 100))
+        draws = objective.draw(jax.random.split(key)[0], 16, NETWORK, TrainingTime(0, 100))
         targets = objective.targets(draws, IMAGES, LABELS, Networks.all(model))
         loss, gradient = jax.value_and_grad(lambda m: jnp.mean(squared_error(m, targets)))(model)
         return loss, optimizer.update(gradient, optimizer.init(model), model)[0]
@@ -62,7 +62,7 @@ def test_a_step_is_adamw_on_the_mean_squared_error_and_moves_the_average():
 def test_training_learns_and_the_held_out_loss_sees_it(objective):
     optimizer = make_optimizer(OptimizerConfig(learning_rate=3e-3, warmup=5), 200)
     config = dataclasses.replace(TINY, dropout=0.1)
-    state = init_state(config, optimizer, jax.random.key(0))
+    state = init_state(config.build(key=jax.random.key(0)), optimizer)
     train_step = make_train_step(objective, optimizer, ema=0.95, steps=200)
     held_out = lambda: float(
         held_out_loss(state, objective, IMAGES, LABELS, jax.random.key(9), 200)
@@ -79,7 +79,7 @@ def test_the_same_key_gives_the_same_step():
     train_step = make_train_step(Shortcut(), optimizer, ema=0.9, steps=100)
 
     def loss(key):
-        state = init_state(TINY, optimizer, jax.random.key(0))
+        state = init_state(TINY.build(key=jax.random.key(0)), optimizer)
         return float(train_step(state, IMAGES, LABELS, jax.random.key(key))[1]["loss"])
 
     assert loss(1) == loss(1) != loss(2)

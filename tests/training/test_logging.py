@@ -1,4 +1,4 @@
-"""Who follows a run sees its figures and pictures, and changes nothing of it."""
+"""Logging: what each service receives, and that it changes nothing of the run."""
 
 import ast
 import dataclasses
@@ -15,23 +15,24 @@ import pytest
 from matplotlib.image import imread
 
 import odelt_eqx as odelt
-from odelt_eqx.config import load_config
+from odelt_eqx.config import LoggingConfig, load_config
 from odelt_eqx.images import sheet
-from odelt_eqx.training.loop import train
-from odelt_eqx.watching import WatchConfig, watching
+from odelt_eqx.training.logging import log_previews, open_loggers, plot_vectors
+from odelt_eqx.training.train import train
 from tests.conftest import TINY_RUN
+from tests.training.conftest import POINTS_RUN
 
 IMAGE = np.arange(5 * 4 * 3, dtype=np.uint8).reshape(5, 4, 3)
 
 
-def test_the_folder_holds_figures_and_pictures_whole(tmp_path):
-    with watching(WatchConfig(), tmp_path, 0, {}) as log:
+def test_the_folder_holds_metrics_and_images(tmp_path):
+    with open_loggers(LoggingConfig(), tmp_path, 0, {}) as log:
         log.write(2, loss=0.1234567)
-        log.picture(2, "depth-4", IMAGE)
+        log.write_image(2, "depth-4", IMAGE)
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 2, "loss": 0.123457}
-    read = imread(tmp_path / "pictures" / "depth-4" / "0000002.png")
+    read = imread(tmp_path / "previews" / "depth-4" / "0000002.png")
     np.testing.assert_array_equal(np.round(255 * read[..., :3]), IMAGE)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["metrics.jsonl", "pictures"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["metrics.jsonl", "previews"]
 
 
 def events(folder: Path):
@@ -47,11 +48,11 @@ def events(folder: Path):
 
 
 def test_tensorboard_gets_them_too_and_forgets_what_comes_again(tmp_path):
-    config = WatchConfig(to=("tensorboard",))
-    with watching(config, tmp_path, 0, {}) as log:
+    config = LoggingConfig(to=("tensorboard",))
+    with open_loggers(config, tmp_path, 0, {}) as log:
         log.write(2, loss=0.5, grad_norm=3.0)
-        log.picture(2, "depth-4", IMAGE)
-    with watching(config, tmp_path, 2, {}) as log:
+        log.write_image(2, "depth-4", IMAGE)
+    with open_loggers(config, tmp_path, 2, {}) as log:
         log.write(3, loss=0.25)
     found = list(events(tmp_path / "tensorboard"))
     values = [(event.step, value) for event in found for value in event.summary.value]
@@ -70,9 +71,9 @@ def test_weights_and_biases_gets_them_too_and_goes_on_with_the_same_run(tmp_path
     import wandb
 
     for done in (0, 2):
-        with watching(WatchConfig(to=("wandb",)), tmp_path, done, {"steps": 6}) as log:
+        with open_loggers(LoggingConfig(to=("wandb",)), tmp_path, done, {"steps": 6}) as log:
             log.write(done + 1, loss=0.5)
-            log.picture(done + 1, "depth-4", IMAGE)
+            log.write_image(done + 1, "depth-4", IMAGE)
     wandb.teardown()  # its own process writes on after a run has finished; this waits for its end
     name = (tmp_path / "wandb-id.txt").read_text()
     records = list((tmp_path / "wandb").glob(f"offline-run-*/run-{name}.wandb"))
@@ -81,8 +82,8 @@ def test_weights_and_biases_gets_them_too_and_goes_on_with_the_same_run(tmp_path
         data = record.read_bytes()
         assert b"loss" in data
         assert b"samples/depth-4" in data
-    for picture in (tmp_path / "wandb").rglob("*.png"):
-        np.testing.assert_array_equal(np.round(255 * imread(picture)[..., :3]), IMAGE)
+    for image in (tmp_path / "wandb").rglob("*.png"):
+        np.testing.assert_array_equal(np.round(255 * imread(image)[..., :3]), IMAGE)
     assert list((tmp_path / "wandb").rglob("*.png"))
 
 
@@ -96,7 +97,7 @@ def test_weights_and_biases_refusing_is_one_line(tmp_path, monkeypatch):
     message = "configured. Use `wandb login` to log in. Or set WANDB_MODE=offline"
     with (
         pytest.raises(odelt.InputError, match=message),
-        watching(WatchConfig(to=("wandb",)), tmp_path, 0, {}),
+        open_loggers(LoggingConfig(to=("wandb",)), tmp_path, 0, {}),
     ):
         pass
 
@@ -104,7 +105,7 @@ def test_weights_and_biases_refusing_is_one_line(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("name", "module"), [("tensorboard", "tensorboardX"), ("wandb", "wandb")])
 def test_a_missing_extra_is_one_line_before_anything_is_made(tmp_path, monkeypatch, name, module):
     monkeypatch.setitem(sys.modules, module, None)
-    config = dataclasses.replace(TINY_RUN, watch=WatchConfig(to=(name,)))
+    config = dataclasses.replace(TINY_RUN, logging=LoggingConfig(to=(name,)))
     with pytest.raises(odelt.InputError, match=rf"pip install 'odelt-eqx\[{name}\]'"):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -117,48 +118,75 @@ def test_the_extras_are_imported_only_where_they_are_used():
                 assert not {"tensorboardX", "wandb"} & set(ast.unparse(node).split()), path
 
 
+PREVIEWS = LoggingConfig(
+    to=("tensorboard",), sample_every=3, sample_steps=(1, 2), sample_depths=(2,), sample_count=3
+)
+
+
 @pytest.fixture(scope="module")
-def watched_run(tmp_path_factory):
-    """The run of `tiny_run`, with pictures."""
-    run = tmp_path_factory.mktemp("runs") / "watched"
-    watch = WatchConfig(
-        to=("tensorboard",), sample_every=3, sample_steps=(1, 2), sample_depths=(2,), sample_count=3
-    )
-    train(dataclasses.replace(TINY_RUN, watch=watch), run)
+def logged_run(tmp_path_factory):
+    """The run of `points_run`, with previews."""
+    run = tmp_path_factory.mktemp("runs") / "logged"
+    train(dataclasses.replace(POINTS_RUN, logging=PREVIEWS), run)
     return run
 
 
-def test_pictures_show_the_averaged_weights_at_the_steps_and_depths_asked_for(watched_run):
-    found = sorted(str(p.relative_to(watched_run)) for p in watched_run.glob("pictures/*/*"))
-    expected = [f"pictures/depth-2-steps-{t}/000000{s}.png" for t in (1, 2) for s in (3, 6)]
+def read_image(path):
+    return np.round(255 * imread(path)[..., :3])
+
+
+def test_previews_are_samples_of_the_ema_at_the_steps_and_depths_asked_for(logged_run):
+    found = sorted(str(p.relative_to(logged_run)) for p in logged_run.glob("previews/*/*"))
+    expected = [f"previews/depth-2-steps-{t}/000000{s}.png" for t in (1, 2) for s in (3, 6)]
     assert found == expected
+    noise = jax.random.normal(jax.random.key(0), (3, 2))
+    points = odelt.sample(
+        odelt.load(logged_run), noise, jnp.arange(3) % 2, time=odelt.FixedSteps(2), depth=2
+    )
+    image = sheet(plot_vectors(np.asarray(points)), 1)
+    np.testing.assert_array_equal(read_image(logged_run / expected[-1]), image)
+
+
+def test_previews_of_images_are_guided_as_the_run_samples(model, tmp_path):
+    guided = odelt.SampleConfig(guidance=1.5)
+    config = dataclasses.replace(TINY_RUN, logging=PREVIEWS, sample=guided)
+    with open_loggers(LoggingConfig(), tmp_path, 0, {}) as log:
+        log_previews(log, config, 3, model)
     noise = jax.random.normal(jax.random.key(0), (3, 8, 8, 1))
     time = odelt.FixedSteps(2)
-    images = odelt.sample(odelt.load(watched_run), noise, jnp.arange(3), time=time, depth=2)
-    drawn = np.round(255 * imread(watched_run / expected[-1])[..., :3])
-    np.testing.assert_array_equal(drawn, sheet(np.asarray(images), 3))
+    images = odelt.sample(model, noise, jnp.arange(3), time=time, depth=2, guidance=1.5)
+    image = read_image(tmp_path / "previews" / "depth-2-steps-2" / "0000003.png")
+    np.testing.assert_array_equal(image, sheet(np.asarray(images), 3))
 
 
-def test_watching_changes_nothing_of_the_run(watched_run, tiny_run):
+def test_a_plot_has_a_dot_for_each_vector_within_its_range():
+    image = plot_vectors(np.array([[-2.99, 2.99], [2.99, -2.99], [0.0, 9.0]], np.float32))
+    dots = np.argwhere(image[0, :, :, 0] < 0).tolist()
+    side = image.shape[1]
+    assert dots == [[0, 0], [side - 1, side - 1]]
+    assert (plot_vectors(np.zeros((1, 1), np.float32)) < 0).sum() == 1
+
+
+def test_logging_changes_nothing_of_the_run(logged_run, points_run):
     for ours, theirs in zip(
-        *(jax.tree.leaves(odelt.load(run)) for run in (watched_run, tiny_run)), strict=True
+        *(jax.tree.leaves(odelt.load(run)) for run in (logged_run, points_run)), strict=True
     ):
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_a_run_may_be_resumed_and_watched_otherwise(tiny_run, tmp_path):
-    """A service that is out of order must not keep a run from going on."""
-    run = shutil.copytree(tiny_run, tmp_path / "run")
-    watched = dataclasses.replace(TINY_RUN, watch=WatchConfig(to=("tensorboard",)))
-    train(watched, run, resume=True)
+def test_a_run_may_be_resumed_with_other_logging(points_run, tmp_path):
+    """A service that is down must not keep a run from being resumed."""
+    run = shutil.copytree(points_run, tmp_path / "run")
+    changed = dataclasses.replace(POINTS_RUN, logging=LoggingConfig(to=("tensorboard",)))
+    train(changed, run, resume=True)
     assert (run / "tensorboard").is_dir()
-    assert (run / "metrics.jsonl").read_text() == (tiny_run / "metrics.jsonl").read_text()
+    assert (run / "metrics.jsonl").read_text() == (points_run / "metrics.jsonl").read_text()
 
 
-def test_what_is_watched_survives_its_file_and_is_checked(watched_run):
-    assert load_config(watched_run / "config.json").watch.sample_steps == (1, 2)
+def test_the_logging_config_survives_its_file_and_is_checked(logged_run):
+    assert load_config(logged_run / "config.json").logging.sample_steps == (1, 2)
     with pytest.raises(odelt.InputError, match="depth must be one of 2, 4"):
-        dataclasses.replace(TINY_RUN, watch=WatchConfig(sample_depths=(3,)))
+        dataclasses.replace(TINY_RUN, logging=LoggingConfig(sample_depths=(3,)))
     for field, value in (("sample_every", -1), ("sample_steps", (0,)), ("peak_flops", 0.0)):
         with pytest.raises(odelt.InputError, match=field):
-            WatchConfig(**{field: value})
+            LoggingConfig(**{field: value})

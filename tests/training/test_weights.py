@@ -1,4 +1,4 @@
-"""Weights from elsewhere become runs, and runs begin with them."""
+"""Weights from other runs and files: converted to runs, and runs started from them."""
 
 import dataclasses
 import json
@@ -15,11 +15,12 @@ from odelt_eqx.interop.unpickle import unpickle
 from odelt_eqx.nn import unstacked
 from odelt_eqx.objective import TRAIN_TYPES
 from odelt_eqx.training.checkpoint import run_config
-from odelt_eqx.training.convert import convert, init_from
-from odelt_eqx.training.loop import train
 from odelt_eqx.training.optimizer import make_optimizer
 from odelt_eqx.training.step import init_state
+from odelt_eqx.training.train import train
+from odelt_eqx.training.weights import convert, init_from
 from tests.conftest import GOLDEN, TINY_RUN, assert_matches
+from tests.training.conftest import POINTS_RUN
 
 CHECKPOINT = GOLDEN / "small.reference.pkl"
 SMALL = TrainConfig(
@@ -28,6 +29,12 @@ SMALL = TrainConfig(
     steps=2,
     batch_size=16,
 )
+
+
+def fresh_state(model=SMALL.model, seed=0):
+    """The state before the first step of a run of `SMALL`."""
+    optimizer = make_optimizer(SMALL.optimizer, 10)
+    return init_state(model.build(key=jax.random.key(seed)), optimizer)
 
 
 def assert_same(a, b):
@@ -50,21 +57,21 @@ def test_a_converted_checkpoint_is_a_run_with_both_sets_of_weights(run):
         )
 
 
-def test_a_converted_run_cannot_be_resumed_but_begun_from(run, tmp_path):
+def test_a_converted_run_cannot_be_resumed_but_started_from(run, points_run, tmp_path):
     with pytest.raises(odelt.InputError, match="has no checkpoint to resume"):
         train(SMALL, run, resume=True)
-    config = dataclasses.replace(SMALL, init_from=str(run), steps=1)
-    fresh = train(dataclasses.replace(config, init_from=None), tmp_path / "fresh")
-    begun = train(config, tmp_path / "begun")
-    weight = lambda model: np.asarray(model.label_embedding.weight)
-    source = weight(odelt.load(run, "model"))
-    assert np.abs(weight(begun.model) - source).max() < 0.01
-    assert np.abs(weight(fresh.model) - source).max() > 0.1
+    network = POINTS_RUN.model.build(key=jax.random.key(7))
+    odelt.save_safetensors(network, tmp_path / "network.safetensors")
+    convert(tmp_path / "network.safetensors", tmp_path / "run", POINTS_RUN)
+    config = dataclasses.replace(POINTS_RUN, init_from=str(tmp_path / "run"))
+    started = train(config, tmp_path / "started")
+    weight = lambda model: np.asarray(model.embedding.weight)
+    assert np.abs(weight(started.model) - weight(network)).max() < 0.01
+    assert np.abs(weight(odelt.load(points_run)) - weight(network)).max() > 0.1
 
 
 def test_the_average_is_not_overwritten_by_the_trained_weights(run):
-    state = init_state(SMALL.model, make_optimizer(SMALL.optimizer, 10), jax.random.key(0))
-    begun = init_from(state, run)
+    begun = init_from(fresh_state(), run)
     assert_same(begun.model, odelt.load(run, "model"))
     assert_same(begun.ema, odelt.load(run, "ema"))
 
@@ -74,7 +81,7 @@ def test_stacked_networks_are_converted_and_begun_as_any_other(run, tmp_path):
     convert(CHECKPOINT, tmp_path / "run", dataclasses.replace(SMALL, model=model))
     assert run_config(tmp_path / "run").model.stacked
     assert_same(odelt.load(tmp_path / "run"), odelt.load(run))
-    state = init_state(model, make_optimizer(SMALL.optimizer, 10), jax.random.key(0))
+    state = fresh_state(model)
     begun = init_from(state, run)
     assert jax.tree.structure(begun.ema) == jax.tree.structure(state.ema)
     assert_same(unstacked(begun.ema), odelt.load(run))
@@ -94,7 +101,7 @@ def plain_dit(tmp_path_factory):
 
 def test_a_plain_dit_is_fine_tuned_from_where_the_published_code_would(plain_dit):
     """All of it is taken over; only the length table is new, drawn as the published one is."""
-    state = init_state(SMALL.model, make_optimizer(SMALL.optimizer, 10), jax.random.key(3))
+    state = fresh_state(seed=3)
     source = odelt.load_reference(CHECKPOINT, SMALL.model, "params")
     begun = init_from(state, plain_dit)
     table = lambda model: model.length_embedding.weight
@@ -114,8 +121,7 @@ def test_a_flow_and_a_shortcut_model_exchange_their_weights(run, name):
     """Whether a network sees its step index is the new run's to say."""
     objective = TRAIN_TYPES[name]
     config = dataclasses.replace(SMALL, objective=objective)
-    state = init_state(config.model, make_optimizer(SMALL.optimizer, 10), jax.random.key(3))
-    begun = init_from(state, run)
+    begun = init_from(fresh_state(config.model, seed=3), run)
     assert begun.model.config.ignore_step != objective.trains_steps
     assert_same(jax.tree.leaves(begun.ema), jax.tree.leaves(odelt.load(run)))
 
@@ -124,8 +130,7 @@ def test_a_run_begins_from_safetensors_and_from_other_groups(run, tmp_path):
     path = tmp_path / "weights.safetensors"
     convert(run, path, SMALL)
     regrouped = dataclasses.replace(SMALL.model, depth_group=3, depth_min=3)
-    state = init_state(regrouped, make_optimizer(SMALL.optimizer, 10), jax.random.key(0))
-    begun = init_from(state, path)
+    begun = init_from(fresh_state(regrouped), path)
     assert begun.model.config == regrouped
     assert_same(begun.ema, odelt.load(run, "ema"))
 
@@ -141,9 +146,7 @@ def test_a_depth_may_be_exported_as_a_run_of_its_own(run, tmp_path):
 
 def test_weights_of_another_network_are_refused(run):
     def begin(**changes):
-        model = dataclasses.replace(SMALL.model, **changes)
-        state = init_state(model, make_optimizer(SMALL.optimizer, 10), jax.random.key(0))
-        init_from(state, run)
+        init_from(fresh_state(dataclasses.replace(SMALL.model, **changes)), run)
 
     with pytest.raises(odelt.InputError, match=r"has patch_embedding\.weight of shape \(16, 4\)"):
         begin(hidden_size=32)

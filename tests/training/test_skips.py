@@ -1,4 +1,4 @@
-"""What keeps a run healthy: bad steps are skipped and counted, clipping, batches in parts."""
+"""Bad steps are skipped and counted; gradients are clipped; batches are trained in parts."""
 
 import dataclasses
 import json
@@ -12,21 +12,21 @@ import pytest
 
 import odelt_eqx as odelt
 from odelt_eqx.config import OptimizerConfig
-from odelt_eqx.data import ArraySource, digits
+from odelt_eqx.data import ArraySource, open_source, stream
 from odelt_eqx.errors import DivergedError
+from odelt_eqx.interop.published import PublishedLengthConsistency, PublishedShortcut
 from odelt_eqx.objective import FlowMatching, LengthConsistency, MeanFlow, Shortcut
-from odelt_eqx.training import loop
-from odelt_eqx.training.loop import train
 from odelt_eqx.training.optimizer import make_optimizer
 from odelt_eqx.training.step import init_state, make_train_step
-from tests.conftest import TINY, TINY_RUN
+from odelt_eqx.training.train import train
+from tests.training.conftest import POINTS_RUN
 
-IMAGES = jnp.tile(jnp.linspace(-1, 1, 8)[:, None, None], (16, 1, 8, 1))
-LABELS = jnp.arange(16) % 10
+POINTS = jnp.linspace(-1, 1, 32).reshape(16, 2)
+LABELS = jnp.arange(16) % 2
 OPTIMIZER = make_optimizer(OptimizerConfig(learning_rate=1e-2, warmup=0), 100)
 
 
-def copied(tree):
+def copy(tree):
     return jax.tree.map(jnp.copy, tree)
 
 
@@ -35,70 +35,68 @@ def assert_same(a, b):
         np.testing.assert_array_equal(x, y)
 
 
-def kept(state):
+def weights_of(state):
     return state.model, state.ema, state.opt_state
 
 
 def test_a_bad_step_only_counts():
-    state = init_state(TINY, OPTIMIZER, jax.random.key(0))
-    train_step = make_train_step(FlowMatching(), OPTIMIZER, 0.9, 100, max_skipped=2)
-    bad = IMAGES.at[3, 0, 0, 0].set(jnp.nan)
-    state, _ = train_step(state, IMAGES, LABELS, jax.random.key(0))
-    before = copied(kept(state))
+    state = init_state(POINTS_RUN.model.build(key=jax.random.key(0)), OPTIMIZER)
+    train_step = make_train_step(FlowMatching(), OPTIMIZER, steps=100, ema=0.9, max_skipped=2)
+    bad = POINTS.at[3, 0].set(jnp.nan)
+    state, _ = train_step(state, POINTS, LABELS, jax.random.key(0))
+    before = copy(weights_of(state))
     state, metrics = train_step(state, bad, LABELS, jax.random.key(1))
-    assert_same(kept(state), before)
-    counts = lambda s: (int(s.step), int(s.guard.skipped), int(s.guard.in_a_row))
+    assert_same(weights_of(state), before)
+    counts = lambda s: (int(s.step), int(s.skips.total), int(s.skips.in_a_row))
     assert counts(state) == (2, 1, 1)
     assert float(metrics["skipped"]) == 1
-    state, _ = train_step(state, IMAGES, LABELS, jax.random.key(2))
+    state, _ = train_step(state, POINTS, LABELS, jax.random.key(2))
     assert counts(state) == (3, 1, 0)
     for step in range(2):
         state, _ = train_step(state, bad, LABELS, jax.random.key(3 + step))
-    before = copied(kept(state))
-    state, _ = train_step(state, IMAGES, LABELS, jax.random.key(5))
+    before = copy(weights_of(state))
+    state, _ = train_step(state, POINTS, LABELS, jax.random.key(5))
     assert counts(state) == (6, 4, 3)  # the limit was reached: nothing is taken any more
-    assert_same(kept(state), before)
+    assert_same(weights_of(state), before)
 
 
-def with_bad_examples(monkeypatch, every):
-    """Digits of which one in `every` is not a number."""
+def spoil_examples(monkeypatch, every):
+    """Make one example in `every` not a number."""
 
-    def source(name, split):
-        images = digits(split).images.copy()
-        images[::every] = np.nan
-        return ArraySource(images, digits(split).labels)
+    def source(data, split):
+        good = data.open(split)
+        x = good.x.copy()
+        x[::every] = np.nan
+        return ArraySource(x, good.condition)
 
-    monkeypatch.setattr(loop, "open_source", source)
+    monkeypatch.setattr("odelt_eqx.training.train.open_source", source)
 
 
 def test_too_many_bad_steps_stop_the_run_and_name_the_data(tmp_path, monkeypatch):
-    run = tmp_path / "run"
+    run, optimizer = tmp_path / "run", OptimizerConfig(max_skipped=5, warmup=0)
     config = dataclasses.replace(
-        TINY_RUN, steps=20, save_every=1, log_every=20, eval_every=20, keep=20
+        POINTS_RUN, optimizer=optimizer, steps=20, log_every=20, eval_every=20, save_every=7
     )
-    with_bad_examples(monkeypatch, 1)
-    config = dataclasses.replace(
-        config, save_every=7, optimizer=OptimizerConfig(max_skipped=5, warmup=0)
-    )
+    spoil_examples(monkeypatch, 1)
     with pytest.raises(DivergedError) as error:
         train(config, run)
     message = str(error.value)
     assert "not finite in 5 steps in a row; step 5 was the last of them, on the examples" in message
     assert message.endswith("; there is no checkpoint yet")
     named = [int(i) for i in message.split("examples ")[1].split(";")[0].split(", ")]
-    batches = loop.stream(digits("train"), 16, config.seed)
+    batches = stream(open_source(config.data, "train"), 16, config.seed)
     assert named == [next(batches)["index"].tolist() for _ in range(5)][-1]
 
 
 def test_skipped_steps_are_counted_in_the_metrics(tmp_path, monkeypatch):
-    with_bad_examples(monkeypatch, 40)  # about one batch in three
-    config = dataclasses.replace(TINY_RUN, steps=8, log_every=1, eval_every=8, save_every=8)
+    spoil_examples(monkeypatch, 40)  # about one batch in three
+    config = dataclasses.replace(POINTS_RUN, steps=8, log_every=1, eval_every=8, save_every=8)
     state = train(config, tmp_path / "run")
     rows = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
     skipped = [row["skipped"] for row in rows if "skipped" in row]
     assert 0 < skipped[-1] < 8
-    assert skipped[-1] == int(state.guard.skipped)
-    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(kept(state)))
+    assert skipped[-1] == int(state.skips.total)
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(weights_of(state)))
 
 
 def test_a_gradient_is_clipped_to_its_norm():
@@ -119,31 +117,30 @@ def test_a_gradient_is_clipped_to_its_norm():
     [
         FlowMatching(),
         LengthConsistency(Shortcut(every=4), every=4),
-        pytest.param(LengthConsistency(MeanFlow(), every=4), marks=pytest.mark.slow),
-        pytest.param(
-            LengthConsistency(Shortcut(every=4), every=4, as_published=True), marks=pytest.mark.slow
-        ),
+        LengthConsistency(MeanFlow(), every=4),
+        PublishedLengthConsistency(PublishedShortcut(every=4), every=4),
     ],
     ids=str,
 )
 def test_a_batch_in_parts_has_the_gradient_of_the_whole(objective):
     """SGD of rate 1 makes the step the gradient; three depths do not divide a part evenly."""
     sgd = optax.sgd(1.0)
-    config = dataclasses.replace(TINY, depth=6, ignore_step=not objective.trains_steps)
+    shape, ignores = POINTS_RUN.model, not objective.trains_steps
+    config = dataclasses.replace(shape, depth=3, dropout=0.0, ignore_step=ignores)
 
     def step(parts):
-        state = init_state(config, sgd, jax.random.key(0))
-        train_step = make_train_step(objective, sgd, 0.9, 100, parts=parts)
+        state = init_state(config.build(key=jax.random.key(0)), sgd)
+        train_step = make_train_step(objective, sgd, steps=100, ema=0.9, parts=parts)
         final = jax.random.normal(jax.random.key(7), state.model.final.out.weight.shape) / 4
         where = lambda s: (s.model.final.out.weight, s.ema.final.out.weight)
         state = eqx.tree_at(where, state, (final, jnp.copy(final)))  # a fresh network is zero
-        return train_step(state, IMAGES, LABELS, jax.random.key(1))
+        return train_step(state, POINTS, LABELS, jax.random.key(1))
 
-    (whole, figures), (parted, part_figures) = step(1), step(4)
-    for name in figures:
-        assert float(figures[name]) == pytest.approx(float(part_figures[name]), rel=1e-5)
-    for a, b in zip(jax.tree.leaves(whole.model), jax.tree.leaves(parted.model), strict=True):
-        np.testing.assert_allclose(a, b, atol=3e-6 * (1 + float(figures["grad_norm"])))
+    (whole, metrics), (parts, part_metrics) = step(1), step(4)
+    for name in metrics:
+        assert float(metrics[name]) == pytest.approx(float(part_metrics[name]), rel=1e-5)
+    for a, b in zip(jax.tree.leaves(whole.model), jax.tree.leaves(parts.model), strict=True):
+        np.testing.assert_allclose(a, b, atol=3e-6 * (1 + float(metrics["grad_norm"])))
 
 
 @pytest.mark.parametrize(
@@ -157,13 +154,13 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(objective):
 )
 def test_numbers_that_do_not_fit_are_refused(changes, message):
     with pytest.raises(odelt.InputError, match=message):
-        dataclasses.replace(TINY_RUN, **changes)
+        dataclasses.replace(POINTS_RUN, **changes)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"clip_norm": 0.0}, "clip_norm must be positive, or None; got 0.0"),
+        ({"clip_norm": 0.0}, "clip_norm must be positive; got 0.0"),
         ({"max_skipped": 0}, "max_skipped must be at least 1; got 0"),
     ],
 )

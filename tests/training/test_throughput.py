@@ -1,4 +1,4 @@
-"""Speed as a stopwatch would tell it, and memory by its right name."""
+"""Throughput by a fake clock, model FLOPs, and memory under its right name."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -6,40 +6,39 @@ from types import SimpleNamespace
 import jax
 import pytest
 
+from odelt_eqx.config import LoggingConfig
 from odelt_eqx.nn.flops import velocity_flops
 from odelt_eqx.objective import FlowMatching
-from odelt_eqx.training import pace
-from odelt_eqx.training.pace import Pace, memory, step_flops
-from odelt_eqx.watching import WatchConfig
+from odelt_eqx.training.throughput import Throughput, memory, step_flops
 from tests.conftest import TINY_RUN
 
 
 def test_steps_are_timed_apart_from_compilation_and_from_what_is_not_training(monkeypatch):
     now = 0.0
-    monkeypatch.setattr(pace.time, "monotonic", lambda: now)
-    watched = Pace(dataclasses.replace(TINY_RUN, watch=WatchConfig(peak_flops=1e9)))
+    monkeypatch.setattr("odelt_eqx.training.throughput.time.monotonic", lambda: now)
+    timed = Throughput(dataclasses.replace(TINY_RUN, logging=LoggingConfig(peak_flops=1e9)))
     now = 100.0  # the first step compiles
-    watched.advance(())
-    assert "step_seconds" not in watched.figures()
+    timed.advance(())
+    assert "step_seconds" not in timed.metrics()
     for _ in range(4):
-        watched.advance(())
+        timed.advance(())
     now = 102.0
-    figures = watched.figures()
-    assert figures["step_seconds"] == 0.5
-    assert figures["examples_per_second"] == TINY_RUN.batch_size / 0.5
-    assert figures["model_flops_utilization"] == step_flops(TINY_RUN) / 0.5 / 1e9
-    now = 150.0  # pictures are drawn
-    watched.restart()
-    watched.advance(())
+    metrics = timed.metrics()
+    assert metrics["step_seconds"] == 0.5
+    assert metrics["examples_per_second"] == TINY_RUN.batch_size / 0.5
+    assert metrics["model_flops_utilization"] == step_flops(TINY_RUN) / 0.5 / 1e9
+    now = 150.0  # previews are sampled
+    timed.restart()
+    timed.advance(())
     now = 150.25
-    assert watched.figures()["step_seconds"] == 0.25
+    assert timed.metrics()["step_seconds"] == 0.25
 
 
 def test_without_a_peak_there_is_no_utilisation():
-    watched = Pace(TINY_RUN)
+    timed = Throughput(TINY_RUN)
     for _ in range(2):
-        watched.advance(())
-    assert "model_flops_utilization" not in watched.figures()
+        timed.advance(())
+    assert "model_flops_utilization" not in timed.metrics()
 
 
 def test_a_step_is_three_velocities_of_each_example_at_its_own_depth():

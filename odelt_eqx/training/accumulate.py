@@ -1,0 +1,61 @@
+"""Gradient accumulation: a batch trained in parts, one after another inside one step."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from odelt_eqx.network import Network
+from odelt_eqx.objective import Targets
+from odelt_eqx.parallel import deal
+
+Mean = Callable[[Float[Array, " size"]], Float[Array, ""]]
+Value = tuple[Float[Array, ""], Float[Array, ""]]
+Differentiated = Callable[[Network, Targets, Key[Array, ""] | None, Mean], tuple[Value, Any]]
+
+
+def accumulate(
+    differentiated: Differentiated,
+    model: Network,
+    targets: Targets,
+    key: Key[Array, ""] | None,
+    parts: int,
+) -> tuple[Value, Any]:
+    """Return what `differentiated` does for the whole batch, from one part of it after another.
+
+    The targets are those of the whole batch, since an objective assigns its kinds of example by
+    position. That is also why `optax.MultiSteps`, which draws for each part separately and takes
+    many calls per step, is not used.
+
+    Args:
+        differentiated: `(model, targets, key, mean) -> ((loss, error), gradient)`, where both
+            values are `mean` of one per example.
+        model: the network.
+        targets: of the whole batch.
+        key: dropout key, or None for no dropout.
+        parts: number of parts.
+    """
+    batch_size, depth = len(targets.t), targets.depth
+    depths = depth if isinstance(depth, np.ndarray) else np.zeros(batch_size, int)
+    rows, counted = deal(depths, parts)
+    arrays, rest = eqx.partition(targets, eqx.is_array)
+
+    def add(total: Any, dealt: Any) -> tuple[Any, None]:
+        arrays, counted, key = dealt
+        mean = lambda errors: jnp.sum(jnp.where(counted, errors, 0)) / batch_size
+        part = eqx.combine(arrays, rest)
+        if isinstance(depth, np.ndarray):
+            part = dataclasses.replace(part, depth=depth[rows[0]])
+        result = differentiated(model, part, key, mean)
+        return jax.tree.map(jnp.add, total, result), None
+
+    zero = jnp.zeros(())
+    nothing = jax.tree.map(jnp.zeros_like, eqx.filter(model, eqx.is_inexact_array))
+    keys = None if key is None else jax.random.split(key, parts)
+    dealt = jax.tree.map(lambda leaf: leaf[rows], arrays)
+    return jax.lax.scan(add, ((zero, zero), nothing), (dealt, counted, keys))[0]

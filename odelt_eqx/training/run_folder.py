@@ -1,0 +1,114 @@
+"""A run folder: what may be done with it, how it starts, and its lock."""
+
+import fcntl
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from odelt_eqx.config import TrainConfig, flat, save_config
+from odelt_eqx.errors import InputError
+from odelt_eqx.files import temporary_path, write_errors
+from odelt_eqx.parallel import on_main_process
+from odelt_eqx.training.checkpoint import CHECKPOINTS, CONFIG, Checkpoints, can_resume, run_config
+
+LOCK = ".lock"
+HINT = "existing checkpoints are intact; --resume continues from there"
+READING = ("data.folder", "data.path", "loading.threads", "loading.workers", "loading.buffer")
+MUTABLE = ("logging.", "sample.", "sharding", *READING)
+"""Fields of a config that may change when a run is resumed: none affects the weights."""
+
+
+def check_run_folder(config: TrainConfig, run: Path, resume: bool, overwrite: bool) -> None:
+    """Raise an InputError unless the run can be started, resumed or overwritten as asked."""
+    if resume and overwrite:
+        raise InputError("resume and overwrite exclude each other; give one of them")
+    with write_errors(run, HINT):
+        if resume:
+            _check_same(config, run)
+            if not can_resume(run):
+                raise InputError(f"{run} has no checkpoint to resume; use --overwrite to restart")
+        elif overwrite and _in_use(run):
+            run_config(run)  # raises unless it is a run: nothing else is ever deleted
+        elif _in_use(run):
+            raise InputError(
+                f"{run} exists; use --resume to continue it, --overwrite to restart, or another "
+                "folder"
+            )
+
+
+@contextmanager
+def open_run(config: TrainConfig, run: Path, resume: bool) -> Iterator[Checkpoints]:
+    """Lock the run folder, start it unless it is resumed, and open its checkpoints."""
+    with write_errors(run, HINT), ExitStack() as stack:
+
+        def prepare() -> None:
+            with write_errors(run, HINT):
+                stack.enter_context(lock(run))
+                if resume:
+                    save_config(config, run / CONFIG)  # mutable fields may have changed
+                else:
+                    start_run(config, run)
+
+        on_main_process(prepare)
+        yield stack.enter_context(Checkpoints(run, keep=config.keep, keep_every=config.keep_every))
+
+
+def start_run(config: TrainConfig, run: Path) -> None:
+    """Make a run folder that holds only the config.
+
+    Of an overwritten run, all checkpoints go first, in one rename, and the old config last, as the
+    new one replaces it. Whenever this is interrupted, the folder is empty or a run without
+    checkpoints, which can be overwritten.
+    """
+    if dead := config.model.dead_blocks:
+        print(f"note: the last {dead} blocks are in no full group: not run", file=sys.stderr)
+    run.mkdir(parents=True, exist_ok=True)
+    if (run / CHECKPOINTS).exists():
+        discarded = run / f".{CHECKPOINTS}.overwritten"
+        if discarded.exists():
+            shutil.rmtree(discarded)
+        (run / CHECKPOINTS).rename(discarded)
+    for path in run.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name not in (CONFIG, LOCK):
+            path.unlink()
+    save_config(config, run / CONFIG)
+
+
+@contextmanager
+def lock(run: Path) -> Iterator[None]:
+    """Hold the lock of a run folder; an InputError if another process does.
+
+    The operating system releases it when the process ends, however it ends.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"another process is training in {run}; wait for it or stop it"
+            ) from None
+        yield
+
+
+def _in_use(run: Path) -> bool:
+    """Whether a path holds anything but what an interrupted start leaves."""
+    if not run.is_dir():
+        return run.exists()
+    return bool({path.name for path in run.iterdir()} - {LOCK, temporary_path(run / CONFIG).name})
+
+
+def _check_same(config: TrainConfig, run: Path) -> None:
+    """Raise an InputError that names the first immutable fields that differ from the run's."""
+    asked, saved = flat(config), flat(run_config(run))
+    different = [
+        f"{name} is {asked.get(name)}, was {saved.get(name)}"
+        for name in sorted(asked.keys() | saved.keys())
+        if asked.get(name) != saved.get(name) and not name.startswith(MUTABLE)
+    ]
+    if different:
+        raise InputError(f"{run} was started with another config: {'; '.join(different[:5])}")

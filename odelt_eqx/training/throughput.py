@@ -1,0 +1,80 @@
+"""How fast a run trains, and how much memory it takes."""
+
+import resource
+import sys
+import time
+from typing import Any
+
+import jax
+
+from odelt_eqx.config import TrainConfig
+from odelt_eqx.interop.published import PublishedLengthConsistency
+from odelt_eqx.nn.flops import velocity_flops
+from odelt_eqx.objective import LengthConsistency
+
+
+class Throughput:
+    """Times the steps of a run, except the first, most of which is compilation."""
+
+    def __init__(self, config: TrainConfig):
+        self._config = config
+        self._began: float | None = None
+        self._steps = 0
+
+    def advance(self, result: Any) -> None:
+        """Count a step that was dispatched; the first one is waited for by its `result`."""
+        if self._began is None:
+            jax.block_until_ready(result)
+            self.restart()
+        else:
+            self._steps += 1
+
+    def restart(self) -> None:
+        """Leave out the time since the last metrics: it was not spent on training."""
+        self._began, self._steps = time.monotonic(), 0
+
+    def metrics(self) -> dict[str, float]:
+        """Return the speed since the last call, if any step was timed, and the memory.
+
+        Call it when the device has finished the dispatched steps.
+        """
+        if self._began is None or not self._steps:
+            return memory()
+        seconds = (time.monotonic() - self._began) / self._steps
+        self.restart()
+        speed = {
+            "step_seconds": seconds,
+            "examples_per_second": self._config.batch_size / seconds,
+        }
+        peak = self._config.logging.peak_flops
+        if peak is not None:
+            speed["model_flops_utilization"] = step_flops(self._config) / seconds / peak
+        return speed | memory()
+
+
+def step_flops(config: TrainConfig) -> int:
+    """Return the model FLOPs of one training step: three times those of `velocity_flops`.
+
+    They are the forward and backward pass of the trained network, each example at its own depth.
+    Everything else a step does counts as overhead: targets, blocks that are run and masked,
+    recomputation.
+    """
+    depths = [config.model.depth]
+    if isinstance(config.objective, LengthConsistency | PublishedLengthConsistency):
+        depths = config.model.depths[::-1]
+    flops = [velocity_flops(config.model, depth) for depth in depths]
+    return 3 * sum(flops[i % len(flops)] for i in range(config.batch_size))
+
+
+def memory() -> dict[str, float]:
+    """Return the peak memory of a device of this process, in bytes, where it is reported.
+
+    Where it is not (on CPUs): the peak resident size of the process.
+    """
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    peaks = [s["peak_bytes_in_use"] for s in stats if "peak_bytes_in_use" in s]
+    if peaks:
+        return {"device_peak_bytes": float(max(peaks))}
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"process_peak_resident_bytes": float(unit * peak)}

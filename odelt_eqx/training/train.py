@@ -1,0 +1,180 @@
+"""A training run, from its config to its last checkpoint."""
+
+from contextlib import ExitStack, closing
+from functools import partial
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import numpy as np
+from jaxtyping import Array, Key
+from optax import GradientTransformation
+
+from odelt_eqx.config import TrainConfig
+from odelt_eqx.data import Batch, Source, open_source, stream
+from odelt_eqx.errors import InputError
+from odelt_eqx.network import Condition
+from odelt_eqx.objective import TrainingTime
+from odelt_eqx.parallel import check_batch_size, make_mesh, on_main_process, place, shard_batch
+from odelt_eqx.progress import Progress
+from odelt_eqx.serialize import to_dict
+from odelt_eqx.training.logging import check_installed, log_previews, open_loggers
+from odelt_eqx.training.optimizer import learning_rate, make_optimizer
+from odelt_eqx.training.run_folder import check_run_folder, open_run
+from odelt_eqx.training.signals import StopSignals
+from odelt_eqx.training.skips import RecentBatches
+from odelt_eqx.training.step import TrainState, held_out_loss, init_state, make_train_step
+from odelt_eqx.training.throughput import Throughput
+from odelt_eqx.training.weights import add_teacher, init_from
+
+HELD_OUT = 512
+"""The largest number of examples that the held-out loss is measured on."""
+
+
+def train(
+    config: TrainConfig, run: str | Path, *, resume: bool = False, overwrite: bool = False
+) -> TrainState:
+    """Train until `config.steps`; leave config, metrics and checkpoints in the folder `run`.
+
+    A resumed run ends with the same parameters, bit-for-bit, as an uninterrupted one.
+
+    Args:
+        config: what to train.
+        run: the run folder.
+        resume: continue from the newest checkpoint in `run`.
+        overwrite: delete the run in `run` first.
+
+    Returns:
+        The last state.
+
+    Raises:
+        InputError: the run cannot be started or resumed as asked, its folder cannot be written, or
+            a package that logging needs is not installed.
+        DivergedError: the loss or its gradient was not finite in too many steps in a row.
+        Interrupted: SIGTERM or SIGINT came; the step was finished and saved.
+    """
+    run = Path(run)
+    check_installed(config.logging)
+    on_main_process(lambda: check_run_folder(config, run, resume, overwrite))
+    mesh = make_mesh(config.sharding)
+    check_batch_size(config.batch_size, mesh)
+
+    open_stream = partial(
+        stream, seed=config.seed, process=jax.process_index(), count=jax.process_count()
+    )
+
+    def to_devices(batch: Batch) -> tuple[Array, Condition | None]:
+        condition = None if config.model.condition_type is None else batch["condition"]
+        return shard_batch((batch["x"], condition), mesh)
+
+    with jax.set_mesh(mesh), ExitStack() as stack:
+        data = open_source(config.data, "train")
+        unseen = open_source(config.data, "held-out")
+        _check_fits(config, data)
+
+        init_key, train_key, held_out_key = jax.random.split(jax.random.key(config.seed), 3)
+        optimizer = make_optimizer(config.optimizer, config.steps)
+        rate = learning_rate(config.optimizer, config.steps)
+        state = place(_first_state(config, optimizer, init_key, fresh=not resume), mesh)
+        train_step = make_train_step(
+            config.objective,
+            optimizer,
+            steps=config.steps,
+            ema=config.optimizer.ema,
+            parts=config.accumulate,
+            max_skipped=config.optimizer.max_skipped,
+        )
+
+        size = min(len(unseen), HELD_OUT) // mesh.size * mesh.size
+        _check_held_out(config, state, size, held_out_key)
+        with closing(open_stream(unseen, size)) as batches:
+            held_out = to_devices(next(batches))
+
+        checkpoints = stack.enter_context(open_run(config, run, resume))
+        if resume:
+            state = place(checkpoints.restore(state), mesh)
+        done = int(state.step)
+        logger = stack.enter_context(open_loggers(config.logging, run, done, to_dict(config)))
+        progress = stack.enter_context(Progress("train", config.steps, done))
+        signals = stack.enter_context(StopSignals())
+        batches = open_stream(data, config.batch_size, start=done, loading=config.loading)
+        stack.callback(batches.close)
+        throughput = Throughput(config)
+        recent = RecentBatches(config.log_every)
+
+        for step, batch in zip(range(done + 1, config.steps + 1), batches, strict=False):
+            recent.add(step, batch["index"])
+            key = jax.random.fold_in(train_key, step)
+            state, metrics = train_step(state, *to_devices(batch), key)
+            throughput.advance(metrics)
+            progress.advance()
+
+            last = step == config.steps
+            logs = last or step % config.log_every == 0
+            stops = signals.agreed(waiting=logs)
+            saves = last or stops or step % config.save_every == 0
+            if logs or saves:
+                checkpoints.check()
+                recent.check(state.skips, config.optimizer.max_skipped, step, checkpoints.last_good)
+            if logs:
+                values = {name: float(value) for name, value in metrics.items()}
+                # The schedule counts the steps taken: a skipped one does not advance it.
+                taken = max(step - 1 - int(values["skipped"]), 0)
+                values["learning_rate"] = float(np.asarray(rate(taken)))
+                logger.write(step, **values, **throughput.metrics())
+                progress.show(loss=values["loss"])
+            if last or step % config.eval_every == 0:
+                loss = held_out_loss(state, config.objective, *held_out, held_out_key, config.steps)
+                logger.write(step, held_out_loss=float(loss))
+                throughput.restart()
+            if config.logging.sample_every and step % config.logging.sample_every == 0:
+                log_previews(logger, config, step, state.ema)
+                throughput.restart()
+            if saves:
+                checkpoints.save(state, config)
+                throughput.restart()
+            if stops:
+                break
+
+        checkpoints.wait()
+        signals.leave(
+            f"step {int(state.step)} of {config.steps} is saved in {run}; use --resume to continue"
+        )
+    return state
+
+
+def _check_fits(config: TrainConfig, data: Source) -> None:
+    """Raise an InputError if the network has another shape or fewer classes than the data."""
+    model = config.model
+    if model.shape != data.shape:
+        fields = "model.size" if len(model.shape) == 1 else "model.image_size and model.channels"
+        raise InputError(
+            f"the network takes examples of shape {model.shape}, {config.data} has {data.shape}; "
+            f"set {fields} to it"
+        )
+    if model.num_classes is not None and model.num_classes < data.num_classes:
+        raise InputError(
+            f"model.num_classes is {model.num_classes}, {config.data} has {data.num_classes}"
+        )
+
+
+def _first_state(
+    config: TrainConfig, optimizer: GradientTransformation, key: Key[Array, ""], fresh: bool
+) -> TrainState:
+    """Return the state before the first step, of which a run that resumes uses the structure."""
+    build = lambda key: init_state(config.model.build(key=key), optimizer)
+    state = eqx.filter_jit(build)(key)  # under jit, each device draws only what it holds
+    if fresh and config.init_from:
+        state = init_from(state, config.init_from)
+    return add_teacher(state, config) if fresh else state
+
+
+def _check_held_out(config: TrainConfig, state: TrainState, size: int, key: Key[Array, ""]) -> None:
+    """Raise an InputError if the objective cannot be measured on `size` examples."""
+    time = TrainingTime(state.step, config.steps)
+    try:
+        eqx.filter_eval_shape(config.objective.draw, key, size, state.model, time)
+    except InputError as error:
+        raise InputError(
+            f"{size} examples are held out, too few for this objective: {error}"
+        ) from None

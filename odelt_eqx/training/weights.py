@@ -1,0 +1,139 @@
+"""Weights from another run or file: read, converted, started from, learned from."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from odelt_eqx.config import TrainConfig, save_config
+from odelt_eqx.errors import InputError
+from odelt_eqx.interop import load_reference_pair, load_safetensors, save_safetensors
+from odelt_eqx.interop.truncate import truncate
+from odelt_eqx.nn import DiTConfig, stacked, unstacked
+from odelt_eqx.training.checkpoint import CONFIG, AnyNetwork, Checkpoints, load
+from odelt_eqx.training.step import TrainState
+
+SAFETENSORS = ".safetensors"
+
+
+def read_weights(
+    source: str | Path, config: TrainConfig | None = None
+) -> tuple[AnyNetwork, AnyNetwork]:
+    """Return the trained and the EMA weights of a run folder, a safetensors file or a pickle.
+
+    Args:
+        source: a run folder, a `.safetensors` file of this package, or a pickle of the reference.
+        config: its `model` is the shape of the network in a pickle, which does not state it.
+
+    Raises:
+        InputError: it is none of them, or does not fit `config`.
+    """
+    source = Path(source)
+    if source.is_dir():
+        return load(source, "model"), load(source, "ema")
+    if source.suffix == SAFETENSORS:
+        model = load_safetensors(source)
+        return model, model
+    if config is None:
+        raise InputError(f"{source} is neither a run folder nor a {SAFETENSORS} file; convert it")
+    if not isinstance(config.model, DiTConfig):
+        raise InputError(f"{source} is a pickle of a DiT; choose a preset whose network is one")
+    return load_reference_pair(source, config.model)
+
+
+def convert(source: Path, target: Path, config: TrainConfig, depth: int | None = None) -> None:
+    """Write the weights of `source` as a run folder, or its EMA weights as a safetensors file.
+
+    Args:
+        source: what `read_weights` reads.
+        target: a path that does not exist yet; its suffix decides.
+        config: the run that the weights will belong to. Its `model` is the shape of a pickle's
+            network; any other source has a shape of its own, which replaces it.
+        depth: keep only the blocks that the network runs at this depth.
+
+    Raises:
+        InputError: `target` exists, `source` cannot be read, or the network has no such depth.
+    """
+    if target.exists():
+        raise InputError(f"{target} exists; choose another path")
+    model, ema = read_weights(source, config)
+    if depth is not None:
+        model, ema = truncate(model, depth), truncate(ema, depth)
+    if target.suffix == SAFETENSORS:
+        save_safetensors(ema, target)
+        return
+    config = dataclasses.replace(config, model=model.config)
+    target.mkdir(parents=True)
+    with Checkpoints(target) as checkpoints:
+        checkpoints.save_weights(model, ema, config)
+    save_config(config, target / CONFIG)
+
+
+def init_from(state: TrainState, source: str | Path) -> TrainState:
+    """Return `state` with the weights and the EMA weights of `source`.
+
+    The networks must have parameters of the same shapes. Grouping, layout and everything that is
+    not a parameter stay those of `state`.
+
+    Raises:
+        InputError: `source` cannot be read or has other shapes.
+    """
+    model, ema = (fit(weights, state.model, source) for weights in read_weights(source))
+    return dataclasses.replace(state, model=model, ema=ema)
+
+
+def add_teacher(state: TrainState, config: TrainConfig) -> TrainState:
+    """Return `state` with the teacher that the run starts with, if it needs or asks for one.
+
+    It is the EMA of `config.teacher`; by default, where the objective distils a trained network,
+    that of `config.init_from`. Either keeps its own config, and so is evaluated as it was trained.
+
+    Raises:
+        InputError: there is nothing to distil, the objective cannot use a teacher, or the teacher
+            is a network for other data.
+    """
+    taught_by, name = config.objective.taught_by, type(config.objective).__name__
+    distils = taught_by in ("frozen", "stages")
+    source = config.teacher or (config.init_from if distils else None)
+    if source is None:
+        if distils:
+            raise InputError("this objective distils a trained network; give teacher or init_from")
+        return state
+    if taught_by == "data":
+        raise InputError(f"{name} learns from data alone; leave out teacher")
+    _, teacher = read_weights(source)
+    for field in ("shape", "num_classes", "denoise_timesteps"):
+        ours, theirs = getattr(config.model, field), getattr(teacher.config, field)
+        if ours != theirs:
+            raise InputError(f"teacher {source} has {field} {theirs}, not {ours}")
+    if taught_by == "stages":  # later it is replaced by the student's EMA, which ignores the step
+        if not teacher.config.ignore_step:
+            raise InputError(f"teacher {source} was trained to see its step; distil a flow instead")
+        teacher = fit(teacher, state.ema, source)
+    return dataclasses.replace(state, teacher=teacher)
+
+
+def fit(weights: AnyNetwork, template: Any, source: str | Path) -> Any:
+    """Return a copy of `weights` with the groups, layout and config of `template`.
+
+    Args:
+        weights: a network.
+        template: a network whose parameters have the same shapes.
+        source: where the weights come from, for the message.
+
+    Raises:
+        InputError: the parameters have other shapes.
+    """
+    form, leaves = eqx.filter_eval_shape(unstacked, template), jax.tree.leaves(unstacked(weights))
+    named = jax.tree_util.tree_leaves_with_path(form)
+    for (path, ours), theirs in zip(named, leaves, strict=False):
+        if ours.shape != theirs.shape:
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            raise InputError(f"{source} has {name} of shape {theirs.shape}, not {ours.shape}")
+    if len(leaves) != len(named):
+        raise InputError(f"{source} has depth {weights.depth}, this network has {template.depth}")
+    copied = jax.tree.unflatten(jax.tree.structure(form), map(jnp.copy, leaves))
+    return stacked(copied) if template.config.stacked else copied
