@@ -1,4 +1,4 @@
-"""Train a small classifier on a data set, whose features tell its pictures apart."""
+"""Train a small classifier on a data set, whose features compare samples of it."""
 
 import dataclasses
 from pathlib import Path
@@ -7,12 +7,12 @@ from typing import Annotated
 import tyro
 
 from odelt_eqx import cli
-from odelt_eqx.training.classifier import ClassifierConfig, train_classifier
+from odelt_eqx.evaluation.classifier import ClassifierConfig, train_classifier
 
 
 @dataclasses.dataclass(frozen=True)
 class Classifier:
-    """Train a classifier, and tell how often it is right on held-out data.
+    """Train a classifier and print its held-out accuracy.
 
     Args:
         out: folder to write to.
@@ -29,7 +29,7 @@ def run() -> None:
     """Read the command line, train, print the accuracy and where the files are."""
     args = tyro.cli(Classifier)
     accuracy, paths = train_classifier(args.config, args.out)
-    cli.tell(f"held-out accuracy: {100 * accuracy:.1f} %", *paths)
+    cli.print_results(f"held-out accuracy: {100 * accuracy:.1f} %", *paths)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Measure the steps x depth map and the held-out losses of a run, and write a report."""
+"""Measure the grid of a run over time steps and depths, and its held-out losses."""
 
 import dataclasses
 import shlex
@@ -9,23 +9,23 @@ from typing import Annotated
 import tyro
 
 from odelt_eqx import cli
-from odelt_eqx.evaluation.choice import FeaturesConfig, Pixels
+from odelt_eqx.evaluation.features import FeaturesConfig, Pixels
 from odelt_eqx.evaluation.grid import GridConfig
 from odelt_eqx.evaluation.report import evaluate
 from odelt_eqx.evaluation.validation import validate
-from odelt_eqx.hosts import Hosts
+from odelt_eqx.parallel import Processes
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
-    """Measure a run: its pictures at every depth (map, report), its losses (validation).
+    """Measure samples of a run over time steps and depths (grid, report), and its held-out losses.
 
     Args:
         run: run folder.
-        grid: which cells are measured, and how.
-        features: what pictures are compared by.
+        grid: which rows are measured, and how.
+        features: what samples are compared by.
         out: folder of the results; the run's own by default.
-        hosts: the processes that work together.
+        processes: the processes of a distributed run.
     """
 
     run: tyro.conf.Positional[Path]
@@ -34,16 +34,16 @@ class Evaluate:
     )
     features: FeaturesConfig = dataclasses.field(default_factory=Pixels)
     out: Path | None = None
-    hosts: Hosts = Hosts()
+    processes: Processes = Processes()
 
 
 def run() -> None:
     """Read the command line, measure, print where the results are."""
     args = tyro.cli(Evaluate)
-    args.hosts.join()
+    args.processes.join()
     command = shlex.join(["python", *sys.argv])
     paths = evaluate(args.run, args.grid, args.out, features=args.features, command=command)
-    cli.tell(*paths, *validate(args.run, args.out))
+    cli.print_results(*paths, *validate(args.run, args.out))
 
 
 if __name__ == "__main__":

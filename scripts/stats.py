@@ -1,45 +1,50 @@
-"""Write the reference statistics of a data set, which Fréchet distances are taken to."""
+"""Write the statistics of a data set, to which Fréchet distances are taken."""
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
 
 import jax
 import tyro
 
 from odelt_eqx import cli
-from odelt_eqx.evaluation.choice import FeaturesConfig, Pixels
-from odelt_eqx.evaluation.reference import ReferenceConfig, save_reference
-from odelt_eqx.hosts import Hosts
-from odelt_eqx.sharding import make_mesh
+from odelt_eqx.data import Data, Digits, open_source
+from odelt_eqx.data.source import Split
+from odelt_eqx.evaluation.features import FeaturesConfig, Pixels
+from odelt_eqx.evaluation.metrics import compute_statistics, save_statistics
+from odelt_eqx.parallel import Processes, make_mesh, on_main_process
 
 
 @dataclasses.dataclass(frozen=True)
 class Stats:
-    """Write mu and sigma of a data set's features as an .npz file, as the published code reads it.
+    """Write mean and covariance of a data set's features as `mu` and `sigma` of an .npz file.
 
     Args:
         out: the file to write.
-        config: whose statistics.
-        features: what pictures are compared by.
-        hosts: the processes that work together.
+        data: the data set.
+        split: which part of it.
+        batch_size: examples in memory at a time.
+        features: what samples are compared by.
+        processes: the processes of a distributed run.
     """
 
     out: tyro.conf.Positional[Path]
-    config: Annotated[ReferenceConfig, tyro.conf.arg(name="")] = dataclasses.field(
-        default_factory=ReferenceConfig
-    )
+    data: Data = Digits()
+    split: Split = "train"
+    batch_size: int = 250
     features: FeaturesConfig = dataclasses.field(default_factory=Pixels)
-    hosts: Hosts = Hosts()
+    processes: Processes = Processes()
 
 
 def run() -> None:
-    """Read the command line, go through the data, print how many pictures went in and where."""
+    """Read the command line, compute the statistics, print what they are of and where they are."""
     args = tyro.cli(Stats)
-    args.hosts.join()
+    args.processes.join()
+    source = open_source(args.data, args.split)
     with jax.set_mesh(make_mesh("dp")):
-        found = save_reference(args.config, args.out, args.features)
-    cli.tell(f"{found.count} pictures, {found.mean.size} features ({found.features})", args.out)
+        found = compute_statistics(args.features.open(source.shape), source, args.batch_size)
+    on_main_process(lambda: save_statistics(found, args.out))
+    what = f"{found.count} examples, {found.mean.size} features ({found.features})"
+    cli.print_results(what, args.out)
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Quality, cost, and what they look like: the map over time steps and depth."""
+"""Quality and cost over a grid of time steps and depths: metrics, samples, figures, a report."""

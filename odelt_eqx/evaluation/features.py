@@ -1,140 +1,84 @@
-"""What pictures are compared by: their pixels, or what a network sees in them."""
+"""What samples are compared by: feature vectors of images; latents are decoded first."""
 
+import dataclasses
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from pathlib import Path
+from typing import Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
+from odelt_eqx.data.latents import decode_in_chunks
 from odelt_eqx.errors import InputError
-from odelt_eqx.nn.classifier import ConvNet
+from odelt_eqx.evaluation.classifier import WEIGHTS
+from odelt_eqx.files import fingerprint
+from odelt_eqx.interop import load_autoencoder
+from odelt_eqx.interop.inception import load_inception
+from odelt_eqx.interop.safetensors import read_module
+from odelt_eqx.nn.autoencoder import Autoencoder
+from odelt_eqx.nn.classifier import ConvNet, ConvNetConfig
 from odelt_eqx.nn.inception import InceptionV3
-from odelt_eqx.sharding import evenly, whole
+from odelt_eqx.parallel import constrain_batch, replicate
 
-Images = Float[Array, "batch height width channels"] | Float[np.ndarray, "batch h w channels"]
+Samples = Float[Array, "batch *shape"] | Float[np.ndarray, "batch *shape"]
+Rows = Float[np.ndarray, "_ _"]
+"""One feature vector per row."""
 
-SIDE = 299
-"""Height and width that Inception is shown, in pixels."""
-
-
-@runtime_checkable
-class Features(Protocol):
-    """Images (batch, height, width, channels) in [-1, 1] to vectors (batch, features).
-
-    A distance is named by its features: two that differ in `name` are not to be compared.
-    """
-
-    @property
-    def name(self) -> str:
-        """What a distance in these features is called by."""
-        ...
-
-    def __call__(self, images: Images) -> Float[Array, "batch features"]:
-        """Return one vector an image."""
-        ...
+SIDE = 299  # height and width of Inception's input, in pixels
 
 
-class PixelFeatures(eqx.Module):
-    """The pixels themselves, clipped to [-1, 1] and flattened."""
-
-    @property
-    def name(self) -> str:
-        """Return "pixels"."""
-        return "pixels"
-
-    def __call__(self, images: Images) -> Float[Array, "batch features"]:
-        """Return one row of pixels an image."""
-        return jnp.clip(jnp.asarray(images), -1, 1).reshape(len(images), -1)
-
-
-class InceptionFeatures(eqx.Module):
-    """Inception's 2,048 features, those of the FID, after one of the `PREPROCESSING`.
-
-    Greyscale images are repeated in the three colours.
+class Features(eqx.Module):
+    """Feature vectors of samples; under different names they are not comparable.
 
     Args:
-        network: the network; see `odelt_eqx.interop.load_inception`.
-        preprocessing: "reference" for figures beside the reference's, "clean" for figures beside
-            clean-fid's.
-
-    Raises:
-        InputError: there is no such preprocessing.
+        name: name of the features.
+        function: maps images in [-1, 1] or vectors, (batch, *shape), to (batch, features).
+        logits: maps features to (batch, classes), if they tell classes apart.
     """
 
-    network: InceptionV3
-    preprocessing: str = eqx.field(static=True, default="reference")
+    name: str = eqx.field(static=True)
+    function: Callable[[Array], Array]
+    logits: Callable[[Array], Array] | None = None
 
-    def __check_init__(self) -> None:
-        """Check the name."""
-        if self.preprocessing not in PREPROCESSING:
-            raise InputError(
-                f"preprocessing must be one of {', '.join(PREPROCESSING)}; "
-                f"got {self.preprocessing!r}"
-            )
+    def __call__(self, samples: Samples) -> Float[np.ndarray, "batch features"]:
+        """Return one feature vector per sample; the devices of `jax.set_mesh` share the samples."""
+        return np.asarray(_distributed(self.function, jnp.asarray(samples)))
 
-    @property
-    def name(self) -> str:
-        """Return "inception", or "inception-clean"."""
-        return "inception" if self.preprocessing == "reference" else "inception-clean"
-
-    @eqx.filter_jit
-    def __call__(self, images: Images) -> Float[Array, "batch features"]:
-        """Return the features of images of any size, in 1 or 3 channels.
-
-        Raises:
-            InputError: the images have another number of channels.
-        """
-        if images.shape[-1] not in (1, 3):
-            raise InputError(f"Inception takes images of 1 or 3 channels; got {images.shape[-1]}")
-        colours = jnp.broadcast_to(images, (*images.shape[:3], 3))
-        return self.network(PREPROCESSING[self.preprocessing](colours))
-
-
-class ClassifierFeatures(eqx.Module):
-    """What a small classifier has before its classes; it names the classes as well.
-
-    Args:
-        network: the classifier, see `odelt_eqx.training.classifier`.
-        digest: tells its weights from others': distances of two classifiers do not compare.
-    """
-
-    network: ConvNet
-    digest: str = eqx.field(static=True)
-
-    @property
-    def name(self) -> str:
-        """Return "classifier" and the digest."""
-        return f"classifier-{self.digest}"
-
-    @eqx.filter_jit
-    def __call__(self, images: Images) -> Float[Array, "batch features"]:
-        """Return one vector an image.
-
-        Raises:
-            InputError: the images are of another shape than the classifier's.
-        """
-        return self.network.features(images)
-
-    def classify(self, rows: Float[np.ndarray, "batch features"]) -> Int[np.ndarray, " batch"]:
-        """Return the likeliest class of each image, from its features."""
-        return np.asarray(self.network.logits(jnp.asarray(rows)).argmax(-1))
+    def width(self, shape: tuple[int, ...]) -> int:
+        """Return the number of features of a sample of `shape`."""
+        return eqx.filter_eval_shape(self.function, jnp.zeros((1, *shape))).shape[1]
 
 
 @eqx.filter_jit
-def _dealt_out(features: Features, images: Images) -> Float[Array, "batch features"]:
-    return whole(features(evenly(whole(jnp.asarray(images)))))
+def _distributed(function: Callable[[Array], Array], samples: Array) -> Array:
+    return replicate(function(constrain_batch(replicate(samples))))
 
 
-def features_of(features: Features, images: Images) -> Float[np.ndarray, "batch features"]:
-    """Return one vector an image; the devices of `jax.set_mesh`, if any, share the images."""
-    return np.asarray(_dealt_out(features, images))
+def pixels(samples: Float[Array, "batch *shape"]) -> Float[Array, "batch features"]:
+    """Return the pixels of images, clipped to [-1, 1], or the values of vectors as they are."""
+    if samples.ndim == 2:
+        return samples
+    return jnp.clip(samples, -1, 1).reshape(len(samples), -1)
 
 
-def as_the_reference(images: Float[Array, "b h w 3"]) -> Float[Array, "b 299 299 3"]:
-    """Interpolate linearly between the nearest pixels, also where that skips some, then clip.
+def inception_features(
+    network: InceptionV3, resize: Callable[[Array], Array], images: Float[Array, "batch *shape"]
+) -> Float[Array, "batch 2048"]:
+    """Return Inception's features of images of any size; grey ones are repeated in three channels.
+
+    Raises:
+        InputError: the samples are not images of 1 or 3 channels.
+    """
+    if images.ndim != 4 or images.shape[-1] not in (1, 3):
+        raise InputError(f"Inception takes images of 1 or 3 channels; got {images.shape[1:]}")
+    return network(resize(jnp.broadcast_to(images, (*images.shape[:3], 3))))
+
+
+def resize_as_reference(images: Float[Array, "b h w 3"]) -> Float[Array, "b 299 299 3"]:
+    """Resize by linear interpolation without antialiasing, then clip.
 
     Source: the reference's evaluation, and its script for the statistics of a data set.
     """
@@ -142,11 +86,11 @@ def as_the_reference(images: Float[Array, "b h w 3"]) -> Float[Array, "b 299 299
     return jnp.clip(jax.image.resize(images, shape, "linear", antialias=False), -1, 1)
 
 
-def as_clean_fid(images: Float[Array, "b h w 3"]) -> Float[Array, "b 299 299 3"]:
-    """Resize by an antialiased cubic filter in float, clip, and shift as clean-fid does.
+def resize_as_clean_fid(images: Float[Array, "b h w 3"]) -> Float[Array, "b 299 299 3"]:
+    """Resize by an antialiased cubic filter, clip, and shift as clean-fid does.
 
-    Its network is shown `(p - 128) / 128` for pixels p in [0, 255], not `p / 127.5 - 1`. Images are
-    not rounded to 8 bits on the way in, which clean-fid's files are.
+    Its network takes `(p - 128) / 128` for pixels p in [0, 255], not `p / 127.5 - 1`. Unlike
+    clean-fid's files, images are not rounded to 8 bits first.
 
     Source: arXiv 2104.11222; the filter is Pillow's, Keys' cubic with a = -1/2.
     """
@@ -155,8 +99,72 @@ def as_clean_fid(images: Float[Array, "b h w 3"]) -> Float[Array, "b 299 299 3"]
     return (127.5 * (resized + 1) - 128) / 128
 
 
-PREPROCESSING: dict[str, Callable[[Array], Array]] = {
-    "reference": as_the_reference,
-    "clean": as_clean_fid,
-}
-"""How images become what Inception is shown."""
+@dataclasses.dataclass(frozen=True)
+class Pixels:
+    """The pixels of images, or the values of vectors."""
+
+    def open(self, shape: tuple[int, ...]) -> Features:
+        """Return the features of samples of `shape`."""
+        return Features("pixels" if len(shape) == 3 else "values", pixels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Inception:
+    """The features of the FID.
+
+    Args:
+        path: the weights, `inception_v3_weights_fid.pickle` or a `.safetensors` file.
+        preprocessing: how images are resized to 299 x 299: as the reference does or as clean-fid.
+    """
+
+    path: Path
+    preprocessing: Literal["reference", "clean"] = "reference"
+
+    def open(self, shape: tuple[int, ...]) -> Features:
+        """Return the features of samples of `shape`; an InputError if there are no weights."""
+        clean = self.preprocessing == "clean"
+        resize = resize_as_clean_fid if clean else resize_as_reference
+        function = eqx.Partial(inception_features, load_inception(self.path), resize)
+        return Features("inception-clean" if clean else "inception", function)
+
+
+@dataclasses.dataclass(frozen=True)
+class Classifier:
+    """The features of a classifier trained on the data set itself, by scripts/classifier.py.
+
+    Args:
+        path: its folder, or its `.safetensors` file.
+    """
+
+    path: Path
+
+    def open(self, shape: tuple[int, ...]) -> Features:
+        """Return the features of samples of `shape`; an InputError if there are no weights."""
+        path = self.path / WEIGHTS if self.path.is_dir() else self.path
+        net = read_module(path, ConvNet, ConvNetConfig)
+        return Features(f"classifier-{fingerprint(net)[:8]}", net.features, net.logits)
+
+
+FeaturesConfig = Pixels | Inception | Classifier
+
+
+def open_autoencoder(path: str | None, shape: tuple[int, ...]) -> Autoencoder | None:
+    """Return the autoencoder that decodes samples of `shape`; None if `path` is None.
+
+    Raises:
+        InputError: the weights cannot be read, or decode latents of another shape.
+    """
+    if path is None:
+        return None
+    autoencoder = load_autoencoder(path)
+    channels = autoencoder.config.latent_channels
+    if len(shape) != 3 or shape[2] != channels:
+        raise InputError(
+            f"{path} decodes latents of {channels} channels; the network makes shape {shape}"
+        )
+    return autoencoder
+
+
+def decode(autoencoder: Autoencoder | None, samples: Samples) -> Float[np.ndarray, "batch *_"]:
+    """Return latents as images, about in [-1, 1]; without an autoencoder, samples as they are."""
+    return np.asarray(samples) if autoencoder is None else decode_in_chunks(autoencoder, samples)

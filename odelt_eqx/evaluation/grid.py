@@ -1,37 +1,45 @@
-"""The map of what a model can do: its axes, and what a cell of it holds."""
+"""The grid: one row per setting of a network, with its quality and cost, as Markdown and JSON."""
 
 import dataclasses
 import itertools
-from pathlib import Path
+from collections.abc import Sequence
+from pathlib import Path, PureWindowsPath
 
-import jax
-
-from odelt_eqx.errors import InputError
-from odelt_eqx.evaluation.quality import Quality
+from odelt_eqx.errors import InputError, check_range
+from odelt_eqx.evaluation.metrics import distance_name
+from odelt_eqx.evaluation.quality import GROUPS, SUBSET, Quality
+from odelt_eqx.files import read_json
 from odelt_eqx.ode.plan import Adaptive, EmbeddedSolver, FixedSteps
+from odelt_eqx.sampling import SampleConfig
+from odelt_eqx.serialize import from_dict
+
+GRID = "grid.json"
 
 
 @dataclasses.dataclass(frozen=True)
 class GridConfig:
-    """Which cells are measured, and how.
+    """Which rows are measured, and how.
 
     Args:
         steps: numbers of Euler steps in time.
-        solvers: adaptive solvers of the time ODE, each measured at each of the tolerances.
+        solvers: adaptive solvers of the time ODE, each measured with each of the tolerances.
         tolerances: relative and absolute tolerances of the adaptive solvers.
-        per_example: adaptive solvers choose their steps for each picture on its own; else for a
-            batch at once, so that its size is seen in the pictures, within the tolerance.
-        depths: depths in blocks; none given means all that the model has.
+        per_example: adaptive solvers choose the steps of each sample on its own. Otherwise a batch
+            shares them, and within the tolerance samples depend on its size.
+        depths: depths in blocks; all of the network's by default.
         guidance: classifier-free guidance weights.
-        count: pictures per cell, classes in turn.
-        batch_size: pictures sampled at once; latency is per picture of such a batch.
-        length: how each group's unit of length is solved; None as the run was trained.
+        count: samples per row, classes in turn.
+        batch_size: samples per batch; latency is per sample of such a batch.
+        length: how each group's unit of length is solved; None as the network says.
         reference: an `.npz` file of statistics that Fréchet distances are taken to, see
-            scripts/stats.py; None for those of the held-out split.
-        autoencoder: weights of the autoencoder that latents are decoded by, see
-            `odelt_eqx.interop.load_autoencoder`; None where images are made.
-        likelihood: probes for the bits per dimension of the held-out data; 0 leaves them out.
-        seed: decides the noise, the same in every cell.
+            scripts/stats.py; those of the held-out split by default.
+        autoencoder: weights of the autoencoder that decodes latents, see
+            `odelt_eqx.interop.load_autoencoder`; None if samples are images or vectors.
+        likelihood: probes for the bits per dimension of the held-out data; 0 skips them.
+        seed: decides the noise, the same in every row.
+
+    Raises:
+        InputError: a number is out of range, or there is no row.
     """
 
     steps: tuple[int, ...] = (1, 2, 4, 16, 64)
@@ -49,91 +57,218 @@ class GridConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Check the counts."""
         if min(self.steps, default=1) < 1:
             raise InputError(f"steps must be positive numbers; got {self.steps}")
         if not (self.plans and self.guidance):
             raise InputError(
                 "there is nothing to measure: give steps, or solvers and tolerances, and guidance"
             )
-        if self.likelihood < 0:
-            raise InputError(f"likelihood must be a number of probes; got {self.likelihood}")
-        if not 1 <= self.batch_size <= self.count or self.count < 2:
-            raise InputError(
-                f"batch_size must lie between 1 and count, which is at least 2; "
-                f"got {self.batch_size} and {self.count}"
-            )
+        check_range(self, "likelihood", least=0)
+        check_range(self, "count", least=2)
+        check_range(self, "batch_size", least=1, most=self.count)
 
     @property
     def plans(self) -> tuple[FixedSteps | Adaptive, ...]:
-        """How the time ODE is solved, one column of the map each."""
-        fixed = [FixedSteps(steps=steps) for steps in self.steps]
-        pairs = itertools.product(self.solvers, self.tolerances)
-        alone = self.per_example
-        return *fixed, *(
-            Adaptive(rtol=tol, atol=tol, solver=name, per_example=alone) for name, tol in pairs
+        """How the time ODE is solved."""
+        adaptive = [
+            Adaptive(rtol=tolerance, atol=tolerance, solver=name, per_example=self.per_example)
+            for name, tolerance in itertools.product(self.solvers, self.tolerances)
+        ]
+        return *(FixedSteps(steps=steps) for steps in self.steps), *adaptive
+
+    def sample_configs(self, depths: tuple[int, ...]) -> list[SampleConfig]:
+        """Return the setting of each row of a network with these depths.
+
+        Those that share a compiled program are neighbours.
+        """
+        axes = itertools.product(self.depths or depths, self.guidance, self.plans)
+        return [
+            SampleConfig(time=time, length=self.length, depth=depth, guidance=guidance)
+            for depth, guidance, time in axes
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One setting and what was measured with it; numbers are means over the samples.
+
+    Raises:
+        InputError: `samples` is not the bare name of a PNG file.
+    """
+
+    config: SampleConfig
+    quality: Quality
+    accepted: float  # time steps taken
+    rejected: float  # time steps tried and discarded
+    evaluations: float  # of the network; a guided one counts twice
+    blocks: float  # block evaluations
+    milliseconds: float  # per sample, the median over batches, without compilation
+    memory: int  # bytes that the compiled program needs at once on a device, for a batch
+    device_memory: float | None  # peak bytes in use on the device so far, where it is reported
+    samples: str  # name of the file of the first samples, in the folder `samples`
+
+    def __post_init__(self) -> None:
+        # It is read from a file, and a path could lead out of the folder, on any system.
+        if PureWindowsPath(self.samples).name != self.samples or self.samples[-4:] != ".png":
+            raise InputError(f"samples must be the name of a PNG file; got {self.samples!r}")
+
+    @property
+    def depth(self) -> int:
+        """Blocks run."""
+        assert isinstance(self.config.depth, int)  # for the type checker: a row has a number
+        return self.config.depth
+
+    @property
+    def solver(self) -> str:
+        """The solver of the time axis and its tolerance."""
+        plan = self.config.time
+        if isinstance(plan, FixedSteps):
+            return plan.solver
+        return f"{plan.solver}, {plan.rtol:g}{', per example' if plan.per_example else ''}"
+
+    @property
+    def time(self) -> str:
+        """How the time axis was solved."""
+        if self.solver == "euler":
+            return f"{self.accepted:g} time step{'s' if self.accepted != 1 else ''}"
+        return self.solver
+
+
+@dataclasses.dataclass(frozen=True)
+class Bounds:
+    """The quality of as many other real samples, the best to expect, and of noise, the worst."""
+
+    real: Quality
+    noise: Quality
+
+
+@dataclasses.dataclass(frozen=True)
+class Bits:
+    """Bits per dimension of held-out data, with its standard error, at one depth and guidance."""
+
+    depth: int
+    guidance: float
+    bits: float
+    error: float
+    evaluations: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """All that was measured of a run, and how."""
+
+    run: str
+    step: int  # training step of the checkpoint
+    shape: tuple[int, ...]  # of one sample, decoded
+    features: str
+    reference: str  # what Fréchet distances are taken to
+    accuracy_by: str  # how classes are recognised
+    count: int  # samples per row
+    batch_size: int
+    seed: int
+    device: str
+    jax: str  # version
+    bounds: Bounds
+    rows: tuple[Row, ...]
+    likelihood: tuple[Bits, ...] = ()
+
+    @property
+    def frechet(self) -> str:
+        """Name of the Fréchet distance in these features."""
+        return distance_name("Fréchet", self.features)
+
+    @property
+    def front(self) -> list[Row]:
+        """The rows that no other beats in both latency and quality, fastest first."""
+        best: list[Row] = []
+        for row in sorted(self.rows, key=lambda row: (row.milliseconds, row.quality.frechet)):
+            if not best or row.quality.frechet < best[-1].quality.frechet:
+                best.append(row)
+        return best
+
+    def table(self) -> list[list[str]]:
+        """Return the grid as text: the header, a line per row, then real samples and noise."""
+        lines = [
+            [
+                *("depth", "time solver", "time steps", "guidance", "ms per sample"),
+                *("network evaluations", "block evaluations", "class accuracy", self.frechet),
+                *("× real", distance_name("Kernel", self.features), "precision", "recall"),
+                "program MB",
+            ]
+        ]
+        for row in self.rows:
+            rejected = f" + {row.rejected:g} rejected" if row.rejected else ""
+            line = [str(row.depth), row.solver, f"{row.accepted:g}{rejected}"]
+            line += [f"{row.config.guidance:g}", f"{row.milliseconds:.3f}"]
+            line += [f"{row.evaluations:g}", f"{row.blocks:g}", *self._quality(row.quality)]
+            lines.append([*line, f"{row.memory / 1e6:.1f}"])
+        for name, quality in (("real samples", self.bounds.real), ("noise", self.bounds.noise)):
+            lines.append([name, *[""] * 6, *self._quality(quality), ""])
+        return lines
+
+    def _quality(self, quality: Quality) -> list[str]:
+        accuracy, real = quality.accuracy, self.bounds.real.frechet
+        return [
+            "" if accuracy is None else f"{100 * accuracy:.1f} %",
+            _number(quality.frechet, ".2f", quality.frechet_error),
+            f"{quality.frechet / real:.2f} ×" if real > 0 else "",
+            _number(quality.kernel, ".4f", quality.kernel_error),
+            _number(quality.precision, ".2f"),
+            _number(quality.recall, ".2f"),
+        ]
+
+    def bits_table(self) -> list[list[str]]:
+        """Return the bits per dimension as text, with a header; empty if there are none."""
+        lines = [
+            [str(b.depth), f"{b.guidance:g}", _number(b.bits, ".3f", b.error), f"{b.evaluations:g}"]
+            for b in self.likelihood
+        ]
+        header = ["depth", "guidance", "bits per dimension of held-out data", "network evaluations"]
+        return [header, *lines] if lines else []
+
+    def note(self) -> str:
+        """Return how the grid was measured, and what its columns mean."""
+        accuracy = f"Class accuracy: {self.accuracy_by}. "
+        return (
+            f"{self.count} samples per row from seed {self.seed}, in batches of {self.batch_size} "
+            f"on {self.device}, checkpoint of step {self.step}, without compilation. "
+            f"{'' if self.bounds.real.accuracy is None else accuracy}{self.frechet}: to "
+            f"{self.reference}, ± its standard error by the jackknife over {GROUPS} disjoint "
+            "groups of the samples; × real: divided by that of as many other real samples. "
+            f"{distance_name('Kernel', self.features)}, precision and recall: of the first "
+            f"{min(SUBSET, self.count)} samples. Program MB: memory that the compiled program "
+            "needs on a device for a batch."
         )
 
-    def points(self, depths: tuple[int, ...]) -> list["Point"]:
-        """Return the cells of the map, those that share a program one after the other."""
-        axes = itertools.product(self.depths or depths, self.guidance, self.plans)
-        return [Point(*values) for values in axes]
+    def markdown(self) -> str:
+        """Return the grid as a page of Markdown."""
+        page = f"{markdown_table(self.table())}\n{self.note()}\n"
+        return f"{page}\n{markdown_table(self.bits_table())}" if self.likelihood else page
 
 
-@dataclasses.dataclass(frozen=True)
-class Point:
-    """Where in the map a cell is.
-
-    Args:
-        depth: blocks run.
-        guidance: classifier-free guidance weight.
-        time: how the time ODE is solved.
-    """
-
-    depth: int
-    guidance: float
-    time: FixedSteps | Adaptive
-
-    @property
-    def program(self) -> tuple[object, ...]:
-        """What is compiled: points that agree in it share a program."""
-        guidance = self.guidance if self.guidance in (0, 1) else None
-        return self.depth, guidance, jax.tree.structure(self.time)
+def _number(value: float | None, digits: str, error: float | None = None) -> str:
+    """Return a number with its error as text; nothing for None."""
+    if value is None:
+        return ""
+    return f"{value:{digits}}" if error is None else f"{value:{digits}} ± {error:{digits}}"
 
 
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """One row of the table.
+def markdown_table(lines: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown, the first line its header; nothing for no lines."""
+    rows = [*lines[:1], ["---"] * len(lines[0]), *lines[1:]] if lines else []
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def load_grid(path: Path) -> Grid:
+    """Return the grid of an evaluated run.
 
     Args:
-        depth: blocks run.
-        guidance: classifier-free guidance weight.
-        time: how the time ODE was solved.
-        accepted: time steps that were taken, on average over the pictures.
-        rejected: time steps that were tried and thrown away, on average.
-        evaluations: network evaluations per picture, on average; a guided one counts twice.
-        blocks: block evaluations per picture, on average.
-        quality: of the pictures made.
-        milliseconds: per picture, the median over batches, compilation apart.
-        memory: bytes that the compiled program needs at once on a device, for a batch.
-        device_memory: the most bytes that were in use on the device up to then, where it counts.
-        samples: path of the first pictures, beside the table.
+        path: the folder that evaluation wrote to, or its `grid.json`.
+
+    Raises:
+        InputError: there is none, or it is damaged or of another version.
     """
-
-    depth: int
-    guidance: float
-    time: FixedSteps | Adaptive
-    accepted: float
-    rejected: float
-    evaluations: float
-    blocks: float
-    quality: Quality
-    milliseconds: float
-    memory: int
-    device_memory: float | None
-    samples: str
-
-    @property
-    def point(self) -> Point:
-        """Where in the map it is."""
-        return Point(self.depth, self.guidance, self.time)
+    path = path / GRID if path.is_dir() else path
+    if not path.is_file():
+        raise InputError(f"there is no grid {path}: measure it by scripts/evaluate.py")
+    return from_dict(read_json(path, "a measured grid"), Grid, str(path))

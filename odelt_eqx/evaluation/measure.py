@@ -1,167 +1,328 @@
-"""The map measured cell by cell, from wherever one stopped."""
+"""The rows of a grid, measured one after another; an interrupted measurement can be resumed."""
 
+import itertools
+import json
 import statistics
-import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from time import monotonic, perf_counter
+from typing import Any, TypeVar
 
+import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 
-from odelt_eqx.evaluation.devices import device, fingerprint
-from odelt_eqx.evaluation.generation import COUNTS, Generation, Sampler, generate, inputs
-from odelt_eqx.evaluation.grid import Cell, GridConfig, Point
-from odelt_eqx.evaluation.quality import Judge, Quality
-from odelt_eqx.evaluation.sheets import save_sheet, shown_count
-from odelt_eqx.evaluation.store import Store
-from odelt_eqx.hosts import first_says, is_first
-from odelt_eqx.nn.dit import DiT
+from odelt_eqx.data.source import read_batches, sample_indices
+from odelt_eqx.errors import InputError
+from odelt_eqx.evaluation.figures import SAMPLES, save_row_samples, shown_count
+from odelt_eqx.evaluation.grid import Bits, Bounds, GridConfig, Row
+from odelt_eqx.evaluation.quality import Judge
+from odelt_eqx.files import fingerprint, read_json_lines, write_arrays, write_text
+from odelt_eqx.network import Classes, Condition, Network
+from odelt_eqx.noise import sample_noise
 from odelt_eqx.ode.plan import Adaptive, FixedSteps
-from odelt_eqx.sampling import Program
-from odelt_eqx.sampling.options import Options, raise_failures
-from odelt_eqx.serial import converter
-from odelt_eqx.training.pace import memory
+from odelt_eqx.parallel import (
+    broadcast,
+    describe_devices,
+    is_main_process,
+    make_mesh,
+    place,
+    replicate,
+)
+from odelt_eqx.progress import Progress
+from odelt_eqx.sampling import (
+    CompiledSampler,
+    SampleConfig,
+    SolveStats,
+    log_likelihood,
+    raise_failures,
+)
+from odelt_eqx.serialize import from_dict, to_dict
+from odelt_eqx.training.checkpoint import load, run_config
 from odelt_eqx.training.signals import StopSignals
+from odelt_eqx.training.throughput import memory
 
-SAMPLES = "samples"
+ROWS = "rows.jsonl"
+
+SAVE_SECONDS = 30.0  # time between saves of an unfinished row
+TIMED = 5  # batches, at least, whose median is the latency
+NOISE = 1000  # samples of noise, at most, that the worst quality is measured with
+HELD_OUT = 1000  # held-out examples, at most, whose bits per dimension are measured
+COST = ("accepted", "rejected", "evaluations", "blocks")
+
+Value = TypeVar("Value")
 
 
-def measure(
-    model: DiT,
-    judge: Judge,
-    config: GridConfig,
-    folder: Path,
-    *,
-    store: Store,
-    base: dict[str, Any],
-    advance: Callable[..., object] = lambda *_, **__: None,
-) -> Iterator[Cell]:
-    """Yield the cells of the map; those in the store are not measured again.
-
-    Every program is compiled before its first picture is timed. Of several processes, only the
-    first one knows cells.
-
-    Args:
-        model: the network.
-        judge: looks at the pictures.
-        config: which cells, and how.
-        folder: where pictures and unfinished work are kept.
-        store: the rows that are known, and where new ones go.
-        base: what else a row depends on: weights, data, and so on.
-        advance: is told how many more pictures are made, and the latest figures.
+@contextmanager
+def network_on_devices(run: Path) -> Iterator[Network]:
+    """Yield the EMA weights of a run, laid out over all devices as in training.
 
     Raises:
-        SolveError: an adaptive plan ran out of steps.
-        Interrupted: a signal asked for it; the same call goes on from there.
+        InputError: the folder is not a run with a checkpoint.
     """
-    maker, points = _Maker(model, config), config.points(model.config.depths)
-    settings = [_settings(base, point) for point in points]
-    known = first_says(np.array([row in store for row in settings]))
-    shape = judge.decoder.shape(model.config.image_shape)
-    show = shown_count(shape, model.config.num_classes, config.count)
-    with StopSignals() as stop:
-        for point, row, is_known in zip(points, settings, known, strict=True):
-            if is_known:
-                advance(config.count)
-                if is_first():
-                    yield converter().structure(store[row], Cell)
-                continue
-            judge.prepare()
-            digest = f"{zlib.crc32(repr(sorted(row.items())).encode()):08x}"
-            partial = folder / f".{digest}.partial.npz"
-            made = generate(
-                maker.sampler(point),
-                judge,
-                model.config,
-                config,
-                show=show,
-                partial=partial,
-                stop=stop,
-                advance=advance,
-            )
-            if is_first():
-                samples = f"{SAMPLES}/{_filename(point)}-{digest}.png"
-                save_sheet(judge.decoder(made.shown), model.config.num_classes, folder / samples)
-                cell = maker.cell(point, made, judge.quality(made.tally), samples)
-                store[row] = converter().unstructure(cell)
-                partial.unlink(missing_ok=True)
-                advance(0, depth=cell.depth, steps=cell.accepted, frechet=cell.quality.frechet)
-                yield cell
+    mesh = make_mesh(run_config(run).sharding)
+    with jax.set_mesh(mesh):
+        yield place(load(run), mesh)
 
 
-class _Maker:
-    """Makes the pictures of any point, with as few programs as it takes."""
+def class_count(network: Network) -> int:
+    """Return the number of classes of a network; 1 if its condition is not a class."""
+    kind = network.condition_type
+    return kind.count if isinstance(kind, Classes) else 1
 
-    def __init__(self, model: DiT, config: GridConfig):
-        self._model, self._config = model, config
-        self._kind, self._program = None, None
 
-    def _compiled(self, point: Point) -> Program:
-        """Return the program of a point; only the last one is kept."""
-        if self._program is None or point.program != self._kind:
-            options = Options(
-                time=point.time,
-                length=self._config.length,
-                depth=point.depth,
-                guidance=point.guidance,
-            )
-            batch = inputs(self._model.config, self._config.seed, 0, self._config.batch_size)
-            self._kind, self._program = point.program, Program(self._model, *batch, **options)
-            self._program(*batch, point.time, point.guidance)  # what happens once is not timed
-        return self._program
+def condition_of(network: Network, labels: Int[np.ndarray, " batch"]) -> Condition | None:
+    """Return labels as a condition of a network; the null condition if it takes no classes."""
+    if isinstance(network.condition_type, Classes):
+        return jnp.asarray(labels, jnp.int32)
+    return network.null(len(labels))
 
-    def sampler(self, point: Point) -> Sampler:
-        """Return what makes a batch of a point's pictures."""
-        program = self._compiled(point)
-        length = self._config.length or self._model.config.length
 
-        def sample(noise: jax.Array, labels: jax.Array) -> tuple[jax.Array, Any]:
-            images, stats = program(noise, labels, point.time, point.guidance)
-            raise_failures(images, stats, point.time, length)
-            return images, stats
+def inputs(
+    network: Network, seed: int, start: int, size: int
+) -> tuple[Float[Array, "size *shape"], Int[np.ndarray, " size"], Condition | None]:
+    """Return noise, labels and condition of samples from index `start` on; classes in turn."""
+    indices = start + np.arange(size, dtype=np.int32)
+    labels = indices % class_count(network)
+    return sample_noise(seed, indices, network.shape), labels, condition_of(network, labels)
 
-        return sample
 
-    def cell(self, point: Point, made: Generation, quality: Quality, samples: str) -> Cell:
-        """Return the row of a point."""
-        count = self._config.count
-        return Cell(
-            depth=point.depth,
-            guidance=point.guidance,
-            time=point.time,
-            **{name: float(sum_ / count) for name, sum_ in zip(COUNTS, made.taken, strict=True)},
-            quality=quality,
-            milliseconds=1e3 * statistics.median(made.seconds) / self._config.batch_size,
-            memory=self._compiled(point).peak_bytes,
+class Store:
+    """What was measured, by the settings that it depends on: a file of JSON lines."""
+
+    def __init__(self, path: Path):
+        """Read the file, if there is one; an InputError if it holds something else."""
+        self.path, lines = path, read_json_lines(path)
+        known = all("settings" in line and "measured" in line for line in lines)
+        if path.is_file() and not (lines and known):
+            raise InputError(f"{path} holds no measured rows; move it away to measure again")
+        self._values = {_text(line["settings"]): line["measured"] for line in lines}
+
+    def __contains__(self, settings: dict[str, Any]) -> bool:
+        """Whether process 0 has a value for these settings; all processes must ask."""
+        return bool(broadcast(np.array(_text(settings) in self._values)))
+
+    def measure(
+        self, settings: dict[str, Any], kind: type[Value], measure: Callable[[], Value | None]
+    ) -> Value | None:
+        """Return the value for these settings, to process 0; measure and store it if unknown."""
+        known = settings in self
+        value = None if known else measure()
+        if not is_main_process():
+            return None
+        if known:
+            return from_dict(self._values[_text(settings)], kind, str(self.path))
+        self._values[_text(settings)] = to_dict(value)
+        lines = [
+            json.dumps({"settings": json.loads(text), "measured": measured}, allow_nan=False)
+            for text, measured in self._values.items()
+        ]
+        write_text(self.path, "\n".join(lines) + "\n")
+        return value
+
+
+def _text(settings: dict[str, Any]) -> str:
+    return json.dumps(settings, sort_keys=True)
+
+
+class Meter:
+    """Measures a network; what is known from `folder` is not measured again.
+
+    All processes must call the same methods. Only process 0 gets values.
+    """
+
+    def __init__(self, network: Network, judge: Judge, config: GridConfig, folder: Path, data: Any):
+        self._network, self._judge, self._config, self._folder = network, judge, config, folder
+        self._store = Store(folder / ROWS)
+        self._program: Any = None
+        self._sampler: Any = None
+        length = network.length if config.length is None else config.length
+        self.settings = {
+            "weights": fingerprint_weights(network),
+            "data": data,
+            "classes": judge.classes,
+            "features": judge.features.name,
+            "reference": judge.reference,
+            "autoencoder": judge.autoencoder and fingerprint(judge.autoencoder),
+            "length": to_dict(length, FixedSteps | Adaptive),
+            "count": config.count,
+            "batch_size": config.batch_size,
+            "seed": config.seed,
+            "device": describe_devices(),
+        }
+
+    def rows(self, progress: Progress) -> Iterator[Row]:
+        """Yield the rows of the grid; `progress` counts samples.
+
+        Raises:
+            SolveError: an adaptive plan ran out of steps.
+            Interrupted: a signal asked for it; the same call resumes the measurement.
+        """
+        with StopSignals() as stop:
+            for config in self._config.sample_configs(self._network.depths):
+                settings = {**self.settings, "config": to_dict(config)}
+                if settings in self._store:
+                    progress.advance(self._config.count)
+                name = f"{_file_name(config)}-{fingerprint(_text(settings))[:8]}"
+                measure = lambda: self._measure_row(config, name, stop, progress)  # noqa: B023
+                row = self._store.measure(settings, Row, measure)
+                if row is not None:
+                    yield row
+
+    def _measure_row(
+        self, config: SampleConfig, name: str, stop: StopSignals, progress: Progress
+    ) -> Row | None:
+        """Generate the samples of a row, judge them, and write the first ones.
+
+        The last batch is filled up with samples that are not counted, so one program generates all.
+        If there are few batches, the first is repeated for its time.
+        """
+        judge, count, size = self._judge, self._config.count, self._config.batch_size
+        classes, partial = class_count(self._network), self._folder / f".{name}.partial.npz"
+        judge.prepare()
+        state = judge.accumulator(count, shown_count(judge.shape, classes, count))
+        sampler = self._compiled(config)
+        if is_main_process():
+            state.load(partial)
+        start, saved = int(broadcast(state.count)), monotonic()
+        progress.advance(start)
+        while start < count:
+            samples, labels, stats, seconds = self._sample(sampler, config, start)
+            new = min(size, count - start)
+            judge.add(state, samples, labels[:new])
+            state.cost += [np.sum(getattr(stats, field)[:new]) for field in COST]
+            state.seconds = np.append(state.seconds, seconds)
+            start += new
+            progress.advance(new)
+            stopped = stop.agreed(waiting=True)
+            if stopped or monotonic() - saved > SAVE_SECONDS:
+                write_arrays(partial, vars(state))
+                saved = monotonic()
+            if stopped:
+                stop.leave(f"the same command resumes from {self._folder}")
+        repeats = [self._sample(sampler, config, 0)[-1] for _ in range(TIMED - len(state.seconds))]
+        if not is_main_process():
+            return None
+        row = Row(
+            config=config,
+            quality=judge.quality(state),
+            **dict(zip(COST, (state.cost / count).tolist(), strict=True)),
+            milliseconds=1e3 * statistics.median([*state.seconds, *repeats]) / size,
+            memory=sampler.peak_bytes,
             device_memory=memory().get("device_peak_bytes"),
-            samples=samples,
+            samples=f"{name}.png",
         )
+        path = self._folder / SAMPLES / row.samples
+        save_row_samples(state.shown, classes, judge.held_out, path)
+        partial.unlink(missing_ok=True)
+        progress.show(depth=row.depth, steps=row.accepted, frechet=row.quality.frechet)
+        return row
+
+    def _compiled(self, config: SampleConfig) -> CompiledSampler:
+        """Return the sampler of a setting; the last one is used again if it serves."""
+        guidance = config.guidance if config.guidance in (0, 1) else None
+        program = config.depth, guidance, jax.tree.structure(config.time)
+        if program != self._program:
+            size, seed = self._config.batch_size, self._config.seed
+            noise, _, condition = inputs(self._network, seed, 0, size)
+            self._sampler = CompiledSampler(self._network, noise, condition, config)
+            self._sampler(noise, condition, config)  # what happens once is not timed
+            self._program = program
+        return self._sampler
+
+    def _sample(
+        self, sampler: CompiledSampler, config: SampleConfig, start: int
+    ) -> tuple[Array, Int[np.ndarray, " batch"], SolveStats, float]:
+        """Return a batch of samples, their labels, what they took, and the seconds of it all."""
+        network, size = self._network, self._config.batch_size
+        noise, labels, condition = inputs(network, self._config.seed, start, size)
+        jax.block_until_ready(noise)
+        started = perf_counter()
+        samples, stats = sampler(noise, condition, config)
+        seconds = perf_counter() - started
+        raise_failures(samples, network, config, stats.time_failed, stats.length_failed)
+        return samples, labels, stats, seconds
+
+    def bounds(self) -> Bounds | None:
+        """Return the best and the worst quality to expect."""
+        names = ("data", "classes", "features", "reference", "autoencoder", "count", "seed")
+        settings = {"bounds": {name: self.settings[name] for name in names}}
+
+        def measure() -> Bounds:
+            count = min(self._config.count, NOISE)
+            noise, labels, _ = inputs(self._network, self._config.seed, 0, count)
+            state = self._judge.accumulator(count)
+            self._judge.add(state, noise, labels)
+            real = self._judge.real_quality(self._config.count)
+            return Bounds(real, self._judge.quality(state))
+
+        return self._store.measure(settings, Bounds, measure)
+
+    def bits(self) -> list[Bits]:
+        """Return the bits per dimension at every depth and guidance, if they are asked for."""
+        names = ("weights", "data", "length", "batch_size", "seed")
+        known = {name: self.settings[name] for name in names}
+        probes, found = self._config.likelihood, []
+        depths = self._config.depths or self._network.depths
+        for depth, guidance in itertools.product(depths, self._config.guidance) if probes else ():
+            settings = {"bits": known, "probes": probes, "at": [depth, guidance]}
+            measure = lambda: self._measure_bits(depth, guidance)  # noqa: B023
+            found.append(self._store.measure(settings, Bits, measure))
+        return [bits for bits in found if bits is not None]
+
+    def _measure_bits(self, depth: int, guidance: float) -> Bits:
+        """Return the bits per dimension of at most `HELD_OUT` examples, in batches of one size.
+
+        For data with grey levels, uniform noise as wide as the step between two is added, and the
+        result is a bound on the bits of the levels themselves; otherwise it is that of the density.
+        """
+        source, config = self._judge.held_out, self._config
+        noise_key, probe_key = jax.random.split(jax.random.key(config.seed))
+        width = 2 / (source.levels - 1) if source.levels else 0.0
+        indices = sample_indices(source, HELD_OUT)
+        size = len(indices) // -(-len(indices) // config.batch_size)
+        indices = indices[: len(indices) // size * size]
+        bits, evaluations = [], []
+        for index, (data, labels) in enumerate(read_batches(source, indices, size)):
+            noise = jax.random.uniform(jax.random.fold_in(noise_key, index), data.shape) - 0.5
+            likelihood = log_likelihood(
+                self._network,
+                jnp.asarray(data) + width * noise,
+                condition_of(self._network, labels),
+                probes=config.likelihood,
+                key=jax.random.fold_in(probe_key, index),
+                length=config.length,
+                depth=depth,
+                guidance=guidance,
+            )
+            bits.append(np.asarray(likelihood.bits_per_dim))
+            evaluations.append(np.asarray(likelihood.stats.evaluations))
+        values = np.concatenate(bits) - (np.log2(width) if width else 0.0)
+        error = values.std(ddof=1) / np.sqrt(len(values))
+        numbers = (values.mean(), error, np.concatenate(evaluations).mean())
+        return Bits(depth, guidance, *map(float, numbers))
 
 
-def base_settings(model: DiT, judge: Judge, config: GridConfig, data: Any) -> dict[str, Any]:
-    """Return what every row of a map depends on beside its point."""
-    plan = config.length or model.config.length
-    return {
-        "weights": fingerprint(model),
-        "data": data,
-        "features": judge.features.name,
-        "reference": judge.reference,
-        "decoder": judge.decoder.name,
-        "length": converter().unstructure(plan, FixedSteps | Adaptive),
-        "count": config.count,
-        "batch_size": config.batch_size,
-        "seed": config.seed,
-        "device": device(),
-    }
+def fingerprint_weights(network: Network) -> str:
+    """Return a fingerprint of the weights, on whatever devices they are."""
+
+    @eqx.filter_jit
+    def sums(network: Network) -> Array:
+        total = []
+        for leaf in jax.tree.leaves(eqx.filter(network, eqx.is_array)):
+            bits = jax.lax.bitcast_convert_type(leaf.astype(jnp.float32), jnp.uint32).ravel()
+            odd = 2 * jnp.arange(bits.size, dtype=jnp.uint32) + 1
+            total.append(jnp.sum(bits * odd, dtype=jnp.uint32))
+        return replicate(jnp.stack(total))
+
+    return fingerprint(np.asarray(sums(network)))
 
 
-def _settings(base: dict[str, Any], point: Point) -> dict[str, Any]:
-    plan = converter().unstructure(point.time, FixedSteps | Adaptive)
-    return {**base, "depth": point.depth, "guidance": point.guidance, "time": plan}
-
-
-def _filename(point: Point) -> str:
-    plan = point.time
+def _file_name(config: SampleConfig) -> str:
+    """Return the start of the file name of a row's samples."""
+    plan = config.time
     size = f"{plan.rtol:g}" if isinstance(plan, Adaptive) else plan.steps
-    return f"depth-{point.depth}-{plan.solver}-{size}-guidance-{point.guidance:g}"
+    return f"depth-{config.depth}-{plan.solver}-{size}-guidance-{config.guidance:g}"

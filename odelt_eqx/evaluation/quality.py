@@ -1,78 +1,113 @@
-"""How good pictures are: their distance to real ones, and whether they show what was asked."""
+"""Quality of samples: distances to real ones, and whether they show the class asked for."""
 
+import contextlib
 import dataclasses
-import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import cached_property, reduce
+from pathlib import Path
 
+import equinox as eqx
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
-from odelt_eqx.data import Source
-from odelt_eqx.data.reading import in_batches, some
-from odelt_eqx.evaluation.coverage import precision_recall
-from odelt_eqx.evaluation.decoding import Decoder
-from odelt_eqx.evaluation.distances import jackknifed_frechet_distance, kernel_distance
-from odelt_eqx.evaluation.features import ClassifierFeatures, Features, Images, features_of
-from odelt_eqx.evaluation.moments import Moments, Statistics
-from odelt_eqx.evaluation.tally import SUBSET, Tally
+from odelt_eqx.data.source import Source, read_batches, sample_indices
+from odelt_eqx.errors import InputError
+from odelt_eqx.evaluation.features import Features, Rows, Samples, decode
+from odelt_eqx.evaluation.metrics import (
+    Statistics,
+    jackknife_frechet_distance,
+    kernel_distance,
+    precision_recall,
+)
+from odelt_eqx.files import fingerprint, read_arrays
+from odelt_eqx.nn.autoencoder import Autoencoder
 
-TRAINING_PICTURES = 10_000
-"""Training pictures at most that the nearest neighbours are looked for among."""
-
+GROUPS = 10  # disjoint random groups of the samples, for standard errors
+SUBSET = 5000  # samples whose features are stored, for the kernel distance, precision and recall
+SMALLEST_SET = 20  # fewer samples have no kernel distance, precision or recall
+TRAINING_EXAMPLES = 10_000  # examples, at most, among which nearest neighbours are searched
 NEIGHBOURS = 5
-FEWEST = 20
-"""Pictures below which nothing is said of distances and coverage."""
 
-Rows = Float[np.ndarray, "count features"]
-Labels = Int[np.ndarray, " count"]
+Labels = Int[np.ndarray, " _"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Quality:
-    """Quality of a set of pictures; None is what so few of them do not tell.
+    """Quality of a set of samples; None where there are too few samples, or no classes."""
+
+    frechet: float  # Fréchet distance to real samples; lower is better
+    frechet_error: float | None = None  # standard error, by the jackknife over disjoint groups
+    kernel: float | None = None  # kernel distance of the first `SUBSET` samples to real ones
+    kernel_error: float | None = None  # standard error, over disjoint subsets
+    precision: float | None = None  # share of the first `SUBSET` samples in the real manifold
+    recall: float | None = None  # share of as many real samples in the manifold of the samples
+    accuracy: float | None = None  # share of the samples that show the class asked for
+    accuracy_error: float | None = None  # standard error
+
+
+class Accumulator:
+    """What is stored of samples as they pass: all of its attributes are arrays.
 
     Args:
-        frechet: Fréchet distance to real pictures; less is better.
-        frechet_error: its standard error, by the jackknife over disjoint groups of the pictures.
-        kernel: kernel distance of the first `SUBSET` pictures to as many real ones at most.
-        kernel_error: its standard error, over disjoint subsets.
-        precision: share of the first `SUBSET` pictures that look like real ones.
-        recall: share of as many real ones that look like a picture.
-        accuracy: share given the class asked for; None where there is one class.
-        accuracy_error: its standard error.
+        total: number of samples there will be.
+        features: what they are compared by.
+        shape: shape of a sample, decoded.
+        shown: number of samples that are stored whole, the first ones.
     """
 
-    frechet: float
-    frechet_error: float | None = None
-    kernel: float | None = None
-    kernel_error: float | None = None
-    precision: float | None = None
-    recall: float | None = None
-    accuracy: float | None = None
-    accuracy_error: float | None = None
+    def __init__(self, total: int, features: Features, shape: tuple[int, ...], shown: int = 0):
+        groups, width = max(min(GROUPS, total // 2), 1), features.width(shape)
+        self.name, self.count, self.hits = np.array(features.name), np.array(0), np.array(0)
+        # The group of a sample depends on its index alone, not on the batches.
+        self.group = np.random.default_rng(0).permutation(total) % groups
+        self.counts, self.means = np.zeros(groups, int), np.zeros((groups, width))
+        self.scatters = np.zeros((groups, width, width))
+        self.rows = np.zeros((0, width), np.float32)
+        self.limit, self.shown = np.array(shown), np.zeros((0, *shape), np.float32)
+        self.cost, self.seconds = np.zeros(4), np.zeros(0)  # used where samples are generated
 
+    def load(self, path: Path) -> None:
+        """Continue with the attributes in a file, if there is one that can be read."""
+        with contextlib.suppress(InputError):
+            vars(self).update(read_arrays(path, "an unfinished row", *vars(self)))
 
-@dataclasses.dataclass(frozen=True)
-class _Real:
-    """What pictures are compared with: statistics of all, features of some, and their accuracy."""
+    def add(self, rows: Rows, hits: int) -> None:
+        """Add the features of more samples, and how many of them show the class asked for."""
+        group = self.group[self.count : self.count + len(rows)]
+        for g in np.unique(group):
+            part = rows[group == g].astype(np.float64)
+            old, new = self.counts[g], len(part)
+            gap = part.mean(0) - self.means[g]
+            between = gap * np.sqrt(old * new / (old + new))  # see `Statistics.merge`
+            deviations = np.vstack([part - part.mean(0), between])
+            self.scatters[g] += deviations.T @ deviations
+            self.means[g] += gap * (new / (old + new))
+            self.counts[g] += new
+        self.rows = np.concatenate([self.rows, rows[: max(0, SUBSET - len(self.rows))]])
+        self.count, self.hits = self.count + len(rows), self.hits + hits
 
-    statistics: Statistics
-    rows: Rows
-    accuracy: dict[str, float]
-
-
-def _accuracy(tally: Tally) -> dict[str, float]:
-    """Return the two figures of the class accuracy, if anybody looked."""
-    if tally.hits is None:
-        return {}
-    share = tally.hits / tally.count
-    error = float(np.sqrt(share * (1 - share) / tally.count))
-    return {"accuracy": share, "accuracy_error": error}
+    @property
+    def statistics(self) -> list[Statistics]:
+        """Statistics of the features of each group."""
+        groups = zip(self.means, self.scatters, self.counts, strict=True)
+        name = str(self.name)
+        return [Statistics(mean, s / max(n - 1, 1), int(n), name) for mean, s, n in groups]
 
 
 class Judge:
-    """Measures `Quality`; what it needs of the real pictures is computed once, when first asked."""
+    """Measures `Quality` against real samples, whose features are computed once.
+
+    Args:
+        features: what samples are compared by.
+        train: training data, among which nearest neighbours are searched unless the features tell
+            classes apart themselves.
+        held_out: real samples.
+        classes: number of classes; None or 1 for no class accuracy.
+        reference: statistics that Fréchet distances are taken to; those of `held_out` by default.
+        autoencoder: decodes samples and real data, if they are latents.
+        batch_size: samples in memory at a time.
+    """
 
     def __init__(
         self,
@@ -80,114 +115,109 @@ class Judge:
         train: Source,
         held_out: Source,
         *,
-        num_classes: int,
+        classes: int | None,
         reference: Statistics | None = None,
-        decoder: Decoder = Decoder(),
+        autoencoder: Autoencoder | None = None,
         batch_size: int = 250,
     ):
-        """Compare with `held_out`, or with `reference` where it is given.
-
-        Args:
-            features: what pictures are compared by.
-            train: where nearest neighbours are looked for, if the features name no classes.
-            held_out: real pictures.
-            num_classes: of the data; with one, no class is looked for.
-            reference: statistics to take Fréchet distances to.
-            decoder: what makes images of what is judged, real data included.
-            batch_size: pictures in memory at once.
-        """
-        self.features, self.decoder = features, decoder
-        self._train, self._held_out = train, held_out
-        self._conditional = num_classes > 1
+        self.features, self.train, self.held_out = features, train, held_out
+        self.autoencoder, self.shape = autoencoder, held_out.shape
+        if autoencoder is not None:
+            latent = jnp.zeros((1, *held_out.shape))
+            self.shape = eqx.filter_eval_shape(autoencoder.decode, latent).shape[1:]
+        self.classes = classes or 1
         self._reference, self._batch_size = reference, batch_size
 
     @property
     def reference(self) -> str:
-        """What Fréchet distances are taken to; of given statistics, what tells them from others."""
+        """Description of what Fréchet distances are taken to."""
         if self._reference is None:
             return "the held-out split"
-        content = self._reference.mean.tobytes() + self._reference.covariance.tobytes()
-        return f"given statistics ({zlib.crc32(content):08x})"
+        digest = fingerprint(self._reference.mean, self._reference.covariance)[:8]
+        return f"given statistics ({digest})"
 
     @property
     def accuracy_by(self) -> str:
-        """Who says which class a picture shows."""
-        if isinstance(self.features, ClassifierFeatures):
+        """Description of how classes are recognised."""
+        if self.features.logits is not None:
             return "by the classifier"
-        count = min(TRAINING_PICTURES, len(self._train))
-        return f"by {NEIGHBOURS} nearest of {count} training pictures in {self.features.name}"
+        count = min(TRAINING_EXAMPLES, len(self.train))
+        return f"by {NEIGHBOURS} nearest of {count} training examples in {self.features.name}"
 
     def prepare(self) -> None:
-        """Look at the real pictures now; all processes must, before the first of them judges."""
+        """Compute what samples are compared with; every process must, before the first `add`."""
         _ = self._real
 
-    def add(self, tally: Tally, images: Images, labels: Labels) -> None:
-        """Count pictures that were asked to show `labels`; all processes must."""
-        rows = self._rows(images)[: len(labels)]
-        hits = None
-        if self._conditional:
-            hits = int(np.sum(self._classify(rows) == labels))
-        tally.add(rows, hits)
+    def accumulator(self, total: int, shown: int = 0) -> Accumulator:
+        """Return an empty accumulator for `total` samples, of which `shown` are stored whole."""
+        return Accumulator(total, self.features, self.shape, shown)
 
-    def _rows(self, images: Images) -> Rows:
-        """Return the features of what is judged."""
-        return features_of(self.features, self.decoder(images))
+    def add(self, state: Accumulator, samples: Samples, labels: Labels) -> None:
+        """Add samples that should show `labels`; samples past the last label are ignored."""
+        decoded = decode(self.autoencoder, samples)
+        rows = self.features(decoded)[: len(labels)]
+        state.add(rows, int(self.classes > 1 and np.sum(self._classify(rows) == labels)))
+        state.shown = np.concatenate([state.shown, decoded[: len(labels)]])[: state.limit]
 
-    def quality(self, tally: Tally) -> Quality:
-        """Return what a tally of pictures says."""
-        distance = jackknifed_frechet_distance(tally.groups, self._real.statistics)
-        found = _accuracy(tally)
-        rows, real = tally.rows, self._real.rows
-        if min(len(rows), len(real)) >= FEWEST:
-            size = min(len(rows), len(real))  # precision and recall compare at equal numbers only
+    def quality(self, accumulator: Accumulator) -> Quality:
+        """Return the quality of the samples in an accumulator."""
+        frechet = jackknife_frechet_distance(accumulator.statistics, self._statistics)
+        rows, real = accumulator.rows, self._real.rows
+        kernel = manifolds = (None, None)
+        size = min(len(rows), len(real))
+        if size >= SMALLEST_SET:
             kernel = kernel_distance(rows, real)
-            covered = precision_recall(rows[:size], real[:size])
-            found |= {"kernel": kernel.value, "kernel_error": kernel.error}
-            found |= dataclasses.asdict(covered)
-        return Quality(frechet=distance.value, frechet_error=distance.error, **found)
+            # Precision and recall compare at equal sizes only.
+            manifolds = precision_recall(rows[:size], real[:size])
+        return Quality(*frechet, *kernel, *manifolds, *self._accuracy(accumulator))
 
-    def of_real(self, count: int) -> Quality:
-        """Return the quality of `count` other real pictures, if there are so many.
+    def real_quality(self, count: int) -> Quality:
+        """Return the quality of `count` other real samples, or of as many as there are.
 
-        They are training pictures, or the held-out ones where a reference is given. The accuracy is
-        that of the held-out ones, which no classifier has seen.
+        They are training examples, or held-out ones if reference statistics are given. The accuracy
+        is that of the held-out examples, which no classifier was trained on.
         """
-        source = self._train if self._reference is None else self._held_out
-        places = some(source, count)
-        quality = self.of(in_batches(source, places, self._batch_size), len(places))
-        return dataclasses.replace(quality, **self._real.accuracy)
+        source = self.train if self._reference is None else self.held_out
+        quality = self.quality(self._accumulate(source, count))
+        accuracy, error = self._accuracy(self._real)
+        return dataclasses.replace(quality, accuracy=accuracy, accuracy_error=error)
 
-    def of(self, batches: Iterable[tuple[Images, Labels]], count: int) -> Quality:
-        """Return the quality of `count` pictures that come batch by batch."""
-        tally = Tally.empty(count)
-        for images, labels in batches:
-            self.add(tally, images, labels)
-        return self.quality(tally)
+    def _accuracy(self, accumulator: Accumulator) -> tuple[float | None, float | None]:
+        """Return the class accuracy and its standard error, if there are classes."""
+        if self.classes == 1:
+            return None, None
+        share = float(accumulator.hits / accumulator.count)
+        return share, float(np.sqrt(share * (1 - share) / accumulator.count))
+
+    def _accumulate(self, source: Source, count: int) -> Accumulator:
+        """Return what is stored of `count` random examples of a source."""
+        indices = sample_indices(source, count)
+        state = self.accumulator(len(indices))
+        for samples, labels in read_batches(source, indices, self._batch_size):
+            self.add(state, samples, labels)
+        return state
 
     @cached_property
-    def _real(self) -> "_Real":
-        """Return what all pictures are compared with."""
-        places = some(self._held_out, len(self._held_out))
-        if self._reference is not None:
-            places = places[:SUBSET]
-        tally = Tally.empty(len(places))
-        for images, labels in in_batches(self._held_out, places, self._batch_size):
-            self.add(tally, images, labels)
-        own = reduce(Moments.merge, tally.groups)
-        statistics = self._reference or own.statistics(self.features.name)
-        return _Real(statistics, tally.rows, _accuracy(tally))
+    def _real(self) -> Accumulator:
+        """The real samples that others are compared with."""
+        count = len(self.held_out) if self._reference is None else SUBSET
+        return self._accumulate(self.held_out, count)
+
+    @cached_property
+    def _statistics(self) -> Statistics:
+        """The statistics that Fréchet distances are taken to."""
+        return self._reference or reduce(Statistics.merge, self._real.statistics)
 
     @cached_property
     def _classify(self) -> Callable[[Rows], Labels]:
-        """Return what names the class of a picture from its features."""
+        """Predicts classes from features."""
         from sklearn.neighbors import KNeighborsClassifier
 
-        if isinstance(self.features, ClassifierFeatures):
-            return self.features.classify
-        rows, classes = [], []
-        places = some(self._train, TRAINING_PICTURES)
-        for images, labels in in_batches(self._train, places, self._batch_size):
-            rows.append(self._rows(images))
-            classes.append(labels)
-        fitted = KNeighborsClassifier(NEIGHBOURS)
-        return fitted.fit(np.concatenate(rows), np.concatenate(classes)).predict
+        logits = self.features.logits
+        if logits is not None:
+            return lambda rows: np.asarray(logits(jnp.asarray(rows)).argmax(-1))
+        indices = sample_indices(self.train, TRAINING_EXAMPLES)
+        batches = read_batches(self.train, indices, self._batch_size)
+        examples = [(self.features(decode(self.autoencoder, x)), labels) for x, labels in batches]
+        rows, labels = (np.concatenate(parts) for parts in zip(*examples, strict=True))
+        return KNeighborsClassifier(NEIGHBOURS).fit(rows, labels).predict

@@ -1,48 +1,31 @@
-"""The best plan that a budget allows, from a map that was measured."""
+"""The best row of a measured grid within a budget."""
 
 import dataclasses
 from pathlib import Path
 
 from odelt_eqx.errors import InputError
-from odelt_eqx.evaluation.grid import Cell
-from odelt_eqx.evaluation.table import load_map
-from odelt_eqx.ode.plan import Adaptive, FixedSteps
-from odelt_eqx.sampling.options import Options
+from odelt_eqx.evaluation.grid import Grid, Row, load_grid
+from odelt_eqx.sampling import SampleConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class Recommendation:
-    """What to sample with, and what it promises.
+    """A row of a grid to sample with."""
 
-    Args:
-        cell: the row of the map.
-        length: how each group's unit of length is solved.
-        distance: what the quality's Fréchet distance is called.
-        device: where it was measured.
-    """
-
-    cell: Cell
-    length: FixedSteps | Adaptive
-    distance: str
-    device: str
+    row: Row
+    grid: Grid
 
     @property
-    def options(self) -> Options:
-        """The keyword arguments of `odelt.sample`."""
-        return Options(
-            time=self.cell.time,
-            length=self.length,
-            depth=self.cell.depth,
-            guidance=self.cell.guidance,
-        )
+    def config(self) -> SampleConfig:
+        """How to run the network, for `odelt.sample`."""
+        return self.row.config
 
     def __str__(self) -> str:
-        """Return it in one line."""
-        cell = self.cell
+        row = self.row
         return (
-            f"depth {cell.depth}, {cell.time.solver}, {cell.accepted:g} time steps, guidance "
-            f"{cell.guidance:g}: {self.distance} {cell.quality.frechet:.2f} at "
-            f"{cell.milliseconds:.3g} ms per picture on {self.device}"
+            f"depth {row.depth}, {row.config.time.solver}, {row.accepted:g} time steps, guidance "
+            f"{row.config.guidance:g}: {self.grid.frechet} {row.quality.frechet:.2f} at "
+            f"{row.milliseconds:.3g} ms per sample on {self.grid.device}"
         )
 
 
@@ -52,34 +35,33 @@ def recommend(
     milliseconds: float | int | None = None,
     memory: float | int | None = None,
 ) -> Recommendation:
-    """Return the setting with the best quality within a budget.
+    """Return the row with the best quality within a budget.
 
-    `odelt.sample(model, noise, labels, **odelt.recommend("runs/digits", milliseconds=2).options)`
+    `odelt.sample(model, noise, labels, odelt.recommend("runs/digits", milliseconds=2).config)`
 
     Args:
-        measured: the folder that scripts/evaluate.py wrote to, or its `table.json`.
-        milliseconds: most per picture, in batches of the map's size.
-        memory: most bytes that the program may need at once, for such a batch.
+        measured: the folder that scripts/evaluate.py wrote to, or its `grid.json`.
+        milliseconds: limit per sample, in batches of the grid's size.
+        memory: limit of the bytes that the program needs at once, for such a batch.
 
     Raises:
-        InputError: there is no map, no budget is given, or nothing was measured within it; the
-            cheapest is named.
+        InputError: there is no grid, no budget is given, or no row is within it; the message names
+            the cheapest.
     """
-    found = load_map(Path(measured))
+    grid = load_grid(Path(measured))
     if milliseconds is None and memory is None:
         raise InputError("a recommendation needs a budget: give milliseconds, memory, or both")
-    fits = [
-        cell
-        for cell in found.cells
-        if (milliseconds is None or cell.milliseconds <= milliseconds)
-        and (memory is None or cell.memory <= memory)
+    rows = [
+        row
+        for row in grid.rows
+        if (milliseconds is None or row.milliseconds <= milliseconds)
+        and (memory is None or row.memory <= memory)
     ]
-    if not fits:
-        fastest = min(cell.milliseconds for cell in found.cells)
-        smallest = min(cell.memory for cell in found.cells)
+    if not rows:
+        fastest = min(row.milliseconds for row in grid.rows)
+        smallest = min(row.memory for row in grid.rows)
         raise InputError(
-            f"nothing in {measured} was measured within this budget: the fastest setting takes "
-            f"{fastest:.3g} milliseconds, the smallest needs {smallest:,} bytes"
+            f"no row of {measured} is within this budget: the fastest takes {fastest:.3g} "
+            f"milliseconds, the smallest needs {smallest:,} bytes"
         )
-    best = min(fits, key=lambda cell: (cell.quality.frechet, cell.milliseconds))
-    return Recommendation(best, found.length, found.frechet, found.device)
+    return Recommendation(min(rows, key=lambda r: (r.quality.frechet, r.milliseconds)), grid)

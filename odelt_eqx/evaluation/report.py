@@ -1,41 +1,33 @@
-"""Everything there is to say about a run: its map, its samples, and a page to read them on."""
+"""Evaluation of a run: its grid, figures, and a report that is one page of HTML."""
 
-from collections.abc import Sequence
+import base64
+import dataclasses
+import json
+import shlex
+from html import escape
+from importlib.resources import files
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import jax
-import numpy as np
 
-from odelt_eqx.config import TrainConfig, to_dict
+from odelt_eqx.config import TrainConfig, flat
 from odelt_eqx.data import open_source
-from odelt_eqx.evaluation.choice import FeaturesConfig, Pixels
-from odelt_eqx.evaluation.decoding import open_decoder
-from odelt_eqx.evaluation.devices import device, on_all_devices
-from odelt_eqx.evaluation.generation import inputs
-from odelt_eqx.evaluation.grid import GridConfig
-from odelt_eqx.evaluation.likelihood import Bits, measure_bits
-from odelt_eqx.evaluation.measure import base_settings, measure
-from odelt_eqx.evaluation.moments import load_statistics
-from odelt_eqx.evaluation.page import save_page
-from odelt_eqx.evaluation.pictures import save_depth_grid, save_map
+from odelt_eqx.evaluation.features import FeaturesConfig, Pixels, open_autoencoder
+from odelt_eqx.evaluation.figures import SAMPLES, save_curves, save_grid_samples, sheet_columns
+from odelt_eqx.evaluation.grid import GRID, Grid, GridConfig, Row, markdown_table
+from odelt_eqx.evaluation.measure import Meter, network_on_devices
+from odelt_eqx.evaluation.metrics import load_statistics
+from odelt_eqx.evaluation.plane import save_density, save_length
 from odelt_eqx.evaluation.quality import Judge
-from odelt_eqx.evaluation.store import ROWS, Store
-from odelt_eqx.evaluation.table import TABLE, Bounds, Map, markdown
-from odelt_eqx.files import replacing
-from odelt_eqx.hosts import first_does, first_says, is_first
-from odelt_eqx.nn.dit import DiT
+from odelt_eqx.files import write_json, write_text
+from odelt_eqx.network import check_depth
+from odelt_eqx.ode.plan import Adaptive, FixedSteps
+from odelt_eqx.parallel import describe_devices, on_main_process
 from odelt_eqx.progress import Progress
-from odelt_eqx.serial import converter
+from odelt_eqx.serialize import to_dict
 from odelt_eqx.training.checkpoint import Checkpoints, run_config
-
-FILES = ("grid.png", "table.md", TABLE, "table.png", "report.html")
-
-NAMED = ("data", "features", "reference", "decoder", "count", "seed")
-"""What the bounds depend on."""
-
-NOISE = 1000
-"""Pictures of noise at most that the worst is measured with."""
 
 
 def evaluate(
@@ -46,136 +38,167 @@ def evaluate(
     features: FeaturesConfig = Pixels(),
     command: str = "",
 ) -> list[Path]:
-    """Measure the map of a run and write its table, its curves, its samples and a report.
+    """Measure the grid of a run and write it with figures and a report.
 
-    Rows measured before under the same settings are taken from `rows.jsonl` in the same folder.
+    Rows that were measured with the same settings are taken from `rows.jsonl` in the same folder.
 
     Args:
         run: run folder.
-        config: which cells are measured, and how.
+        config: which rows are measured, and how.
         out: folder of the results; the run's own by default.
-        features: what pictures are compared by.
-        command: what made the report, to be shown in it.
+        features: what samples are compared by.
+        command: the command that the report shows as its source.
 
     Returns:
-        The files written: grid.png, table.md, table.json, table.png, report.html.
+        The files written: grid.png, grid.md, grid.json, curves.png, report.html; for points in the
+        plane also length.png and density.png.
 
     Raises:
-        InputError: the folder is no run with a checkpoint, the features cannot be had, or the
-            config asks for a depth that the model has not.
-        Interrupted: a signal asked for it; the same call goes on from there.
+        InputError: the folder is not a run with a checkpoint, the features cannot be read, or the
+            network does not have one of the depths.
+        Interrupted: a signal asked for it; the same call resumes the measurement.
     """
-    asked, folder = run_config(run), run if out is None else out
+    trained, folder = run_config(run), run if out is None else out
+    model = trained.model
     for depth in config.depths:
-        asked.model.check_depth(depth)
-    judge = _judge(asked, config, features)
-    folder.mkdir(parents=True, exist_ok=True)
-    with on_all_devices(run) as model:
-        measured = _measured(model, judge, asked, config, run, folder)
-    paths = [folder / name for name in FILES]
+        check_depth(depth, model.depths)
+    judge = Judge(
+        features.open(model.shape),
+        open_source(trained.data, "train"),
+        open_source(trained.data, "held-out"),
+        classes=model.num_classes,
+        reference=config.reference and load_statistics(config.reference),
+        autoencoder=open_autoencoder(config.autoencoder, model.shape),
+        batch_size=config.batch_size,
+    )
+    names = ["grid.png", "grid.md", GRID, "curves.png", "report.html"]
+    with network_on_devices(run) as network:
+        meter = Meter(network, judge, config, folder, to_dict(trained)["data"])
+        total = config.count * len(config.sample_configs(model.depths))
+        with Progress("evaluate (samples)", total) as progress:
+            rows = tuple(meter.rows(progress))
+        bounds, bits = meter.bounds(), tuple(meter.bits())
+        if network.shape == (2,):
+            names += ["length.png", "density.png"]
+            save_length(network, judge.held_out, trained.sample, folder / "length.png")
+            save_density(network, judge.held_out, trained.sample, folder / "density.png")
+    with Checkpoints(run, write=False) as checkpoints:
+        step = checkpoints.latest or 0
 
     def write() -> None:
-        assert measured is not None  # for the type checker: the first process knows all
-        grid, table, data, curves, page = paths
-        with replacing(table) as beside:
-            beside.write_text(markdown(measured))
-        with replacing(data) as beside:
-            beside.write_text(measured.text())
-        save_depth_grid(measured, folder, asked.model.num_classes, grid)
-        save_map(measured, curves)
-        save_page(measured, asked, folder, page, command=command, run=run)
+        assert bounds is not None  # process 0 has the values
+        grid = Grid(
+            run=run.resolve().name,
+            step=step,
+            shape=judge.shape,
+            features=judge.features.name,
+            reference=judge.reference,
+            accuracy_by=judge.accuracy_by,
+            count=config.count,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            device=describe_devices(),
+            jax=jax.__version__,
+            bounds=bounds,
+            rows=rows,
+            likelihood=bits,
+        )
+        save_grid_samples(grid, judge, folder)
+        write_text(folder / "grid.md", grid.markdown())
+        write_json(folder / GRID, to_dict(grid))
+        save_curves(grid, folder / "curves.png")
+        figures = [folder / name for name in names[5:]]
+        write_text(folder / "report.html", _page(grid, trained, run, folder, command, figures))
 
-    first_does(write)
-    return paths
+    on_main_process(write)
+    return [folder / name for name in names]
 
 
-def _judge(asked: TrainConfig, config: GridConfig, features: FeaturesConfig) -> Judge:
-    return Judge(
-        features.open(),
-        open_source(asked.data, "train"),
-        open_source(asked.data, "held-out"),
-        num_classes=asked.model.num_classes,
-        reference=None if config.reference is None else load_statistics(config.reference),
-        decoder=open_decoder(config.autoencoder, asked.model),
-        batch_size=config.batch_size,
+def _page(
+    grid: Grid, trained: TrainConfig, run: Path, folder: Path, command: str, figures: list[Path]
+) -> str:
+    """Return the report, a page that needs no other file."""
+    commands = {row.samples: _sample_command(row, grid, trained, run) for row in grid.rows}
+    page = f"# this page\n{command}\n\n" if command else ""
+    page += "# samples with every setting that no other beats, fastest first\n"
+    rows = [
+        {
+            **to_dict(row),
+            "depth": row.depth,
+            "time": row.time,
+            "front": row in grid.front,
+            "command": commands[row.samples],
+            "sheet": _embed(folder / SAMPLES / row.samples),
+        }
+        for row in grid.rows
+    ]
+    data = {**to_dict(grid), "rows": rows, "frechet": grid.frechet, "strip": [1, 1], "classes": []}
+    if len(grid.shape) == 3:
+        height, width, _ = grid.shape
+        classes = trained.model.num_classes or 1
+        columns = min(sheet_columns(grid.shape, classes), grid.count)
+        data["strip"] = [columns * (width + 1) + 1, height + 1]
+        data["classes"] = [i % classes for i in range(columns)]
+    template = files("odelt_eqx.evaluation").joinpath("report.html").read_text("utf-8")
+    return Template(template).substitute(
+        title=escape(grid.run),
+        subtitle=f"Checkpoint of step {grid.step:,}. {len(grid.rows)} settings, {grid.count:,} "
+        f"samples each, on {escape(grid.device)}.",
+        table=_table(grid),
+        note=escape(grid.note()),
+        bits=escape(markdown_table(grid.bits_table())),
+        figures="".join(f'<img src="{_embed(path)}" alt="{path.stem}">' for path in figures),
+        config="".join(
+            f"<tr><th scope=row>{escape(name)}</th><td>{escape(str(value))}</td></tr>"
+            for name, value in flat(trained).items()
+        ),
+        commands=escape(page + "\n".join(commands[row.samples] for row in grid.front)),
+        data=json.dumps(data).replace("</", "<\\/"),
     )
 
 
-def _measured(
-    model: DiT, judge: Judge, asked: TrainConfig, config: GridConfig, run: Path, folder: Path
-) -> Map | None:
-    """Return the map, in the first process alone."""
-    store = Store(folder / ROWS)
-    base = base_settings(model, judge, config, to_dict(asked)["data"])
-    total = config.count * len(config.points(model.config.depths))
-    cells = []
-    with Progress("evaluate (pictures)", total) as progress:
-
-        def advance(more: int, **figures: float | int) -> None:
-            if figures:
-                progress.show(**figures)
-            progress.advance(more)
-
-        for cell in measure(model, judge, config, folder, store=store, base=base, advance=advance):
-            cells.append(cell)
-    bounds = _bounds(judge, model, config, store, base)
-    bits = _likelihood(model, asked, config, store, base)
-    with Checkpoints(run, start=False) as checkpoints:
-        step = checkpoints.latest or 0
-    if not is_first():
-        return None
-    return Map(
-        run=run.resolve().name,
-        image_shape=judge.decoder.shape(model.config.image_shape),
-        step=step,
-        features=judge.features.name,
-        reference=judge.reference,
-        accuracy_by=judge.accuracy_by,
-        count=config.count,
-        batch_size=config.batch_size,
-        length=config.length or model.config.length,
-        seed=config.seed,
-        device=device(),
-        jax=jax.__version__,
-        bounds=bounds,
-        cells=tuple(cells),
-        likelihood=tuple(bits),
+def _table(grid: Grid) -> str:
+    """Return the grid as the inside of an HTML table."""
+    header, *lines = grid.table()
+    kinds = ["front" if row in grid.front else "" for row in grid.rows] + ["bound", "bound"]
+    line = lambda cells, tag: "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells)
+    body = "".join(
+        f'<tr class="{kind}">{line(cells, "td")}</tr>'
+        for kind, cells in zip(kinds, lines, strict=True)
     )
+    return f"<thead><tr>{line(header, 'th')}</tr></thead><tbody>{body}</tbody>"
 
 
-def _bounds(
-    judge: Judge, model: DiT, config: GridConfig, store: Store, base: dict[str, Any]
-) -> Bounds:
-    """Return the best and the worst that could be expected."""
-    settings = {"bounds": {k: base[k] for k in NAMED}}
-    if first_says(np.array(settings in store)):
-        return converter().structure(store[settings], Bounds)
-    worst = min(config.count, NOISE)
-    noise, labels = inputs(model.config, config.seed, 0, worst)
-    real = judge.of_real(config.count)
-    found = Bounds(real, judge.of([(np.asarray(noise), np.asarray(labels))], worst))
-    if is_first():
-        store[settings] = converter().unstructure(found)
-    return found
+def _sample_command(row: Row, grid: Grid, trained: TrainConfig, run: Path) -> str:
+    """Return the command that samples with the setting of a row."""
+    options = _options(row.config, trained.sample)
+    if grid.shape != trained.model.shape:
+        options = ["--autoencoder", "AUTOENCODER", *options]
+    return shlex.join(["python", "scripts/sample.py", str(run), *options])
 
 
-def _likelihood(
-    model: DiT, asked: TrainConfig, config: GridConfig, store: Store, base: dict[str, Any]
-) -> Sequence[Bits]:
-    """Return the bits per dimension of every depth and guidance weight, if they are asked for."""
-    if not config.likelihood:
-        return ()
-    held_out = open_source(asked.data, "held-out")
-    kept = {name: base[name] for name in ("weights", "data", "length", "batch_size", "seed")}
-    found = []
-    for depth in config.depths or model.config.depths:
-        for guidance in config.guidance:
-            row = {"bits": kept, "probes": config.likelihood, "at": [depth, guidance]}
-            if not first_says(np.array(row in store)):
-                bits = measure_bits(model, held_out, config, depth, guidance)
-                if is_first():
-                    store[row] = converter().unstructure(bits)
-                found.append(bits)
-            elif is_first():
-                found.append(converter().structure(store[row], Bits))
-    return found
+def _options(value: Any, default: Any, prefix: str = "") -> list[str]:
+    """Return the command-line options of what differs between two dataclasses, plans last."""
+    options, plans = [], []
+    for field in dataclasses.fields(value):
+        new, old = getattr(value, field.name), getattr(default, field.name)
+        name = prefix + field.name.replace("_", "-")
+        if new == old:
+            continue
+        if field.name in ("time", "length"):
+            kind = {FixedSteps: "fixed-steps", Adaptive: "adaptive"}.get(type(new), "none")
+            plans.append(f"{name}:{kind}")
+            if new is not None:
+                plans += _options(new, old if type(old) is type(new) else type(new)(), f"{name}.")
+        elif isinstance(new, bool):
+            options.append(f"--{prefix}{'' if new else 'no-'}{field.name.replace('_', '-')}")
+        else:
+            options += [f"--{name}", *map(str, new if isinstance(new, tuple) else [new])]
+    return options + plans
+
+
+def _embed(path: Path) -> str:
+    """Return a PNG file as a data URL; nothing if it is gone."""
+    if not path.is_file():
+        return ""
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"

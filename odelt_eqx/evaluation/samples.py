@@ -1,75 +1,67 @@
-"""Pictures on request, from any run and with any solver on either axis."""
+"""Samples of a run, written as images and arrays."""
 
 import dataclasses
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
-from zipfile import BadZipFile
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Int
+from matplotlib.figure import Figure
 
-from odelt_eqx.errors import InputError, SolveError
-from odelt_eqx.evaluation.decoding import open_decoder
-from odelt_eqx.evaluation.devices import on_all_devices
+from odelt_eqx.errors import InputError, SolveError, check_range, reason
+from odelt_eqx.evaluation.features import Samples, decode, open_autoencoder
+from odelt_eqx.evaluation.figures import plot_points, save_figure
+from odelt_eqx.evaluation.measure import class_count, condition_of, network_on_devices
 from odelt_eqx.evaluation.recommend import recommend
-from odelt_eqx.files import replacing
-from odelt_eqx.hosts import is_first
+from odelt_eqx.files import read_arrays, write_arrays
 from odelt_eqx.images import save_png, sheet
-from odelt_eqx.nn.dit import DiT
-from odelt_eqx.ode.plan import Adaptive, FixedSteps
-from odelt_eqx.ode.time import SolveStats
+from odelt_eqx.network import Network
+from odelt_eqx.noise import sample_noise
+from odelt_eqx.parallel import is_main_process
 from odelt_eqx.sampling import (
+    SampleConfig,
+    SolveStats,
     consistency_sample,
     invert,
-    noise_of,
+    raise_failures,
     sample_with_stats,
     trajectory,
 )
-from odelt_eqx.sampling.options import Options, raise_failures, setting
 from odelt_eqx.training.checkpoint import run_config
 
-STRIP_ROWS = 10
-"""Pictures in a film strip."""
+STRIP_ROWS = 10  # samples in a film strip
 
 
 @dataclasses.dataclass(frozen=True)
-class SampleConfig:
-    """Which pictures are drawn, and how.
+class SampleRequest:
+    """Which samples are generated.
 
     Args:
-        labels: classes, dealt out in turn; all of them by default.
-        count: number of pictures.
-        seed: decides the noise.
-        time: how the time ODE is solved over [0, 1]; None as the run's config says.
-        length: how each group's unit of length is solved; None as the run was trained.
-        depth: blocks to run, "full" for all, "plain" for the DiT without a length ODE.
-        guidance: classifier-free guidance weight; 1 runs the labels alone, 0 no label.
-        exit_tolerance: stop each network evaluation at the first edge of the length where the last
-            group changed the output by less than this share of it.
-        renoise: sample by predicting the image and adding noise again at each step, for models
-            trained to be consistent, instead of following the flow.
-        trajectory: rising times in [0, 1] whose states are drawn as a film strip.
-        from_images: an NPZ file with `images` and `labels`, which are carried back to their noise
-            first; then `labels`, if any are given, are what is made of that noise.
-        budget_ms: milliseconds per picture: the plans, depth and guidance are those of the best row
-            within it of the run's map, which scripts/evaluate.py measures.
-        autoencoder: weights of the autoencoder that latents are decoded by, see
-            `odelt_eqx.interop.load_autoencoder`; None where images are made.
-        out: path of the pictures without suffix; RUN/samples by default.
+        labels: classes, in turn; all of them by default.
+        count: number of samples.
+        seed: seed of the noise.
+        renoise: predict the data and add noise again at each step instead of following the flow,
+            for models trained by a consistency objective.
+        trajectory: rising times in [0, 1] whose states are written as a film strip.
+        from_images: an NPZ file with `images` (or `vectors`) and `labels`, which are carried back
+            to their noise first; `labels`, if given, replace those in the file on the way forward.
+        budget_ms: milliseconds per sample: time, length, depth and guidance are those of the best
+            row of the run's grid within it; scripts/evaluate.py measures the grid.
+        autoencoder: weights of the autoencoder that decodes latents, see
+            `odelt_eqx.interop.load_autoencoder`; None if samples are images or vectors.
+        out: path of the results without suffix; RUN/samples by default.
+
+    Raises:
+        InputError: `count` is not positive, or options exclude each other.
     """
 
     labels: tuple[int, ...] = ()
     count: int = 100
     seed: int = 0
-    time: FixedSteps | Adaptive | None = None
-    length: FixedSteps | Adaptive | None = None
-    depth: int | Literal["full", "plain"] = "full"
-    guidance: float = 1.0
-    exit_tolerance: float | None = None
     renoise: bool = False
     trajectory: tuple[float, ...] = ()
     from_images: Path | None = None
@@ -78,101 +70,120 @@ class SampleConfig:
     out: Path | None = None
 
     def __post_init__(self) -> None:
-        """Check the count and what excludes each other."""
-        if self.count < 1:
-            raise InputError(f"count must be at least 1; got {self.count}")
+        check_range(self, "count", least=1)
         if self.renoise and (self.trajectory or self.from_images):
             raise InputError("renoise follows no flow: leave out trajectory and from_images")
-        chosen = (self.time, self.length, self.depth, self.guidance) != (None, None, "full", 1.0)
-        if self.budget_ms is not None and chosen:
-            raise InputError("budget_ms chooses time, length, depth and guidance: leave them out")
 
 
-def draw_samples(run: Path, config: SampleConfig) -> tuple[list[Path], SolveStats]:
-    """Write pictures from a run as a PNG sheet and as NPZ arrays, and a film strip if asked for.
+def save_samples(
+    run: Path, request: SampleRequest, config: SampleConfig | None = None
+) -> tuple[list[Path], SolveStats]:
+    """Generate samples of a run; write them as PNG and NPZ, and a film strip if asked for.
 
-    The arrays are `images`, `labels`, `noise`, one for each of the statistics, with a trajectory
-    `times` and `states`, and with an autoencoder `latents`, of which the images are. A picture
-    whose solve ran out of steps is drawn as far as it got, with a warning that names it.
+    The arrays are `images` (or `vectors`), `labels` (zeros without classes), `noise`, one per
+    statistic, with a trajectory `times` and `states`, and with an autoencoder `latents`, which the
+    images are decoded from. A sample whose solve ran out of steps is written as far as it got, with
+    a warning.
+
+    Args:
+        run: run folder.
+        request: which samples.
+        config: how the network is run; the run's own `sample` by default.
 
     Returns:
-        The paths, and what each picture took on its way from the noise.
+        The paths, and what each sample took on its way from the noise.
 
     Raises:
         InputError: the run, a label, the depth or the file of images does not exist or fit.
-        SolveError: an adaptive plan ran out of steps for every picture.
+        SolveError: an adaptive plan ran out of steps for every sample.
     """
-    with on_all_devices(run) as model:
-        return _draw(model, run, config)
-
-
-def _draw(model: DiT, run: Path, config: SampleConfig) -> tuple[list[Path], SolveStats]:
-    options, decoder = _options(run, config), open_decoder(config.autoencoder, model.config)
-    noise, labels = _start(model, config, options)
-    if config.renoise:
-        key = jax.random.fold_in(jax.random.key(config.seed), 1)
-        images, stats = consistency_sample(model, noise, labels, key, **options)
-    else:
-        images, stats = sample_with_stats(model, noise, labels, **options)
-    try:
-        plans = setting(model, noise, labels, options)
-        raise_failures(images, stats, plans.time, plans.length)
-    except SolveError as error:
-        if (stats.time_failed | stats.length_failed).all():
-            raise
-        warnings.warn(f"these pictures are unfinished: {error}", stacklevel=2)
-    arrays = {"images": images, "labels": labels, "noise": noise, **stats._asdict()}
-    if config.autoencoder is not None:
-        arrays |= {"latents": images, "images": decoder(images)}
-    out = config.out or run / "samples"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    picture, data, strip = (out.with_name(out.name + end) for end in (".png", ".npz", "-strip.png"))
-    asked = len(config.labels) or model.config.num_classes
-    columns = min(asked if 2 < asked <= 20 else 10, len(labels))
-    save_png(sheet(np.asarray(arrays["images"]), columns), picture)
-    paths = [picture, data]
-    if config.trajectory:
-        states = trajectory(model, noise, labels, config.trajectory, **options)
-        arrays |= {"times": np.asarray(config.trajectory), "states": states}
-        shown = np.asarray(states)[:, :STRIP_ROWS].swapaxes(0, 1)
-        shown = decoder(shown.reshape(-1, *model.config.image_shape))
-        save_png(sheet(shown, len(states)), strip)
-        paths.append(strip)
-    with replacing(data) as beside:
-        np.savez(beside, **arrays)  # pyright: ignore[reportArgumentType]
+    config = _sample_config(run, request, config)
+    out = request.out or run / "samples"
+    paths = [out.with_name(f"{out.name}{end}") for end in (".png", ".npz")]
+    with network_on_devices(run) as network:
+        autoencoder = open_autoencoder(request.autoencoder, network.shape)
+        noise, labels = _start(network, request, config)
+        condition = condition_of(network, labels)
+        if request.renoise:
+            key = jax.random.fold_in(jax.random.key(request.seed), 1)
+            samples, stats = consistency_sample(network, noise, condition, key, config)
+        else:
+            samples, stats = sample_with_stats(network, noise, condition, config)
+        try:
+            raise_failures(samples, network, config, stats.time_failed, stats.length_failed)
+        except SolveError as error:
+            if (stats.time_failed | stats.length_failed).all():
+                raise
+            warnings.warn(f"these samples are unfinished: {error}", stacklevel=2)
+        decoded = decode(autoencoder, samples)
+        arrays = {_name(network): decoded, "labels": labels, "noise": noise, **stats._asdict()}
+        if autoencoder is not None:
+            arrays["latents"] = samples
+        columns = len(request.labels) or class_count(network)
+        columns = min(columns if 2 < columns <= 20 else 10, len(labels))
+        _save_image({"samples": decoded}, labels, columns, paths[0])
+        if request.trajectory:
+            states = trajectory(network, noise, condition, request.trajectory, config)
+            arrays |= {"times": np.asarray(request.trajectory), "states": states}
+            paths.append(out.with_name(f"{out.name}-strip.png"))
+            shown = states[:, :STRIP_ROWS] if states.ndim == 5 else states
+            strip = {
+                f"t = {t:g}": decode(autoencoder, x)
+                for t, x in zip(request.trajectory, shown, strict=True)
+            }
+            _save_image(strip, labels, len(strip), paths[-1])
+    write_arrays(paths[1], arrays)
     return paths, stats
 
 
-def _options(run: Path, config: SampleConfig) -> Options:
+def _sample_config(run: Path, request: SampleRequest, config: SampleConfig | None) -> SampleConfig:
     """Return how the network is run."""
-    if config.budget_ms is not None:
-        found = recommend(run, milliseconds=config.budget_ms)
-        if is_first():
-            print(f"note: {found}", file=sys.stderr)
-        return found.options
-    return Options(
-        time=config.time or run_config(run).time,
-        length=config.length,
-        depth=None if config.depth == "plain" else config.depth,
-        guidance=config.guidance,
-        exit_tolerance=config.exit_tolerance,
-    )
+    default = run_config(run).sample
+    if request.budget_ms is None:
+        return default if config is None else config
+    if config is not None and config != default:
+        raise InputError("budget_ms chooses time, length, depth and guidance: leave them out")
+    recommendation = recommend(run, milliseconds=request.budget_ms)
+    if is_main_process():
+        print(f"note: {recommendation}", file=sys.stderr)
+    return recommendation.config
 
 
-def _start(model: DiT, config: SampleConfig, options: Options) -> tuple[Array, Array]:
+def _name(network: Network) -> str:
+    """Return the name of the array of samples."""
+    return "images" if len(network.shape) == 3 else "vectors"
+
+
+def _start(
+    network: Network, request: SampleRequest, config: SampleConfig
+) -> tuple[Array, Int[np.ndarray, " count"]]:
     """Return the noise to start from and the labels to ask for."""
-    if config.from_images is None:
-        labels = np.resize(config.labels or range(model.config.num_classes), config.count)
-        noise = noise_of(config.seed, np.arange(config.count), model.config.image_shape)
-        return noise, jnp.asarray(labels, jnp.int32)
+    classes = request.labels or range(class_count(network))
+    if request.from_images is None:
+        noise = sample_noise(request.seed, np.arange(request.count), network.shape)
+        return noise, np.resize(classes, request.count).astype(np.int32)
+    name = _name(network)
+    what = f"a file of {name} and labels to start from"
+    arrays = read_arrays(request.from_images, what, name, "labels")
     try:
-        with np.load(config.from_images, allow_pickle=False) as file:
-            images, own = jnp.asarray(file["images"], jnp.float32), jnp.asarray(file["labels"])
-    except (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile) as error:
-        problem = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"{config.from_images} holds no images and labels to start from: {problem}"
-        ) from None
-    noise = invert(model, images, own.astype(jnp.int32), **options)
-    labels = np.resize(config.labels, len(own)) if config.labels else own
-    return noise, jnp.asarray(labels, jnp.int32)
+        data, own = jnp.asarray(arrays[name], jnp.float32), arrays["labels"].astype(np.int32)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{request.from_images} is not {what}: {reason(error)}") from None
+    noise = invert(network, data, condition_of(network, own), config)
+    return noise, np.resize(classes, len(own)).astype(np.int32) if request.labels else own
+
+
+def _save_image(
+    parts: Mapping[str, Samples], labels: Int[np.ndarray, " count"], columns: int, path: Path
+) -> None:
+    """Write samples by title: images side by side on a sheet, vectors as a scatter plot each."""
+    samples = np.stack([np.asarray(part) for part in parts.values()], axis=1)
+    if samples.ndim == 5:
+        save_png(sheet(samples.reshape(-1, *samples.shape[2:]), columns), path)
+        return
+    figure = Figure(figsize=(3 * len(parts), 3.3), layout="constrained")
+    axes = figure.subplots(1, len(parts), squeeze=False)[0]
+    for axis, (title, part) in zip(axes, parts.items(), strict=True):
+        plot_points(axis, part, labels, 1.1 * float(np.abs(samples).max()))
+        axis.set_title(title, fontsize=10)
+    save_figure(figure, path)

@@ -1,20 +1,28 @@
-"""What Inception is shown, against Pillow and against closed forms."""
+"""Inception's input against Pillow and closed forms; the classifier; pixels."""
 
 import json
+from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
-from odelt_eqx.errors import InputError
+import odelt_eqx as odelt
+from odelt_eqx.data import Toy, digits
+from odelt_eqx.evaluation import features as module
+from odelt_eqx.evaluation.classifier import ClassifierConfig, train_classifier
 from odelt_eqx.evaluation.features import (
-    InceptionFeatures,
-    PixelFeatures,
-    as_clean_fid,
-    as_the_reference,
+    Classifier,
+    Features,
+    Inception,
+    Pixels,
+    inception_features,
+    resize_as_clean_fid,
+    resize_as_reference,
 )
+from odelt_eqx.evaluation.metrics import compute_statistics
+from odelt_eqx.evaluation.quality import Judge
 from odelt_eqx.interop.inception import inception_from_weights
 from tests.conftest import GOLDEN, golden_weight
 
@@ -25,6 +33,12 @@ RNG = np.random.default_rng(0)
 def network():
     shapes = json.loads(str(np.load(GOLDEN / "inception.npz")["names"]))
     return inception_from_weights({name: golden_weight(name, s) for name, s in shapes.items()})
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("classifier")
+    return *train_classifier(ClassifierConfig(width=8, steps=200), folder), folder
 
 
 def images(side: int, channels: int = 3) -> np.ndarray:
@@ -45,40 +59,92 @@ def test_the_clean_resize_is_pillows(side):
         ]
     ).transpose(0, 2, 3, 1)
     expected = (np.clip(resized, 0, 255) - 128) / 128
-    np.testing.assert_allclose(as_clean_fid(jnp.asarray(given)), expected, atol=1e-4)
+    np.testing.assert_allclose(resize_as_clean_fid(jnp.asarray(given)), expected, atol=1e-4)
 
 
-def test_the_references_resize_takes_the_nearest_two_pixels():
+def test_the_resize_of_the_reference_reads_the_nearest_two_pixels():
     given = np.zeros((1, 598, 598, 3), np.float32)
     given[:, ::4] = 4.0  # half of the pairs of rows hold one bright row: a mean of 2, clipped to 1
-    shown = np.asarray(as_the_reference(jnp.asarray(given)))
+    shown = np.asarray(resize_as_reference(jnp.asarray(given)))
     np.testing.assert_allclose(shown[0, :, 0, 0], (np.arange(299) % 2 == 0) * 1.0, atol=1e-5)
     thinned = np.zeros((1, 1196, 1196, 3), np.float32)
     thinned[:, ::4] = 1.0  # of four rows the middle two are read, without antialiasing
-    assert np.abs(as_the_reference(jnp.asarray(thinned))).max() == 0
+    assert np.abs(resize_as_reference(jnp.asarray(thinned))).max() == 0
 
 
-def test_grey_images_are_shown_in_three_colours(network):
-    features = InceptionFeatures(network)
+def test_inception_sees_grey_images_in_three_channels(network, monkeypatch):
+    monkeypatch.setattr(module, "load_inception", lambda path: network)
+    features, clean = (
+        Inception(Path("x"), how).open((32, 32, 1)) for how in ("reference", "clean")
+    )
+    assert (features.name, clean.name) == ("inception", "inception-clean")
     grey = images(32, channels=1)
-    np.testing.assert_allclose(features(grey), features(np.repeat(grey, 3, -1)), rtol=1e-5)
-    assert features(grey).shape == (2, 2048)
-    with pytest.raises(InputError, match="1 or 3 channels; got 4"):
-        features(images(32, channels=4))
+    found = features(grey)
+    assert found.shape == (2, 2048) == (2, features.width((32, 32, 1)))
+    np.testing.assert_allclose(found, features(np.repeat(grey, 3, -1)), rtol=1e-5)
+    assert not np.allclose(found, clean(grey))
+    for wrong in (images(32, channels=4), np.zeros((3, 2), np.float32)):
+        with pytest.raises(odelt.InputError, match="images of 1 or 3 channels; got"):
+            inception_features(network, resize_as_reference, jnp.asarray(wrong))
 
 
-def test_names_tell_the_features_apart(network):
-    assert PixelFeatures().name == "pixels"
-    assert InceptionFeatures(network).name == "inception"
-    clean = InceptionFeatures(network, "clean")
-    assert clean.name == "inception-clean"
-    given = images(40)
-    assert not np.allclose(clean(given), InceptionFeatures(network)(given))
-    with pytest.raises(InputError, match="one of reference, clean; got 'dirty'"):
-        InceptionFeatures(network, "dirty")
+def test_pixels_of_images_are_clipped_and_values_of_vectors_are_not():
+    features, given, vectors = (
+        Pixels().open((8, 8, 1)),
+        2 * images(4),
+        5 * RNG.standard_normal((3, 2)),
+    )
+    np.testing.assert_array_equal(features(given), np.clip(given, -1, 1).reshape(2, -1))
+    values = Pixels().open((2,))
+    assert values.name == "values"
+    np.testing.assert_array_equal(values(np.float32(vectors)), np.float32(vectors))
+    assert (features.name, features.width((4, 4, 3)), features.width((2,))) == ("pixels", 48, 2)
 
 
-def test_pixels_are_clipped_rows():
-    given = 2 * images(4)
-    np.testing.assert_array_equal(PixelFeatures()(given), np.clip(given, -1, 1).reshape(2, -1))
-    assert isinstance(PixelFeatures()(given), jax.Array)
+def test_features_may_be_any_function():
+    features = Features("means", lambda x: jnp.mean(x, axis=(1, 2)))
+    assert features(images(4)).shape == (2, 3)
+
+
+def test_a_classifier_learns_digits_and_is_read_back(classifier):
+    accuracy, (weights, report), folder = classifier
+    assert accuracy > 0.9
+    assert json.loads(report.read_text())["accuracy"] == accuracy
+    features = Classifier(folder).open((8, 8, 1))
+    assert features.name == Classifier(weights).open((8, 8, 1)).name
+    assert features.name.startswith("classifier-")
+    held_out, train = digits("held-out"), digits("train")
+    deviations = features(train.x).std(0)
+    np.testing.assert_allclose(deviations[deviations > 0], 1, rtol=1e-3)
+    judge = Judge(features, train, held_out, classes=10)
+    state = judge.accumulator(len(held_out))
+    judge.add(state, held_out.x, held_out.condition)
+    found = judge.quality(state)
+    assert found.accuracy == pytest.approx(accuracy)
+    assert found.frechet == pytest.approx(0, abs=1e-4)
+    assert judge.accuracy_by == "by the classifier"
+    with pytest.raises(odelt.InputError, match=r"images of shape \(8, 8, 1\); got \(4, 4, 1\)"):
+        features(np.zeros((2, 4, 4, 1), np.float32))
+
+
+def test_statistics_of_another_classifier_are_refused(classifier):
+    features = Classifier(classifier[2]).open((8, 8, 1))
+    other = Features("classifier-other", features.function)
+    train, held_out = digits("train"), digits("held-out")
+    reference = compute_statistics(other, held_out)
+    judge = Judge(features, train, held_out, classes=10, reference=reference)
+    with pytest.raises(odelt.InputError, match="feature mismatch: classifier-"):
+        judge.real_quality(100)
+
+
+def test_a_file_that_is_no_classifier_is_one_line(tmp_path):
+    with pytest.raises(odelt.InputError, match="there is no file"):
+        Classifier(tmp_path).open((8, 8, 1))
+    (tmp_path / "weights.safetensors").write_text("nothing")
+    with pytest.raises(odelt.InputError, match="is no network of this package"):
+        Classifier(tmp_path / "weights.safetensors").open((8, 8, 1))
+
+
+def test_a_classifier_needs_images_of_several_classes(tmp_path):
+    with pytest.raises(odelt.InputError, match=r"needs images of at least 2 classes; moons has"):
+        train_classifier(ClassifierConfig(data=Toy("moons")), tmp_path)

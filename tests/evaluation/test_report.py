@@ -1,4 +1,4 @@
-"""The report's files, and the page in a real browser."""
+"""The files of an evaluation, and the page in a real browser."""
 
 import dataclasses
 import json
@@ -6,99 +6,136 @@ import re
 import shutil
 import subprocess
 
+import numpy as np
 import pytest
 from PIL import Image
 
 import odelt_eqx as odelt
-from odelt_eqx.evaluation.grid import GridConfig
+from odelt_eqx.evaluation.grid import GridConfig, load_grid
+from odelt_eqx.evaluation.measure import Meter
 from odelt_eqx.evaluation.report import evaluate
-from odelt_eqx.evaluation.table import front, load_map
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*samples do not determine")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+CONFIG = GridConfig(steps=(1, 2), guidance=(1.0, 2.0), count=80, batch_size=40)
 
 
 @pytest.fixture(scope="module")
 def results(tiny_run, tmp_path_factory):
     """The folder of an evaluation, and the files written."""
     folder = tmp_path_factory.mktemp("results")
-    config = GridConfig(steps=(1, 2), guidance=(1.0, 2.0), count=100, batch_size=50)
-    return folder, evaluate(tiny_run, config, folder, command="python scripts/evaluate.py <run>")
+    return folder, evaluate(tiny_run, CONFIG, folder, command="python scripts/evaluate.py <run>")
 
 
-def test_evaluation_writes_a_table_its_data_two_pictures_and_a_page(results):
-    _, (grid, markdown, data, curves, page) = results
+def page_data(page):
+    text = page.read_text()
+    return json.loads(re.search(r'application/json">(.*?)</script>', text, re.DOTALL)[1])
+
+
+def test_evaluation_writes_a_grid_two_figures_and_a_page(results):
+    _, (figure, markdown, data, curves, page) = results
     rows = [line for line in markdown.read_text().splitlines() if line.startswith("|")]
     assert len(rows) == 2 + 8 + 2
     document = json.loads(data.read_text())
-    assert [document[name] for name in ("features", "count", "step")] == ["pixels", 100, 6]
-    cells = [(c["depth"], c["guidance"], c["time"]["steps"]) for c in document["cells"]]
-    assert cells == [(d, w, t) for d in (2, 4) for w in (1, 2) for t in (1, 2)]
-    for cell in document["cells"]:
-        assert cell["evaluations"] == cell["time"]["steps"] * (1 if cell["guidance"] == 1 else 2)
-        assert cell["memory"] > 1000
-        assert cell["quality"]["frechet_error"] > 0
-    for picture in (grid, curves):
-        assert min(Image.open(picture).size) > 300
+    assert [document[name] for name in ("features", "count", "step")] == ["pixels", 80, 6]
+    configs = [row["config"] for row in document["rows"]]
+    settings = [(c["depth"], c["guidance"], c["time"]["steps"]) for c in configs]
+    assert settings == [(d, w, t) for d in (2, 4) for w in (1, 2) for t in (1, 2)]
+    for row in document["rows"]:
+        guided = 1 if row["config"]["guidance"] == 1 else 2
+        assert row["evaluations"] == guided * row["config"]["time"]["steps"]
+        assert row["memory"] > 1000
+        assert row["quality"]["frechet_error"] > 0
+    for image in (figure, curves):
+        assert max(Image.open(image).size) > 300
     assert page.exists()
 
 
-def test_a_second_evaluation_measures_what_is_new_and_no_more(
-    tiny_run, results, tmp_path, monkeypatch
-):
+def test_a_second_evaluation_measures_only_what_is_new(tiny_run, results, tmp_path, monkeypatch):
     folder = tmp_path / "copy"
     shutil.copytree(results[0], folder)
-    config = GridConfig(steps=(1,), depths=(2,), count=100, batch_size=50)
-    before, known = load_map(folder), (folder / "rows.jsonl").read_text()
+    config = dataclasses.replace(CONFIG, steps=(1,), depths=(2,), guidance=(1.0,))
+    before, known = load_grid(folder), (folder / "rows.jsonl").read_text()
     with monkeypatch.context() as patch:
-        nothing = lambda *_, **__: pytest.fail("this was measured before")
-        patch.setattr("odelt_eqx.evaluation.measure.generate", nothing)
+        patch.setattr(Meter, "_measure_row", lambda *_: pytest.fail("this was measured before"))
         evaluate(tiny_run, config, folder)
     assert (folder / "rows.jsonl").read_text() == known
-    after = load_map(folder)
-    assert after.cells == before.cells[:1]
+    after = load_grid(folder)
+    assert after.rows == before.rows[:1]
     assert after.bounds == before.bounds
     evaluate(tiny_run, dataclasses.replace(config, seed=1, likelihood=1), folder)
     rows = (folder / "rows.jsonl").read_text()
     assert rows.startswith(known)
-    assert len(rows[len(known) :].splitlines()) == 3  # a cell, its bounds, its bits
-    (bits,) = load_map(folder).likelihood
+    assert len(rows[len(known) :].splitlines()) == 3  # a row, its bounds, its bits
+    (bits,) = load_grid(folder).likelihood
     assert bits.bits > 0 < bits.error
-    assert "| 2 | 1 | " in (folder / "table.md").read_text().split("bits per dimension")[1]
+    assert "| 2 | 1 | " in (folder / "grid.md").read_text().split("bits per dimension")[1]
 
 
-def test_rows_that_are_none_are_one_line(tiny_run, tmp_path):
-    (tmp_path / "rows.jsonl").write_text("no rows\n")
+@pytest.mark.parametrize("text", ["no rows\n", '{"a": 1}\n'])
+def test_a_file_without_rows_is_one_line(tiny_run, tmp_path, text):
+    (tmp_path / "rows.jsonl").write_text(text)
     with pytest.raises(odelt.InputError, match="holds no measured rows"):
-        evaluate(tiny_run, GridConfig(steps=(1,), count=100, batch_size=50), tmp_path)
+        evaluate(tiny_run, CONFIG, tmp_path)
 
 
-def test_a_depth_the_run_has_not_is_refused_before_anything_is_measured(tiny_run):
+def test_a_depth_the_run_lacks_is_refused_before_anything_is_measured(tiny_run):
     with pytest.raises(odelt.InputError, match="depth must be one of 2, 4"):
         evaluate(tiny_run, GridConfig(depths=(3,)))
 
 
-def test_the_page_holds_all_it_needs_and_nothing_else_is_executed(results):
+def test_the_page_needs_no_other_file_and_executes_nothing_else(results):
     text = (results[0] / "report.html").read_text()
     assert "python scripts/evaluate.py &lt;run&gt;" in text
     assert not re.search(r"(src|href)=[\"']?http", text)
-    data = json.loads(re.search(r'application/json">(.*?)</script>', text, re.DOTALL)[1])
-    assert len(data["cells"]) == 8
-    assert all(cell["sheet"].startswith("data:image/png;base64,") for cell in data["cells"])
-    for cell in load_map(results[0]).cells:
-        assert Image.open(results[0] / cell.samples).size == (91, 37)  # ten by four digits
+    data = page_data(results[0] / "report.html")
+    assert len(data["rows"]) == 8
+    assert all(row["sheet"].startswith("data:image/png;base64,") for row in data["rows"])
+    command = data["rows"][3]["command"]
+    options = " --depth 2 --guidance 2.0 time:fixed-steps --time.steps 2"
+    assert command.endswith(options)
+    for row in load_grid(results[0]).rows:
+        assert Image.open(results[0] / "samples" / row.samples).size == (91, 37)  # 10 x 4 digits
 
 
-def test_the_front_is_what_nothing_beats(results):
-    cells = load_map(results[0]).cells
-    best = front(cells)
-    for cell in cells:
+def test_no_row_beats_those_of_the_front(results):
+    grid = load_grid(results[0])
+    for row in grid.rows:
         beaten = any(
-            other.milliseconds <= cell.milliseconds
-            and other.quality.frechet <= cell.quality.frechet
-            and other != cell
-            for other in cells
+            other.milliseconds <= row.milliseconds
+            and other.quality.frechet <= row.quality.frechet
+            and other is not row
+            for other in grid.rows
         )
-        assert (cell in best) != beaten
+        assert (row in grid.front) != beaten
+
+
+def test_a_run_on_vectors_is_evaluated(moons, tmp_path):
+    config = GridConfig(steps=(1, 2), depths=(2,), count=40, batch_size=20, likelihood=1)
+    paths = evaluate(moons, config, tmp_path)
+    names = [*("grid.png", "grid.md", "grid.json", "curves.png", "report.html")]
+    assert [path.name for path in paths] == [*names, "length.png", "density.png"]
+    grid = load_grid(tmp_path)
+    assert grid.shape == (2,)
+    assert [row.evaluations for row in grid.rows] == [1, 2]
+    assert all(row.quality.accuracy is not None for row in grid.rows)
+    assert len(grid.likelihood) == 1
+    for path in (paths[0], paths[3], *paths[5:]):
+        assert np.asarray(Image.open(path).convert("L")).std() > 5
+    data = page_data(paths[4])
+    assert (data["strip"], data["classes"]) == ([1, 1], [])
+    assert all(row["sheet"].startswith("data:image/png;base64,") for row in data["rows"])
+    assert paths[4].read_text().count('<img src="data:image/png') == 2
+    # The run samples in 3 steps at depth 1 by default.
+    assert data["rows"][0]["command"].endswith("--depth 2 time:fixed-steps --time.steps 1")
+
+
+def test_a_network_without_conditions_has_no_class_accuracy(checkerboard, tmp_path):
+    paths = evaluate(checkerboard, GridConfig(steps=(1,), count=20, batch_size=20), tmp_path)
+    grid = load_grid(tmp_path)
+    assert grid.rows[0].quality.accuracy is None
+    assert "Class accuracy" not in paths[1].read_text()
+    assert all(path.exists() for path in paths)
 
 
 def browse(page, words="", script=""):
@@ -116,24 +153,24 @@ def browse(page, words="", script=""):
 
 @pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
-def test_the_dials_choose_the_pictures_in_a_browser(results):
+def test_the_sliders_select_the_samples_in_a_browser(results):
     page = results[0] / "report.html"
-    data = json.loads(re.search(r'application/json">(.*?)</script>', page.read_text(), re.S)[1])
+    rows = page_data(page)["rows"]
     shown = lambda text: re.search(r'<img id="sheet"[^>]* src="([^"]*)"', text)[1]
-    sheet = {(c["plan"], c["depth"], c["guidance"]): c["sheet"] for c in data["cells"]}
+    sheet = {(row["time"], row["depth"], row["config"]["guidance"]): row["sheet"] for row in rows}
 
     linked = browse(page, "#time=1&depth=4&guidance=2")
     assert shown(linked) == sheet["2 time steps", 4, 2]
-    assert linked.count('class="dot') == len(data["cells"]) == linked.count('class="strip')
-    assert linked.count('class="strip other') == len(data["cells"]) / 2  # of the other guidance
+    assert linked.count('class="dot') == len(rows) == linked.count('class="strip')
+    assert linked.count('class="strip other') == len(rows) / 2  # of the other guidance
     turned = browse(
         page,
         "#time=1&depth=4&guidance=2",
-        "const depth = document.getElementById('depth'); depth.value = 0;"
-        "depth.dispatchEvent(new Event('input'));",
+        "const slider = document.getElementById('depth'); slider.value = 0;"
+        "slider.dispatchEvent(new Event('input'));",
     )
     assert shown(turned) == sheet["2 time steps", 2, 2]
-    assert "--depth 2 --guidance 2 time:fixed-steps --time.steps 2" in turned
+    assert "--depth 2 --guidance 2.0 time:fixed-steps --time.steps 2" in turned
     clicked = browse(
         page, script="document.querySelector('.strip').dispatchEvent(new MouseEvent('click'));"
     )

@@ -1,19 +1,40 @@
-"""Pictures on request, as sheets, arrays and film strips."""
+"""Samples of a run as images, arrays and film strips; latents; the script's defaults."""
 
 import dataclasses
+import json
+import runpy
+import sys
+from pathlib import Path
 
+import equinox as eqx
+import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 from PIL import Image
 
 import odelt_eqx as odelt
-from odelt_eqx.evaluation.samples import SampleConfig, draw_samples
+from odelt_eqx.data import HeldOut, Shards
+from odelt_eqx.data.latents import prepare_latents
+from odelt_eqx.data.prepare import PrepareConfig
+from odelt_eqx.evaluation.features import open_autoencoder
+from odelt_eqx.evaluation.grid import GridConfig
+from odelt_eqx.evaluation.report import evaluate
+from odelt_eqx.evaluation.samples import SampleRequest, save_samples
+from odelt_eqx.interop import load_autoencoder
+from odelt_eqx.presets import preset
+from odelt_eqx.training.train import train
+from tests.conftest import GOLDEN, golden_weight
+from tests.data.makers import write_images
+
+FOUR_STEPS = odelt.SampleConfig(time=odelt.FixedSteps(steps=4))
+HEUN = odelt.SampleConfig(time=odelt.FixedSteps(steps=32, solver="heun"), depth=2)
 
 
 def test_samples_are_a_sheet_and_arrays_and_repeat_by_seed(tiny_run, tmp_path):
-    def draw(name, **changes):
-        config = SampleConfig(labels=(3, 7), count=4, out=tmp_path / name, **changes)
-        (sheet, arrays), _ = draw_samples(tiny_run, config)
+    def draw(name, config=FOUR_STEPS, **changes):
+        request = SampleRequest(labels=(3, 7), count=4, out=tmp_path / name, **changes)
+        (sheet, arrays), _ = save_samples(tiny_run, request, config)
         assert Image.open(sheet).size[0] > 100
         return np.load(arrays)
 
@@ -22,44 +43,164 @@ def test_samples_are_a_sheet_and_arrays_and_repeat_by_seed(tiny_run, tmp_path):
     assert first["labels"].tolist() == [3, 7, 3, 7]
     np.testing.assert_array_equal(first["images"], again["images"])
     assert np.abs(first["images"] - other["images"]).max() > 0.1
-    more = np.load(draw_samples(tiny_run, SampleConfig(count=9, out=tmp_path / "more"))[0][1])
-    np.testing.assert_array_equal(more["noise"][:4], first["noise"])  # each picture has its own
-    assert np.abs(first["images"] - draw("d", depth="plain")["images"]).max() > 0
+    request = SampleRequest(count=9, out=tmp_path / "more")
+    more = np.load(save_samples(tiny_run, request, FOUR_STEPS)[0][1])
+    np.testing.assert_array_equal(more["noise"][:4], first["noise"])  # each sample has its own
+    plain = draw("d", dataclasses.replace(FOUR_STEPS, depth="plain"))
+    assert np.abs(first["images"] - plain["images"]).max() > 0
 
 
-def test_a_film_strip_and_a_way_back_from_images(tiny_run, tmp_path):
-    time = odelt.FixedSteps(steps=32, solver="heun")
-    there = SampleConfig(
-        count=4, time=time, depth=2, trajectory=(0.0, 0.5, 1.0), out=tmp_path / "there"
-    )
-    paths, _ = draw_samples(tiny_run, there)
-    assert [path.name for path in paths] == ["there.png", "there.npz", "there-strip.png"]
+def test_a_film_strip_and_the_way_back_from_images(tiny_run, tmp_path):
+    request = SampleRequest(count=4, trajectory=(0.0, 0.5, 1.0), out=tmp_path / "out")
+    paths, _ = save_samples(tiny_run, request, HEUN)
+    assert [path.name for path in paths] == ["out.png", "out.npz", "out-strip.png"]
     first = np.load(paths[1])
     assert first["states"].shape == (3, 4, 8, 8, 1)
     np.testing.assert_allclose(first["states"][0], first["noise"], atol=1e-6)
+    width, height = Image.open(paths[2]).size
+    assert width < height  # a row per sample, a column per time
 
-    back = SampleConfig(time=time, depth=2, from_images=paths[1], out=tmp_path / "back")
-    second = np.load(draw_samples(tiny_run, back)[0][1])
+    back = SampleRequest(from_images=paths[1], out=tmp_path / "back")
+    second = np.load(save_samples(tiny_run, back, HEUN)[0][1])
     np.testing.assert_allclose(second["noise"], first["noise"], atol=1e-2)
     np.testing.assert_allclose(second["images"], first["images"], atol=1e-2)
     np.testing.assert_array_equal(second["labels"], first["labels"])
 
     other = dataclasses.replace(back, labels=(7,), out=tmp_path / "other")
-    assert np.load(draw_samples(tiny_run, other)[0][1])["labels"].tolist() == [7] * 4
+    arrays = np.load(save_samples(tiny_run, other, HEUN)[0][1])
+    assert arrays["labels"].tolist() == [7] * 4
 
 
 @pytest.mark.parametrize(("labels", "count"), [((), 100), ((3,), 100), (tuple(range(9)) * 4, 36)])
-def test_a_sheet_is_a_picture_that_fits_a_screen(tiny_run, tmp_path, labels, count):
-    config = SampleConfig(labels=labels, count=count, depth=2, out=tmp_path / "sheet")
-    width, height = Image.open(draw_samples(tiny_run, config)[0][0]).size
+def test_a_sheet_fits_a_screen(tiny_run, tmp_path, labels, count):
+    request = SampleRequest(labels=labels, count=count, out=tmp_path / "sheet")
+    config = odelt.SampleConfig(depth=2)
+    width, height = Image.open(save_samples(tiny_run, request, config)[0][0]).size
     assert 200 < width <= 640
     assert 100 < height <= 1280
 
 
 @pytest.mark.parametrize("content", [b"", b"PK nonsense"])
-def test_a_file_that_holds_no_images_is_one_line(tiny_run, tmp_path, content):
+def test_a_file_without_images_is_one_line(tiny_run, tmp_path, content):
     path = tmp_path / "images.npz"
     path.write_bytes(content)
     for file in (path, tmp_path / "nothing.npz"):
-        with pytest.raises(odelt.InputError, match="holds no images and labels to start from"):
-            draw_samples(tiny_run, SampleConfig(from_images=file))
+        with pytest.raises(odelt.InputError, match="is not a file of images and labels to start"):
+            save_samples(tiny_run, SampleRequest(from_images=file))
+
+
+def test_vectors_are_points_and_come_back(moons, tmp_path):
+    request = SampleRequest(count=6, trajectory=(0.5, 1.0), out=tmp_path / "out")
+    paths, stats = save_samples(moons, request)
+    assert stats.evaluations.tolist() == [3] * 6  # as the run's config says
+    arrays = np.load(paths[1])
+    assert arrays["vectors"].shape == (6, 2)
+    assert arrays["labels"].tolist() == [0, 1] * 3
+    for path in (paths[0], paths[2]):
+        assert np.asarray(Image.open(path).convert("L")).std() > 1
+    back = SampleRequest(from_images=paths[1], out=tmp_path / "back")
+    again = np.load(save_samples(moons, back)[0][1])
+    np.testing.assert_allclose(again["vectors"], arrays["vectors"], atol=0.1)
+
+
+def test_a_network_without_conditions_is_sampled(checkerboard, tmp_path):
+    paths, _ = save_samples(checkerboard, SampleRequest(count=3, out=tmp_path / "out"))
+    assert np.load(paths[1])["vectors"].shape == (3, 2)
+
+
+@pytest.fixture
+def script(monkeypatch, capfd):
+    """Run scripts/sample.py in this process; return its exit status, output and errors."""
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["sample.py", *map(str, words)])
+        status = 0
+        try:
+            path = Path(__file__).parents[2] / "scripts" / "sample.py"
+            runpy.run_path(str(path), run_name="__main__")
+        except SystemExit as end:
+            status = end.code or 0
+        return status, *capfd.readouterr()
+
+    return run
+
+
+def test_the_script_samples_as_the_config_of_the_run_says(script, moons, tmp_path):
+    words = ("--count", 2, "--out", tmp_path / "out")
+    for order in ((moons, *words), (*words, moons)):
+        status, out, _ = script(*order)
+        assert status == 0
+        assert "time steps per sample: 3\n" in out
+        assert "depth reached per sample: 1\n" in out
+    status, out, _ = script(moons, *words, "--depth", 2, "time:adaptive", "--time.rtol", "1e-2")
+    assert status == 0
+    assert "depth reached per sample: 2\n" in out
+    status, out, _ = script(moons, "--help")
+    assert "(default: 1)" in out
+    status, _, errors = script("--out", moons, moons.parent)
+    assert status == 2
+    assert "give the run folder first" in errors
+
+
+def test_a_budget_excludes_other_settings(script, moons):
+    status, _, errors = script(moons, "--budget-ms", 1, "--depth", 2)
+    assert status == 2
+    assert "budget_ms chooses time, length, depth and guidance: leave them out" in errors
+    status, _, errors = script(moons, "--budget-ms", 1)
+    assert status == 2
+    assert "there is no grid" in errors
+
+
+@pytest.fixture(scope="module")
+def autoencoder(tmp_path_factory):
+    """The recorded tiny autoencoder as diffusers lays it out: 4 channels, a half of the size."""
+    file, folder = np.load(GOLDEN / "autoencoder_tiny.npz"), tmp_path_factory.mktemp("vae")
+    weights = {n: golden_weight(n, s) for n, s in json.loads(str(file["names"])).items()}
+    safetensors.numpy.save_file(weights, folder / "diffusion_pytorch_model.safetensors")
+    (folder / "config.json").write_text(str(file["config"]))
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def latent_run(autoencoder, tmp_path_factory):
+    """The preset `imagenet-b`, made small, trained on the latents of a folder of images."""
+    folder = tmp_path_factory.mktemp("latents")
+    size = 4 * load_autoencoder(autoencoder).config.reduction
+    images = write_images(folder / "images", count=60, size=(size, size))
+    shaped = PrepareConfig(size=size, workers=1, held_out=HeldOut(0.3))
+    prepare_latents(images, folder / "shards", shaped, load_autoencoder(autoencoder))
+    base = preset("imagenet-b")
+    small = {"hidden_size": 16, "num_heads": 2, "depth": 2, "depth_min": 2, "depth_group": 2}
+    model = dataclasses.replace(base.model, image_size=4, patch_size=2, num_classes=2, **small)
+    data = Shards(folder / "shards")
+    config = dataclasses.replace(base, model=model, data=data, steps=1, batch_size=16)
+    train(config, folder / "run")
+    return folder / "run"
+
+
+def test_latents_are_decoded(latent_run, autoencoder, tmp_path):
+    request = SampleRequest(count=3, autoencoder=autoencoder, out=tmp_path / "samples")
+    save_samples(latent_run, request)
+    network = load_autoencoder(autoencoder)
+    with np.load(tmp_path / "samples.npz") as arrays:
+        assert arrays["latents"].shape == (3, 4, 4, 4)
+        expected = eqx.filter_jit(network.decode)(jax.numpy.asarray(arrays["latents"]))
+        np.testing.assert_allclose(arrays["images"], expected, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:.*samples do not determine")
+def test_a_grid_of_latents_measures_their_images(latent_run, autoencoder, tmp_path):
+    config = GridConfig(steps=(1,), count=24, batch_size=12, autoencoder=autoencoder)
+    evaluate(latent_run, config, tmp_path)
+    grid = json.loads((tmp_path / "grid.json").read_text())
+    side = 4 * load_autoencoder(autoencoder).config.reduction
+    assert grid["shape"] == [side, side, 3]
+    assert grid["rows"][0]["quality"]["frechet"] > grid["bounds"]["real"]["frechet"]
+    assert "--autoencoder AUTOENCODER" in (tmp_path / "report.html").read_text()
+
+
+def test_an_autoencoder_of_other_latents_is_refused(autoencoder):
+    with pytest.raises(
+        odelt.InputError, match=r"latents of 4 channels; .* makes shape \(8, 8, 1\)"
+    ):
+        open_autoencoder(autoencoder, preset("digits").model.shape)

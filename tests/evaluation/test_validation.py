@@ -30,7 +30,7 @@ def test_a_flow_without_steps_has_bins_of_time_alone():
 
 
 def test_a_run_is_validated_at_every_depth(tiny_run, tmp_path):
-    table, data, picture = validate(tiny_run, tmp_path)
+    table, data, figure = validate(tiny_run, tmp_path)
     losses = json.loads(data.read_text())
     assert {loss["depth"] for loss in losses} == {2, 4}
     for depth in (2, 4):
@@ -39,4 +39,11 @@ def test_a_run_is_validated_at_every_depth(tiny_run, tmp_path):
             counts[loss["axis"]] += loss["count"] if loss["depth"] == depth else 0
         assert counts["step"] >= 4096 > counts["time"] > 3000
     assert table.read_text().count("\n| 4 |") == 2
-    assert min(Image.open(picture).size) > 300
+    assert min(Image.open(figure).size) > 300
+
+
+def test_a_run_on_vectors_is_validated(checkerboard, tmp_path):
+    table, data, _ = validate(checkerboard, tmp_path)
+    losses = json.loads(data.read_text())
+    assert {(loss["depth"], loss["axis"]) for loss in losses} == {(1, "time"), (2, "time")}
+    assert "step index" not in table.read_text()

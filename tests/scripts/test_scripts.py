@@ -12,7 +12,7 @@ import odelt_eqx as odelt
 from odelt_eqx.nn.flops import velocity_flops
 from odelt_eqx.objective import TRAIN_TYPES
 from tests.conftest import GOLDEN, TINY
-from tests.data.makers import write_pictures
+from tests.data.makers import write_images
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
@@ -40,18 +40,18 @@ def test_sample_with_an_adaptive_plan_on_each_axis(command, tiny_run, tmp_path):
         *("length:fixed-steps", "--length.solver", "heun"),
     )
     assert status == 0
-    assert "network evaluations per picture: " in out
+    assert "network evaluations per sample: " in out
     assert (tmp_path / "drawn.png").exists()
     assert (tmp_path / "drawn.npz").exists()
 
 
-def test_evaluate_rebuilds_the_table(command, tiny_run):
-    (tiny_run / "table.md").unlink(missing_ok=True)
+def test_evaluate_rebuilds_the_grid(command, tiny_run):
+    (tiny_run / "grid.md").unlink(missing_ok=True)
     words = ("--steps", 1, "--depths", 2, "--count", 100, "--batch-size", 50)
     status, out, _ = command("evaluate.py", tiny_run, *words)
     assert status == 0
-    assert out.splitlines()[1] == str(tiny_run / "table.md")
-    assert (tiny_run / "table.md").read_text().count("\n| 2 | euler | 1 |") == 1
+    assert out.splitlines()[1] == str(tiny_run / "grid.md")
+    assert (tiny_run / "grid.md").read_text().count("\n| 2 | euler | 1 |") == 1
 
 
 def test_a_classifier_and_statistics_are_what_a_run_is_measured_by(command, tiny_run, tmp_path):
@@ -62,23 +62,23 @@ def test_a_classifier_and_statistics_are_what_a_run_is_measured_by(command, tiny
     seen = ("features:classifier", "--features.path", classifier)
     status, out, _ = command("stats.py", statistics, "--split", "held-out", *seen)
     assert status == 0
-    assert out.startswith("360 pictures, 128 features (classifier-")
+    assert out.startswith("360 examples, 128 features (classifier-")
     words = ("--steps", 1, "--depths", 2, "--count", 200, "--batch-size", 200)
     words += ("--out", tmp_path, "--guidance", 1, "--reference", statistics)
     assert command("evaluate.py", tiny_run, *words, *seen)[0] == 0
-    table = (tmp_path / "table.md").read_text()
-    assert "by the classifier" in table
-    assert "to given statistics" in table
+    grid = (tmp_path / "grid.md").read_text()
+    assert "by the classifier" in grid
+    assert "to given statistics" in grid
     status, _, errors = command("evaluate.py", tiny_run, *words)  # statistics of other features
     assert status == 2
-    assert "are no features of one kind: compare like to like" in errors
+    assert "feature mismatch: " in errors
 
 
 def test_a_budget_chooses_what_was_measured(command, tiny_run, tmp_path):
-    (tiny_run / "table.json").unlink(missing_ok=True)
+    (tiny_run / "grid.json").unlink(missing_ok=True)
     status, _, errors = command("sample.py", tiny_run, "--budget-ms", 20)
     assert status == 2
-    assert "there is no map" in errors
+    assert "there is no grid" in errors
     words = ("--steps", 1, 2, "--depths", 2, "--count", 100, "--batch-size", 50)
     assert command("evaluate.py", tiny_run, *words)[0] == 0
     words = ("--count", 2, "--out", tmp_path / "drawn", "--budget-ms")
@@ -87,7 +87,7 @@ def test_a_budget_chooses_what_was_measured(command, tiny_run, tmp_path):
     assert "note: depth 2, euler, " in errors
     status, _, errors = command("sample.py", tiny_run, *words, 1e-6)
     assert status == 2
-    assert "was measured within this budget: the fastest setting takes" in errors
+    assert "is within this budget: the fastest takes" in errors
     status, _, errors = command("sample.py", tiny_run, *words, 1, "--depth", 2)
     assert status == 2
     assert "budget_ms chooses time, length, depth and guidance: leave them out" in errors
@@ -112,9 +112,9 @@ def test_sample_along_given_times(command, tiny_run, tmp_path):
     status, out, _ = command("sample.py", tiny_run, *words)
     assert status == 0
     assert out.splitlines()[:3] == [
-        "time steps per picture: 2",
-        "rejected steps per picture: 0",
-        "network evaluations per picture: 2",
+        "time steps per sample: 2",
+        "rejected steps per sample: 0",
+        "network evaluations per sample: 2",
     ]
 
 
@@ -138,17 +138,17 @@ def test_info_tells_what_a_run_is_and_touches_nothing(command, tiny_run):
 
 
 def test_prepare_makes_shards_that_train_reads(command, tmp_path):
-    source, out = write_pictures(tmp_path / "pictures"), tmp_path / "out"
+    source, out = write_images(tmp_path / "images"), tmp_path / "out"
     words = ("--size", 8, "--workers", 1, "--held-out.share", 0.3)
     status, printed, _ = command("prepare.py", source, out, *words)
     assert (status, printed.split()) == (0, [str(out / "skipped.jsonl"), str(out / "index.json")])
     words = ("--model.num-classes", 1, "--run", "nowhere", "data:shards", "--data.folder", out)
     status, _, errors = command("train.py", *words)
     assert status == 2
-    assert f"the network takes images of shape (8, 8, 1), {out} has (8, 8, 3)" in errors
+    assert f"the network takes examples of shape (8, 8, 1), {out} has (8, 8, 3)" in errors
 
 
-NO_SHARDS = "error: shards/imagenet-latents is no folder of shards: it has no index.json"
+NO_SHARDS = "error: shards/imagenet-latents is not a folder of shards: it has no index.json"
 LENGTH = ("objective:length-consistency",)
 SHORTCUT = (*LENGTH, "objective.objective:shortcut")
 README_FLAGS = [
@@ -166,10 +166,18 @@ README_FLAGS = [
     ("objective:mean-flow", "--objective.power", "0"),
     ("objective:consistency", "--objective.class-dropout", "0"),
     ("--teacher", "runs/x"),
-    ("--watch.sample-every", "500", "--watch.sample-steps", "1", "4", "--watch.peak-flops", "1e12"),
+    (
+        "--logging.sample-every",
+        "500",
+        "--logging.sample-steps",
+        "1",
+        "4",
+        "--logging.peak-flops",
+        "1e12",
+    ),
     ("--loading.workers", "2", "--loading.threads", "1", "--loading.buffer", "2"),
     (*SHORTCUT, "data:shards", "--data.folder", "shards/imagenet-latents"),
-    ("--watch.to", "tensorboard", "wandb", "--watch.sample-depths", "4", "12"),
+    ("--logging.to", "tensorboard", "wandb", "--logging.sample-depths", "4", "12"),
 ]
 
 
@@ -209,15 +217,18 @@ def test_every_kind_of_data_is_chosen_by_its_name(command, words):
 
 
 MISTAKES = [
-    (("train.py", "imagenet-b"), "shards/imagenet-latents is no folder of shards"),
+    (("train.py", "imagenet-b"), "shards/imagenet-latents is not a folder of shards"),
     (("convert.py", "digits", "nowhere.pkl", "out"), "there is no file nowhere.pkl"),
     (("convert.py", "digits", "RUN", "RUN"), "exists; choose another path"),
-    (("train.py", "data:npz", "--data.path", "no.npz"), "no.npz holds no images and labels"),
+    (
+        ("train.py", "data:npz", "--data.path", "no.npz"),
+        "no.npz is not a file of images and labels",
+    ),
     (("train.py", "--loading.threads", "0"), "threads must be at least 1; got 0"),
     (("prepare.py", "nowhere", "out"), "there is no folder or file nowhere"),
     (("prepare.py", "RUN", "out", "--part", "4/3"), "like 3/16; got 4/3"),
     (("train.py", "digit"), "no preset is called 'digit'; did you mean digits?"),
-    (("train.py", "digits", "--run", "RUN"), "exists; use --resume to go on with it"),
+    (("train.py", "digits", "--run", "RUN"), "exists; use --resume to continue it"),
     (("train.py", "digits", "meanflow"), "called 'meanflow'; did you mean mean-flow?"),
     (
         ("train.py", "digits", "progressive", "--run", "nowhere"),
@@ -229,14 +240,14 @@ MISTAKES = [
     ),
     (("train.py", "--steps", "0"), "steps must be at least 1; got 0"),
     (("train.py", "--model.depth-min", "1"), "depth_min must lie between"),
-    (("train.py", "--model.image-size", "16"), "the network takes images of shape (16, 16, 1)"),
+    (("train.py", "--model.image-size", "16"), "the network takes examples of shape (16, 16, 1)"),
     (("train.py", "--model.num-classes", "5"), "model.num_classes is 5, digits has 10"),
     (("stats.py", "x.npz", "--batch-size", "0"), "batch_size must be at least 1; got 0"),
     (("classifier.py", "x", "--steps", "0"), "steps must be at least 1; got 0"),
     (("evaluate.py", "RUN", "features:inception", "--features.path", "x.pickle"), "no file"),
     (("sample.py", "nowhere"), "nowhere is not a run folder"),
     (("info.py", "nowhere"), "nowhere is not a run folder"),
-    (("train.py", "--watch.sample-depths", "3"), "depth must be one of 2, 4, 6"),
+    (("train.py", "--logging.sample-depths", "3"), "depth must be one of 2, 4, 6"),
     (("evaluate.py", "nowhere"), "nowhere is not a run folder"),
     (("evaluate.py", "RUN", "--depths", "5"), "depth must be one of 2, 4 (in blocks); got 5"),
     (("sample.py", "RUN", "--depth", "3"), "depth must be one of 2, 4 (in blocks); got 3"),

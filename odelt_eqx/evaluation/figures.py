@@ -1,0 +1,176 @@
+"""Figures: samples of a row and over the grid, and curves of quality over cost.
+
+Images are laid out on sheets. Vectors are points of a scatter plot of their first two values.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter, StrMethodFormatter
+from PIL import Image
+
+from odelt_eqx.data.source import Source, read, sample_indices
+from odelt_eqx.evaluation.features import Samples
+from odelt_eqx.evaluation.grid import Grid, Row
+from odelt_eqx.evaluation.quality import Judge
+from odelt_eqx.files import atomic_write
+from odelt_eqx.images import rgb, save_png, tile
+
+SAMPLES = "samples"  # folder of the first samples of each row
+SHEET_PIXELS = 2**19  # pixels of a sheet, at most, so that a page of many sheets stays small
+COLUMNS, ROWS, POINTS = 10, 4, 2000
+
+
+def sheet_columns(shape: tuple[int, ...], classes: int) -> int:
+    """Return the number of images side by side on a sheet: one per class if there are few."""
+    wanted = classes if 2 < classes <= COLUMNS else COLUMNS
+    return max(1, min(wanted, SHEET_PIXELS // (shape[0] * shape[1])))
+
+
+def shown_count(shape: tuple[int, ...], classes: int, count: int) -> int:
+    """Return how many of `count` samples are shown: full rows of a sheet, or many points."""
+    if len(shape) != 3:
+        return min(count, POINTS)
+    columns = sheet_columns(shape, classes)
+    rows = min(ROWS, SHEET_PIXELS // (shape[0] * shape[1] * columns), count // columns)
+    return min(count, columns * max(1, rows))
+
+
+def save_row_samples(samples: Samples, classes: int, held_out: Source, path: Path) -> None:
+    """Write samples, classes in turn; the axes of a scatter plot are those of the data."""
+    if samples.ndim == 4:
+        columns = min(len(samples), sheet_columns(samples.shape[1:], classes))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_png(np.round(255 * rgb(tile(np.asarray(samples), columns))).astype(np.uint8), path)
+        return
+    figure = Figure(figsize=(3, 3))
+    axis = figure.add_axes((0, 0, 1, 1))
+    plot_points(axis, samples, np.arange(len(samples)) % classes, axis_limit(held_out))
+    save_figure(figure, path)
+
+
+def plot_points(axis: Any, points: Samples, labels: Any, limit: float) -> None:
+    """Draw vectors by their first two values, coloured by label; of one value, a histogram."""
+    points = np.asarray(points)
+    if points.shape[1] == 1:
+        axis.hist(points[:, 0], bins=60, range=(-limit, limit))
+    else:
+        colours = colormaps["tab10"](np.asarray(labels) % 10)
+        axis.scatter(points[:, 0], points[:, 1], s=4, c=colours, linewidths=0, alpha=0.6)
+        axis.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
+    axis.set(xticks=[], yticks=[])
+
+
+def axis_limit(source: Source) -> float:
+    """Return the half width of axes that show the vectors of a source."""
+    return 1.25 * float(np.abs(read(source, sample_indices(source, POINTS))[0]).max())
+
+
+def depth_colours(depths: Any) -> dict[int, Any]:
+    """Return a colour for each depth."""
+    return dict(zip(depths, colormaps["viridis"](np.linspace(0.1, 0.85, len(depths))), strict=True))
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as a PNG file."""
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+
+
+def save_grid_samples(grid: Grid, judge: Judge, folder: Path) -> None:
+    """Write grid.png, samples over depth and time at the first guidance, from the same noise.
+
+    At most three time plans are shown: the first, the middle one and the last. A panel has one
+    image per class, or the points of a row; points are shown beside the data.
+    """
+    rows = [row for row in grid.rows if row.config.guidance == grid.rows[0].config.guidance]
+    times, depths = list(dict.fromkeys(r.time for r in rows)), sorted({r.depth for r in rows})
+    times = [times[i] for i in sorted({0, (len(times) - 1) // 2, len(times) - 1})]
+    samples = {(row.depth, row.time): folder / SAMPLES / row.samples for row in rows}
+    images = len(grid.shape) == 3
+    width, height = (4, 0.6) if images else (2.3, 2.3)
+    columns = len(times) + (not images)
+    size = (width * columns, height * len(depths) + 0.9)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(depths), columns, squeeze=False)
+    for line, depth in zip(axes, depths, strict=True):
+        line[0].set_ylabel(f"depth {depth}")
+        for axis, time in zip(line, times, strict=False):
+            with Image.open(samples[depth, time]) as sheet:
+                pixels = np.asarray(sheet.convert("RGB"))
+            axis.imshow(pixels[: grid.shape[0] + 2] if images else pixels, interpolation="nearest")
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(not images)
+    for axis, time in zip(axes[0], times, strict=False):
+        axis.set_title(time)
+    if images:
+        shown = range(min(sheet_columns(grid.shape, judge.classes), grid.count))
+        for axis in axes[-1]:
+            ticks = (np.array(shown) + 0.5) * (grid.shape[1] + 1)
+            axis.set_xticks(ticks, [str(i % judge.classes) for i in shown])
+            axis.tick_params(length=0)
+        axes[-1, 0].set_xlabel("class asked for")
+    else:
+        for axis in axes[1:, -1]:
+            axis.set_axis_off()
+        axes[0, -1].set_title("data")
+        data, labels = read(judge.held_out, sample_indices(judge.held_out, POINTS))
+        plot_points(axes[0, -1], data, labels, axis_limit(judge.held_out))
+    save_figure(figure, folder / "grid.png")
+
+
+def save_curves(grid: Grid, path: Path) -> None:
+    """Write quality over network evaluations and latency, one colour per depth.
+
+    Solid lines join numbers of Euler steps; dotted ones, with a marker per solver, join tolerances.
+    All guidance weights but the first are fainter.
+    """
+    real = grid.bounds.real
+    names = {"accuracy": "class accuracy", "frechet": grid.frechet}
+    metrics = [metric for metric in names if getattr(real, metric) is not None]
+    costs = {"evaluations": "network evaluations", "milliseconds": "ms per sample"}
+    curves: dict[tuple[int, float, str], list[Row]] = {}
+    for row in grid.rows:
+        key = (row.depth, row.config.guidance, row.config.time.solver)
+        curves.setdefault(key, []).append(row)
+    guidances = list(dict.fromkeys(guidance for _, guidance, _ in curves))
+    adaptive = sorted({solver for _, _, solver in curves} - {"euler"})
+    markers = dict(zip(["euler", *adaptive], "os^vDPX*", strict=False))
+    colours = depth_colours(sorted({depth for depth, _, _ in curves}))
+    figure = Figure(figsize=(8.5, 3 * len(metrics)), layout="constrained")
+    panels = figure.subplots(len(metrics), 2, sharey="row", sharex="col", squeeze=False)
+    for metric, line in zip(metrics, panels, strict=True):
+        line[0].set_ylabel(names[metric])
+        for cost, axis in zip(costs, line, strict=True):
+            for (depth, guidance, solver), rows in curves.items():
+                label = f"depth {depth}" + ("" if solver == "euler" else f", {solver}")
+                label += f", guidance {guidance:g}" if len(guidances) > 1 else ""
+                axis.errorbar(
+                    [getattr(row, cost) for row in rows],
+                    [getattr(row.quality, metric) for row in rows],
+                    [getattr(row.quality, f"{metric}_error") or 0 for row in rows],
+                    color=colours[depth],
+                    marker=markers[solver],
+                    ls="-" if solver == "euler" else ":",
+                    alpha=max(0.25, 1 - 0.3 * guidances.index(guidance)),
+                    label=label,
+                )
+            axis.axhline(getattr(real, metric), color="grey", ls="--", label="real samples")
+            axis.set_xscale("log")
+            axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axis.minorticks_off()
+            axis.grid(alpha=0.3)
+    for axis, label in zip(panels[-1], costs.values(), strict=True):
+        axis.set_xlabel(label)
+    if max(row.quality.frechet for row in grid.rows) > 10 * real.frechet > 0:
+        panels[-1, 0].set_yscale("log")
+    else:
+        panels[-1, 0].set_ylim(0, None)
+    if len(metrics) == 2:
+        panels[0, 0].yaxis.set_major_formatter(PercentFormatter(1))
+    legend = panels[0, 0].get_legend_handles_labels()
+    figure.legend(*legend, loc="outside lower center", fontsize=8, ncols=4)
+    save_figure(figure, path)

@@ -1,0 +1,302 @@
+"""Statistics of feature vectors, and distances between two sets of them."""
+
+import dataclasses
+import warnings
+from collections.abc import Sequence
+from functools import reduce
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from odelt_eqx.data.source import Source, read_batches
+from odelt_eqx.errors import InputError, reason
+from odelt_eqx.evaluation.features import Features
+from odelt_eqx.files import read_arrays, write_arrays
+from odelt_eqx.progress import Progress
+
+Rows = Float[np.ndarray, "_ _"] | Float[Array, "_ _"]
+"""One feature vector per row."""
+
+KERNEL_SUBSET = 1000  # samples of each set in one estimate of the kernel distance, as is usual
+
+
+@dataclasses.dataclass(frozen=True)
+class Statistics:
+    """Mean and covariance of a set of feature vectors, in float64.
+
+    Args:
+        mean: (features,).
+        covariance: (features, features), with n - 1 in the denominator; zero for one vector.
+        count: number of vectors; None if unknown.
+        features: name of the features; None if unknown.
+
+    Raises:
+        InputError: the shapes do not fit together, or a value is not finite.
+    """
+
+    mean: Float[np.ndarray, " features"]
+    covariance: Float[np.ndarray, "_ _"]
+    count: int | None = None
+    features: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.covariance.shape != 2 * self.mean.shape:
+            raise InputError(
+                f"a covariance must be square and as wide as its mean {self.mean.shape}; "
+                f"got {self.covariance.shape}"
+            )
+        if not (np.isfinite(self.mean).all() and np.isfinite(self.covariance).all()):
+            raise InputError("a mean or a covariance is not finite")
+
+    @classmethod
+    def of(cls, rows: Rows, features: str | None = None) -> "Statistics":
+        """Return the statistics of feature vectors (count, features); zero if there is none."""
+        rows = np.asarray(rows, np.float64)
+        mean = rows.mean(0) if len(rows) else np.zeros(rows.shape[1])
+        deviations = rows - mean
+        covariance = deviations.T @ deviations / max(len(rows) - 1, 1)
+        return cls(mean, covariance, len(rows), features)
+
+    def merge(self, other: "Statistics") -> "Statistics":
+        """Return the statistics of both sets together; their counts must be known.
+
+        Source: Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm", eq. 2.1.
+        """
+        _check_same_features(self, other)
+        if not self.count or not other.count:
+            return self if self.count else other
+        count, gap = self.count + other.count, other.mean - self.mean
+        mean = self.mean + gap * (other.count / count)
+        scatter = np.outer(gap, gap) * (self.count * other.count / count)
+        scatter += self.covariance * (self.count - 1) + other.covariance * (other.count - 1)
+        return Statistics(mean, scatter / (count - 1), count, self.features)
+
+
+def _check_same_features(a: Rows | Statistics, b: Rows | Statistics) -> None:
+    """Raise an InputError if two sets are known to have different features."""
+    widths = [s.mean.size if isinstance(s, Statistics) else s.shape[1] for s in (a, b)]
+    names = [getattr(s, "features", None) for s in (a, b)]
+    if widths[0] != widths[1] or (all(names) and names[0] != names[1]):
+        first, second = (f"{n or 'unnamed'} ({w:,})" for n, w in zip(names, widths, strict=True))
+        raise InputError(f"feature mismatch: {first} and {second}")
+
+
+def frechet_distance(a: Rows | Statistics, b: Rows | Statistics) -> float:
+    r"""Return the Fréchet distance between Gaussians fitted to two sets.
+
+    $$|\mu_a - \mu_b|^2 + \mathrm{tr}\bigl(\Sigma_a + \Sigma_b
+      - 2 (\Sigma_a^{1/2} \Sigma_b \Sigma_a^{1/2})^{1/2}\bigr)$$
+
+    in float64. The last trace is the sum of the singular values of $A^T B$, where
+    $A A^T = \Sigma_a$ and $B B^T = \Sigma_b$, so covariances may be singular.
+
+    Source: arXiv 1706.08500. For Inception features it is the FID.
+    Differs from the reference: it adds 1e-6 to the diagonals of both covariances.
+
+    Args:
+        a: feature vectors (count, features), or their statistics.
+        b: the same for the other set.
+
+    Raises:
+        InputError: the features differ, or a set has fewer than two samples.
+
+    Warns:
+        UserWarning: a set has no more samples than features: its covariance is singular.
+    """
+    a, b = (s if isinstance(s, Statistics) else Statistics.of(s) for s in (a, b))
+    _check_same_features(a, b)
+    for count in (a.count, b.count):
+        if count is None or count > a.mean.size:
+            continue
+        if count < 2:
+            raise InputError(f"a covariance needs at least 2 samples; got {count}")
+        warnings.warn(
+            f"{count} samples do not determine the covariance of {a.mean.size} features: this "
+            "Fréchet distance compares only with others of as many samples",
+            stacklevel=2,
+        )
+    root_a, root_b = _root(a.covariance), _root(b.covariance)
+    cross = np.linalg.svd(root_a.T @ root_b, compute_uv=False).sum()
+    gap = np.square(a.mean - b.mean).sum()
+    return float(max(gap + np.square(root_a).sum() + np.square(root_b).sum() - 2 * cross, 0.0))
+
+
+def _root(covariance: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n rank"]:
+    """Return a factor whose product with its transpose is the covariance."""
+    try:
+        return np.linalg.cholesky(covariance)  # ten times as fast, unless it is singular
+    except np.linalg.LinAlgError:
+        pass
+    values, vectors = np.linalg.eigh(covariance)
+    positive = values > len(values) * np.finfo(np.float64).eps * max(values[-1], 0.0)
+    return vectors[:, positive] * np.sqrt(values[positive])
+
+
+def jackknife_frechet_distance(
+    groups: Sequence[Statistics], real: Statistics
+) -> tuple[float, float]:
+    """Return the Fréchet distance of disjoint groups together, and its jackknife standard error.
+
+    With the distances d_g that leave one of G groups out, the error is
+    `sqrt((G - 1) / G * sum((d_g - mean)^2))`. The statistics of the other set are taken as exact.
+
+    Raises:
+        InputError: there are fewer than two groups, or as for `frechet_distance`.
+    """
+    if len(groups) < 2:
+        raise InputError(f"an error needs at least two groups; got {len(groups)}")
+    value = frechet_distance(reduce(Statistics.merge, groups), real)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the distance of all groups has warned
+        left_out = [
+            frechet_distance(reduce(Statistics.merge, [*groups[:g], *groups[g + 1 :]]), real)
+            for g in range(len(groups))
+        ]
+    return value, float(np.std(left_out) * np.sqrt(len(groups) - 1))
+
+
+def kernel_distance(
+    a: Rows, b: Rows, *, subset: int = KERNEL_SUBSET, seed: int = 0
+) -> tuple[float, float]:
+    r"""Return the kernel distance between two sets, and its standard error.
+
+    The unbiased estimate of the squared maximum mean discrepancy under the kernel
+    $k(x, y) = (x \cdot y / d + 1)^3$ in d features, averaged over disjoint subsets, so that the
+    error is that of their mean. It may be negative. Unlike the Fréchet distance it has no bias for
+    small sets. For Inception features it is the KID.
+
+    Source: arXiv 1801.01401, section 4, which draws the subsets with replacement.
+
+    Args:
+        a: feature vectors (count, features).
+        b: the same for the other set.
+        subset: samples of each set in one estimate; fewer if that leaves fewer than ten estimates.
+        seed: decides which sample is in which subset.
+
+    Raises:
+        InputError: the numbers of features differ, or a set has fewer than 20 samples.
+    """
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    _check_same_features(a, b)
+    smaller = min(len(a), len(b))
+    if smaller < 20 or subset < 2:
+        raise InputError(
+            f"a kernel distance needs 20 samples of each set, and 2 in a subset; "
+            f"got {len(a)}, {len(b)} and {subset}"
+        )
+    size = min(subset, smaller // 10)
+    used, rng = smaller // size * size, np.random.default_rng(seed)
+    a_subsets, b_subsets = (rng.permutation(len(x))[:used].reshape(-1, size) for x in (a, b))
+    values = [_squared_mmd(a[i], b[j]) for i, j in zip(a_subsets, b_subsets, strict=True)]
+    return float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(len(values)))
+
+
+def _squared_mmd(a: Float[np.ndarray, "n features"], b: Float[np.ndarray, "n features"]) -> float:
+    """Return the unbiased estimate from two sets of the same size."""
+    from sklearn.metrics.pairwise import polynomial_kernel
+
+    n = len(a)
+    aa, bb, ab = polynomial_kernel(a), polynomial_kernel(b), polynomial_kernel(a, b)
+    within = (aa.sum() - np.trace(aa) + bb.sum() - np.trace(bb)) / (n * (n - 1))
+    return float(within - 2 * ab.mean())
+
+
+def precision_recall(samples: Rows, real: Rows, *, neighbours: int = 3) -> tuple[float, float]:
+    """Return improved precision and recall, both in [0, 1].
+
+    The manifold of a set is the union of balls around its members that reach to their
+    `neighbours`-th nearest other member. Precision is the share of samples inside the real
+    manifold, recall the share of real samples inside the manifold of the samples. Both grow with
+    the size of the sets: compare at equal sizes only. Memory is bounded.
+
+    Source: arXiv 1904.06991, eq. 1 and 2; there with 50,000 of each and the third neighbour.
+
+    Args:
+        samples: feature vectors (count, features).
+        real: the same for the real samples.
+        neighbours: which neighbour a ball reaches to, not counting the member itself.
+
+    Raises:
+        InputError: the numbers of features differ, or a set has no more members than `neighbours`.
+    """
+    _check_same_features(samples, real)
+    if not 1 <= neighbours < min(len(samples), len(real)):
+        raise InputError(
+            f"neighbours must be at least 1 and less than the members of both sets, "
+            f"{len(samples)} and {len(real)}; got {neighbours}"
+        )
+    generated, true = np.asarray(samples, np.float64), np.asarray(real, np.float64)
+    centre = true.mean(0)  # differences of large squares lose digits
+    generated, true = generated - centre, true - centre
+    precision = _in_manifold(generated, true, neighbours).mean()
+    return float(precision), float(_in_manifold(true, generated, neighbours).mean())
+
+
+def _in_manifold(
+    points: Float[np.ndarray, "points features"],
+    members: Float[np.ndarray, "members features"],
+    neighbours: int,
+) -> Bool[np.ndarray, " points"]:
+    """Return whether each point lies in the ball of a member, its surface included."""
+    from sklearn.metrics import pairwise_distances_chunked
+
+    # The nearest member is the member itself, at distance 0.
+    nearest = lambda chunk, _: np.partition(chunk, neighbours, axis=1)[:, neighbours]
+    radius = np.concatenate([*pairwise_distances_chunked(members, reduce_func=nearest)])
+    inside = lambda chunk, _: (chunk <= radius).any(axis=1)
+    return np.concatenate([*pairwise_distances_chunked(points, members, reduce_func=inside)])
+
+
+def distance_name(kind: Literal["Fréchet", "Kernel"], features: str) -> str:
+    """Return the name of a distance in these features: FID and KID for Inception only."""
+    short = {"Fréchet": "FID", "Kernel": "KID"}[kind]
+    if features == "inception":
+        return short
+    return f"{short} (clean)" if features == "inception-clean" else f"{kind} distance ({features})"
+
+
+def compute_statistics(features: Features, source: Source, batch_size: int = 250) -> Statistics:
+    """Return the statistics of a data set; the devices of `jax.set_mesh` share each batch.
+
+    Raises:
+        InputError: `batch_size`, the number of examples in memory, is not positive.
+    """
+    if batch_size < 1:
+        raise InputError(f"batch_size must be at least 1; got {batch_size}")
+    width = features.width(source.shape)
+    total = Statistics(np.zeros(width), np.zeros((width, width)), 0, features.name)
+    with Progress("statistics (samples)", len(source)) as progress:
+        for samples, _ in read_batches(source, range(len(source)), batch_size):
+            total = total.merge(Statistics.of(features(samples), features.name))
+            progress.advance(len(samples))
+    return total
+
+
+def save_statistics(statistics: Statistics, path: Path) -> None:
+    """Write statistics as the reference does: an `.npz` file with `mu` and `sigma`.
+
+    If they are known, the number of samples and the name of the features are in it as `count` and
+    `features`, which other readers ignore.
+    """
+    names = ("mu", "sigma", "count", "features")
+    arrays = zip(names, vars(statistics).values(), strict=True)
+    write_arrays(path, {name: array for name, array in arrays if array is not None})
+
+
+def load_statistics(path: Path) -> Statistics:
+    """Return the statistics in an `.npz` file with `mu` and `sigma`.
+
+    Raises:
+        InputError: the file is missing or damaged, or holds something else.
+    """
+    what = "a file of statistics (mu and sigma of features)"
+    arrays = read_arrays(path, what, "mu", "sigma")
+    try:
+        mean, covariance = (np.asarray(arrays[name], np.float64) for name in ("mu", "sigma"))
+        count = int(arrays["count"]) if "count" in arrays else None
+        features = str(arrays["features"]) if "features" in arrays else None
+        return Statistics(mean, covariance, count, features)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path} is not {what}: {reason(error)}") from None
