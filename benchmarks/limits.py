@@ -18,7 +18,7 @@ class Config:
 
     Args:
         size: side of the matrices.
-        mebibytes: what is copied, more than the caches hold.
+        mebibytes: size of the copy, more than the caches hold.
         rounds: how often each is timed.
     """
 
@@ -30,22 +30,22 @@ class Config:
 def matmul_rate(dtype: str = "float32", size: int = 2048, rounds: int = 9) -> float:
     """Return floating-point operations per second of a product of square matrices."""
     matrix = jax.random.normal(jax.random.key(0), (size, size)).astype(dtype)
-    return 2 * size**3 / seconds(jax.jit(lambda a: a @ a), matrix, rounds)
+    return 2 * size**3 / median_seconds(jax.jit(lambda a: a @ a), matrix, rounds)
 
 
 def copy_rate(mebibytes: int = 256, rounds: int = 9) -> float:
     """Return bytes per second that are read and written by a copy that changes every value."""
     array = jnp.zeros(mebibytes * 2**18, jnp.float32)
-    return 2 * array.nbytes / seconds(jax.jit(lambda a: a + 1), array, rounds)
+    return 2 * array.nbytes / median_seconds(jax.jit(lambda a: a + 1), array, rounds)
 
 
-def seconds(function: Callable[[Array], Any], argument: Array, rounds: int) -> float:
-    """Return the median time of a call, after one that does not count."""
+def median_seconds(function: Callable[[Array], Any], argument: Array, rounds: int) -> float:
+    """Return the median time of a call, after a first one that does not count."""
     times = []
     for _ in range(rounds + 1):
-        began = time.perf_counter()
+        start = time.perf_counter()
         jax.block_until_ready(function(argument))
-        times.append(time.perf_counter() - began)
+        times.append(time.perf_counter() - start)
     return statistics.median(times[1:])
 
 

@@ -23,7 +23,7 @@ from odelt_eqx.interop.reference import dit_from_reference
 from odelt_eqx.nn.dit import DiT, DiTConfig
 
 UNUSED = ("tensorflow", "wandb", "utils.wandb", "utils.stable_vae", "utils.fid", "helper_eval")
-"""Modules that its train.py imports and that a measurement has no use for."""
+"""Modules that its train.py imports and a measurement does not need."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Reference:
     """One network of the reference, as its own train.py makes it.
 
     Args:
-        config: the network's shape, in our words.
+        config: the network's shape.
         state: its train state: parameters, average, optimiser, random key.
         update: its compiled training step, `(state, teacher, images, labels) -> (state, info)`.
     """
@@ -41,12 +41,12 @@ class Reference:
     update: Callable[..., tuple[Any, Any]]
 
     def network(self) -> DiT:
-        """Return ours with the same weights; both answer alike."""
+        """Return our network with the same weights."""
         flat = {name: np.array(leaf) for name, leaf in _named(self.state.params_ema)}
         return dit_from_reference(flat, self.config)
 
     def with_final(self, scale: float) -> "Reference":
-        """Return it with a last layer that is not zero, as it is before any training."""
+        """Return it with a last layer drawn at random; a fresh one is zero."""
         params = jax.tree.map(jnp.array, dict(self.state.params))
         final = dict(params["FinalLayer_0"])
         for index, layer in enumerate(("Dense_0", "Dense_1")):
@@ -72,18 +72,18 @@ class Reference:
 
         Where guidance is neither 0 nor 1 it is two calls a step.
         """
-        velocity, null = self.velocity(depth), self.config.null_label
+        velocity, null_label = self.velocity(depth), self.config.num_classes
 
         def run(x: Array, labels: Array) -> Array:
             size = len(x)
             index = jnp.full(size, int(np.log2(steps)), jnp.int32)
-            nobody = jnp.full(size, null)
+            null = jnp.full(size, null_label)
             for number in range(steps):
                 t = jnp.full(size, number / steps)
                 if guidance in (0, 1):
-                    v = velocity(t, x, index, labels if guidance == 1 else nobody)
+                    v = velocity(t, x, index, labels if guidance == 1 else null)
                 else:
-                    v = velocity(t, x, index, nobody)
+                    v = velocity(t, x, index, null)
                     v = v + guidance * (velocity(t, x, index, labels) - v)
                 x = x + v / steps
             return x
@@ -94,9 +94,9 @@ class Reference:
 def open_reference(path: Path, config: DiTConfig, batch_size: int) -> Reference:
     """Return the reference's network and training step from a checkout of it.
 
-    Its own train.py is run up to the point where it would sample; what it prints is kept back.
-    Modules for data, logging and metrics that a measurement has no use for are replaced by empty
-    ones. It was written for JAX 0.5, so the one name that JAX has dropped since is put back.
+    Its own train.py is run, silently, up to the point where it would sample. Its modules for data,
+    logging and metrics are replaced by empty ones. It was written for JAX 0.5: `jax.tree_map`,
+    which JAX has removed since, is restored.
 
     Args:
         path: the checkout, https://github.com/gudovskiy/odelt.
@@ -104,16 +104,16 @@ def open_reference(path: Path, config: DiTConfig, batch_size: int) -> Reference:
         batch_size: examples in a training step.
 
     Raises:
-        InputError: there is no such checkout, or a package that it needs is missing.
+        InputError: this is no such checkout, or a package that it needs is missing.
     """
     if not (path / "targets_shortcut.py").is_file():
         raise InputError(f"{path} is no checkout of https://github.com/gudovskiy/odelt")
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
 
-    def caught(flags: Any, state: Any, *rest: Any) -> None:
-        found.update(state=state, update=rest[6])
+    def keep_results(flags: Any, state: Any, *rest: Any) -> None:
+        results.update(state=state, update=rest[6])
 
-    images = np.zeros((batch_size, *config.image_shape), np.float32)
+    images = np.zeros((batch_size, *config.shape), np.float32)
     labels = np.zeros(batch_size, np.int32)
     stubs = {name: ModuleType(name) for name in UNUSED}
     stubs["tensorflow"].config = _Anything()  # pyright: ignore[reportAttributeAccessIssue]
@@ -140,14 +140,14 @@ def open_reference(path: Path, config: DiTConfig, batch_size: int) -> Reference:
         del sys.modules["tensorflow"]  # einops would look for its arrays
         train.DiT = partial(importlib.import_module("model").DiT, dtype=jnp.dtype(config.dtype))
         train.get_dataset = lambda *_: itertools.repeat((images, labels))
-        train.do_inference = caught
+        train.do_inference = keep_results
         train.jax.debug.visualize_array_sharding = _nothing
         train.flax.linen.tabulate = lambda *_: _nothing
         train.FLAGS.unparse_flags()
         train.FLAGS(["train.py", "--mode=eval", f"--batch_size={batch_size}"])
         train.FLAGS.model.update(_flags(config))
         train.main(None)
-    return Reference(config, found["state"], found["update"])
+    return Reference(config, results["state"], results["update"])
 
 
 def _flags(config: DiTConfig) -> dict[str, Any]:
@@ -168,15 +168,15 @@ def _flags(config: DiTConfig) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _checkout(path: Path, stubs: Mapping[str, ModuleType]) -> Iterator[None]:
-    """Work in the checkout, its modules importable by their bare names."""
-    before = os.getcwd()
+    """Enter the checkout and make its modules importable by their bare names."""
+    previous = os.getcwd()
     sys.path.insert(0, str(path.resolve()))
     sys.modules.update(stubs)
     os.chdir(path)
     try:
         yield
     finally:
-        os.chdir(before)
+        os.chdir(previous)
         sys.path.remove(str(path.resolve()))
         for name in stubs:
             sys.modules.pop(name, None)
@@ -195,7 +195,7 @@ def _nothing(*_: Any, **__: Any) -> None:
 
 
 class _Anything:
-    """Takes any attribute and any call."""
+    """A stub that has every attribute and accepts every call."""
 
     def __getattr__(self, name: str) -> "_Anything":
         return self

@@ -1,16 +1,48 @@
-"""The README's Python runs as printed."""
+"""The README's commands and its Python run as printed, with few steps."""
 
+import os
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 
 
-def test_the_example_runs(tiny_run):
-    code, devices, _ = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+def test_the_python_runs_from_top_to_bottom(tiny_run, tmp_path):
+    code = "".join(re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL))
+    for printed, small in {
+        "runs/digits": str(tiny_run),
+        "runs/short": str(tmp_path / "short"),
+        "steps=400": "steps=2, batch_size=16",
+        "range(1000)": "range(2)",
+    }.items():
+        assert printed in code
+        code = code.replace(printed, small)
     names: dict = {}
-    exec(code.replace("runs/digits", str(tiny_run)), names)
-    exec(devices, names)
-    assert names["images"].shape == (10, 8, 8, 1)
-    for name in ("fast", "fine", "free", "velocity"):
+    exec(code, names)
+    for name in ("fast", "fine", "free", "velocity", "images"):
         assert names[name].shape == (10, 8, 8, 1)
+    assert names["moons"].shape == (500, 2)
+
+
+def test_the_first_command_trains_samples_and_measures(tmp_path):
+    command = re.search(r"<!-- main -->\n```bash\n(.*?)\n```", README, flags=re.DOTALL)[1]
+    python, *words = shlex.split(command.split(" && ")[-1])
+    assert python == ".venv/bin/python"
+    words += ["--steps", "2", "--run", str(tmp_path / "digits")]
+    settings = ("XLA_FLAGS", "JAX_DISABLE_MOST_OPTIMIZATIONS")  # a user's XLA optimises
+    env = {name: value for name, value in os.environ.items() if name not in settings}
+    run = subprocess.run(
+        [sys.executable, *words], cwd=ROOT, env=env, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    written = [Path(line) for line in run.stdout.splitlines()]
+    assert "report.html" in {path.name for path in written}
+    assert all(path.is_file() for path in written)
+
+
+def test_the_readme_is_a_page_or_two():
+    assert README.count("\n") <= 200

@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,14 +13,16 @@ import numpy as np
 import pytest
 
 from odelt_eqx.nn.block import DiTBlock
-from tests.conftest import assert_matches
+from odelt_eqx.objective import LengthConsistency, TrainingTime
+from tests.conftest import NETWORK, assert_matches
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+TINY = ("--hidden-size", 64, "--tokens", 4, "--rounds", 1)
 
 
 @pytest.fixture
 def module(monkeypatch):
-    """Import a benchmark as its neighbours do: its folder is where modules are looked for."""
+    """Import a benchmark as the others do: from its own folder."""
     monkeypatch.syspath_prepend(BENCHMARKS)
     before = set(sys.modules)
     yield importlib.import_module
@@ -42,21 +45,30 @@ def benchmark(module, monkeypatch, capsys):
     os.sched_setaffinity(0, cores)
 
 
+def run_process(name, *words):
+    """Run a benchmark that needs devices of its own; return what it printed."""
+    command = [sys.executable, str(BENCHMARKS / name), *map(str, words)]
+    environment = {**os.environ, "PYTHONPATH": str(BENCHMARKS.parent)}
+    return subprocess.run(
+        command, env=environment, stdout=subprocess.PIPE, text=True, check=True
+    ).stdout
+
+
 def assert_reported(printed: str, path: Path, columns: str) -> list[dict]:
     """The JSON has a row for each row of the printed table, under the same columns."""
     found = json.loads(path.read_text())
     assert found["machine"] in printed
+    assert found["config"]["out"] == str(path)
     head, _, *rows = [line for line in printed.splitlines() if line.startswith("|")]
     assert head == f"| {columns} |"
     assert [" | ".join(row) for row in found["rows"]] == [columns] * len(rows)
     return found["rows"]
 
 
-def test_the_solve_of_the_length_agrees_with_loops_by_hand(benchmark, tmp_path):
+def test_the_length_solve_agrees_with_loops_by_hand(benchmark, tmp_path):
     out = tmp_path / "made" / "rows.json"
-    words = ("--hidden-size", 64, "--tokens", 4, "--batch-size", 2, "--depth", 2, "--group", 1)
-    words += ("--solvers", "heun", "--rounds", 1)
-    printed = benchmark("length_solve.py", *words, "--out", out)
+    words = ("--batch-size", 2, "--depth", 2, "--group", 1, "--solvers", "heun", "--out", out)
+    printed = benchmark("length_solve.py", *TINY, *words)
     columns = "solver | program | contestant | compile s | ratio of compile s"
     columns += " | ms (range) | ratio of ms | MiB | ratio of MiB"
     rows = assert_reported(printed, out, columns)
@@ -70,7 +82,7 @@ def test_a_loop_by_hand_is_the_closed_form(module):
     by_hand = module("by_hand")
     add = lambda block, x, _: x + block
     # p: 1, 2, 4, so h = 6; then 6, 9, 13
-    u = by_hand.unrolled(((1.0, 2.0), (3.0, 4.0)), np.float32(1), None, add)
+    u = by_hand.run_euler(((1.0, 2.0), (3.0, 4.0)), np.float32(1), None, add)
     assert u == 4 + 13
 
 
@@ -80,42 +92,68 @@ def test_scanning_stacked_weights_is_the_unrolled_loop(module):
     blocks = [DiTBlock(16, 2, 2, 0.0, "float32", key=key) for key in keys[:4]]
     groups = (tuple(blocks[:2]), tuple(blocks[2:]))
     inputs = jax.random.normal(keys[4], (2, 4, 16)), jax.random.normal(keys[5], (2, 16))
-    u = by_hand.scanned(by_hand.stacked(groups), *inputs)
-    assert_matches(u, by_hand.unrolled(groups, *inputs))
+    u = by_hand.scan_euler(by_hand.stack(groups), *inputs)
+    assert_matches(u, by_hand.run_euler(groups, *inputs))
 
 
-def test_seconds_to_a_first_picture_come_from_fresh_processes(benchmark, tmp_path, monkeypatch):
+def test_seconds_to_a_first_image_come_from_fresh_processes(benchmark, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(BENCHMARKS.parent))
     out = tmp_path / "rows.json"
-    words = ("--hidden-size", 64, "--tokens", 4, "--batch-size", 8, "--depths", 12)
-    printed = benchmark("compile.py", *words, "--firsts", "picture", "--out", out)
-    columns = "depth | first | whose | import s | build s | cached build s | first s"
+    words = ("--shapes", 1, 1, 1, "--firsts", "image", "--out", out)
+    printed = benchmark("compile.py", *TINY, *words)
+    columns = "depth | first | contestant | import s | build s | cached build s | first s"
     columns += " | cached first s | ratio | cached ratio"
     ours, stacked = assert_reported(printed, out, columns)
-    assert (ours["depth"], ours["first"], ours["whose"]) == (12, "picture", "ours")
+    assert (ours["depth"], ours["first"], ours["contestant"]) == (1, "image", "ours")
     assert (ours["ratio"], ours["cached ratio"]) == (1, 1)
-    assert stacked["whose"] == "ours, stacked"
+    assert stacked["contestant"] == "ours, stacked"
     for row in (ours, stacked):
         assert min(value for name, value in row.items() if name.endswith(" s")) > 0
 
 
-def test_one_process_measures_a_first_step(module, monkeypatch):
+def test_one_process_measures_a_first_step(module):
     first = module("compile")
-    monkeypatch.setitem(first.GROUPS, 2, (1, 1))
-    seconds = first.here(first.Config(hidden_size=64, tokens=4), 2, "step", "ours")
-    assert min(seconds) > 0
+    config = first.Config(hidden_size=64, tokens=4, shapes=((2, 1, 1),))
+    assert min(first.measure_here(config, "step", "ours")) > 0
 
 
-TINY = ("--hidden-size", 64, "--tokens", 4, "--rounds", 1)
+def test_masking_hides_the_depths_from_the_tracer_and_changes_no_draw(module):
+    masked = module("length_consistency").Masked(LengthConsistency())
+    arguments = (jax.random.key(0), 8, NETWORK, TrainingTime(0, 100))
+    known = LengthConsistency().draw(*arguments)
+    hidden = masked.draw(*arguments)
+    assert isinstance(known.student, np.ndarray)
+    assert isinstance(hidden.student, jax.Array)
+    jax.tree.map(np.testing.assert_array_equal, hidden, known)
+
+
+def test_bytes_sent_are_those_of_the_results_of_collectives(module):
+    program = """
+      %a = f32[8,4]{1,0} all-reduce(%x), replica_groups={}
+      %b = (bf16[3]{0}, pred[2]{0}) all-reduce-start(%y), replica_groups={}
+      %c = s32[] all-gather(%z), dimensions={0}
+      %d = f32[100]{0} add(%a, %a)
+    """
+    sent = module("devices").sent_bytes(program)
+    assert sent == {"all-reduce": 8 * 4 * 4 + 3 * 2 + 2, "all-gather": 4}
+
+
+def test_images_per_second(benchmark):
+    printed = benchmark("data.py", "--size", 16, "--raw-size", 20, 16, "--count", 4, "--rounds", 1)
+    head, *ways = [line for line in printed.splitlines() if line.startswith("| ")]
+    assert head == "| way | images per second and core | range | × plain |"
+    assert len(ways) == 7
 
 
 @pytest.mark.slow
 def test_sampling(benchmark, module, tmp_path):
     out = tmp_path / "rows.json"
-    words = ("--depth", 1, "--group", 1, "--batches", 2, "--steps", 1, "--out", out)
-    printed = benchmark("sampling.py", *TINY, *words)
+    words = ("--depth", 1, "--group", 1, "--batches", 2, "--steps", 1, 2, 4, "--out", out)
+    printed = benchmark("sampling.py", *TINY, *words, "--guidance", 0, 1.5, "--solvers", "heun")
     rows = assert_reported(printed, out, " | ".join(module("sampling").COLUMNS))
-    assert all(row["contestant"] for row in rows)
+    euler = ["loop by hand", "odelt.sample", "CompiledSampler"]
+    assert [row["contestant"] for row in rows] == 2 * [*3 * euler, "CompiledSampler"]
+    assert "- batch 2, guidance 1.5, depth 1: " in printed
 
 
 @pytest.mark.slow
@@ -129,8 +167,22 @@ def test_training(benchmark, module, tmp_path):
     ]
 
 
-def test_pictures_per_second(benchmark):
-    printed = benchmark("data.py", "--size", 16, "--originals", 20, 16, "--count", 4, "--rounds", 1)
-    head, *ways = [line for line in printed.splitlines() if line.startswith("| ")]
-    assert head == "| way | pictures per second and core | range | × plain |"
-    assert len(ways) == 7
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 8])
+def test_examples_that_leave_compute_what_masked_ones_do(module, tmp_path, devices):
+    out = tmp_path / "rows.json"
+    words = ("--shapes", 2, 1, 1, "--devices", devices, "--out", out)
+    printed = run_process("length_consistency.py", *TINY, *words)
+    rows = assert_reported(printed, out, " | ".join(module("length_consistency").COLUMNS))
+    assert f"{devices} x cpu" in printed
+    assert [row["part"] for row in rows] == 3 * ["whole step"] + 3 * ["student"]
+    assert [row["examples"] for row in rows] == 2 * ["masked", "leaving", "leaving, recomputing"]
+
+
+@pytest.mark.slow
+def test_two_devices_hold_half_the_state_each():
+    printed = run_process("devices.py", "moons", "--devices", 2, "--step")
+    copied, split, *steps = [line for line in printed.splitlines() if "dp |" in line]
+    assert copied.endswith("| 1.000 |")
+    assert split.split(" | ")[-1].startswith("0.5")
+    assert all("all-reduce" in step for step in steps)
