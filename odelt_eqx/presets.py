@@ -62,8 +62,9 @@ def _plane(data: Toy, num_classes: int | None) -> TrainConfig:
 def moons() -> TrainConfig:
     """An MLP on two moons in the plane: the nested ODE at its smallest.
 
-    Command: `python scripts/train.py moons`. Hardware: 2 CPU cores, MOONS_TIME.
-    Expect: MOONS_EXPECT
+    Command: `python scripts/train.py moons`. Hardware: 2 CPU cores, 34 s of training and 50 s of
+    evaluation. Expect: the class asked for in 98 % of samples at one step and in all at 16, and a
+    log-likelihood of held-out points of -1.17 nats (`density.png`).
     """
     return _plane(Toy("moons"), num_classes=2)
 
@@ -71,8 +72,9 @@ def moons() -> TrainConfig:
 def checkerboard() -> TrainConfig:
     """An MLP on a checkerboard in the plane, without conditions.
 
-    Command: `python scripts/train.py checkerboard`. Hardware: 2 CPU cores, MOONS_TIME.
-    Expect: CHECKER_EXPECT
+    Command: `python scripts/train.py checkerboard`. Hardware: 2 CPU cores, a minute and a half with
+    the evaluation. Expect: a log-likelihood of held-out points of -2.27 nats where the data have
+    -1.79: in so few steps the cells stay blurred.
     """
     return _plane(Toy("checkerboard"), num_classes=None)
 

@@ -6,6 +6,7 @@ from typing import Any, Union, get_args, get_origin
 
 import cattrs
 from cattrs.strategies import configure_union_passthrough
+from cattrs.v import format_exception
 
 from odelt_eqx.errors import InputError
 
@@ -39,11 +40,16 @@ def from_dict(data: Any, kind: Any, what: str) -> Any:
     except InputError as error:
         problem = str(error)
     except cattrs.BaseValidationError as error:
-        problem = "; ".join(cattrs.transform_error(error))
+        problem = "; ".join(cattrs.transform_error(error, format_exception=_explain))
     except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
         problem = f"{type(error).__name__}: {error}"
     problem = " ".join(problem.split())[:300]
     raise InputError(f"{what} does not fit this version: {problem}")
+
+
+def _explain(error: BaseException, kind: Any) -> str:
+    """Return what is wrong with a value: what its own checks say, or else what cattrs does."""
+    return str(error) if isinstance(error, InputError) else format_exception(error, kind)
 
 
 def _members(kind: Any) -> dict[str, type]:
@@ -65,7 +71,7 @@ def _structure_union(kind: Any) -> Any:
         fields = dict(data or {})
         name = fields.pop(TAG, None)
         if name not in members:
-            raise ValueError(f"{TAG} must be one of {', '.join(members)}; got {name!r}")
+            raise InputError(f"{TAG} must be one of {', '.join(members)}; got {name!r}")
         return _CONVERTER.structure(fields, members[name])
 
     return structure

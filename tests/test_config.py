@@ -26,6 +26,20 @@ def test_the_length_plan_survives_a_config_and_a_safetensors_file(tmp_path, plan
     assert odelt.load_safetensors(tmp_path / "a.safetensors").config == model
 
 
+def test_a_config_that_its_own_checks_refuse_says_why(tmp_path):
+    save_config(TINY_RUN, tmp_path / "config.json")
+    text = (tmp_path / "config.json").read_text()
+    for old, new, message in (
+        ('"patch_size": 4', '"patch_size": 3', "image_size must be a multiple of patch_size 3"),
+        ('"type": "DiTConfig"', '"type": "GPT"', "type must be one of DiTConfig, VectorNetConfig"),
+        ('"steps": 6', '"stops": 6', "extra fields found .*stops"),
+    ):
+        assert old in text
+        (tmp_path / "config.json").write_text(text.replace(old, new))
+        with pytest.raises(odelt.InputError, match=message):
+            load_config(tmp_path / "config.json")
+
+
 def test_a_run_is_sampled_with_the_plans_that_it_was_trained_with(tmp_path):
     """Unless it is asked otherwise."""
     plans = {"length": odelt.FixedSteps(2, "heun")}
