@@ -46,16 +46,7 @@ def check_range(
     most: Bound = None,
     below: Bound = None,
 ) -> None:
-    """Raise an InputError unless attributes lie in an interval; None is allowed.
-
-    Args:
-        owner: has the attributes.
-        *names: their names.
-        least: smallest value allowed.
-        above: bound that values exceed.
-        most: largest value allowed.
-        below: bound that values stay under.
-    """
+    """Raise an InputError unless attributes of `owner` lie in an interval or are None."""
     for name in names:
         value = getattr(owner, name)
         if value is None:

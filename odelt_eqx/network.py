@@ -6,7 +6,6 @@ depth can be chosen. How it is built is its own business; `odelt_eqx.nn` has two
 
 import abc
 import dataclasses
-from collections.abc import Callable
 from typing import Any, Literal
 
 import equinox as eqx
@@ -26,11 +25,7 @@ Depth = int | Literal["full", "plain"] | Int[np.ndarray, " batch"] | Int[Array, 
 
 @dataclasses.dataclass(frozen=True)
 class Classes:
-    """A condition that is a class label, an integer (batch,); label `count` stands for none.
-
-    Args:
-        count: number of classes.
-    """
+    """A condition that is one of `count` classes: labels, (batch,); label `count` is none."""
 
     count: int
 
@@ -41,11 +36,7 @@ class Classes:
 
 @dataclasses.dataclass(frozen=True)
 class Vector:
-    """A condition that is a vector of numbers, (batch, size); a row of NaN stands for none.
-
-    Args:
-        size: number of values.
-    """
+    """A condition that is a vector of numbers, (batch, size); a row of NaN stands for none."""
 
     size: int
 
@@ -55,17 +46,9 @@ class Vector:
 
 
 class Inputs(eqx.Module):
-    """What a network is evaluated on, checked and in the network's shapes.
+    """What a network is evaluated on: the arguments of a call, checked, one value per example.
 
-    Args:
-        t: times.
-        x: states.
-        step_index: step indices.
-        condition: one per example, or None.
-        depth: as for a call of the network, but not "full".
-        length: how each group's unit of length is solved.
-        keys: dropout keys, one per example, or None for no dropout.
-        exit_tolerance: as for a call of the network.
+    `depth` is not "full"; `keys` are dropout keys, or None for no dropout.
     """
 
     t: Float[Array, " batch"]
@@ -232,40 +215,36 @@ def drop_condition(
 
 
 def guided_velocity(
-    evaluate: Callable[..., tuple[Float[Array, "batch *shape"], Any]],
+    network: Network,
     t: Float[Array, "*#batch"],
     x: Float[Array, "batch *shape"],
     step_index: int | Real[Array, "*#batch"],
     condition: Condition | None,
-    null: Condition | None,
     guidance: float | Float[Array, ""],
     depth: Depth = "full",
-) -> tuple[Float[Array, "batch *shape"], Any]:
+    **options: Any,
+) -> tuple[Float[Array, "batch *shape"], LengthStats]:
     r"""Classifier-free guidance, $v = v_\emptyset + w (v_y - v_\emptyset)$ (arXiv 2207.12598).
 
+    Returns the velocity, and the sum of what both halves took; the arguments are those of
+    `Network.evaluate`.
+
     Args:
-        evaluate: `(t, x, step_index, condition, depth) -> (velocity, stats)`, of a network.
-        t: times, one for all or one per example.
-        x: states, (batch, *shape).
-        step_index: step indices, one for all or one per example.
-        condition: what is asked for; None for a network without conditions.
-        null: the null condition.
         guidance: `w`. The Python numbers 1 and 0 evaluate the condition alone and the null
             condition alone; any other number, and every array, evaluates both in one batch.
-        depth: blocks to run, for all or one per example.
-
-    Returns:
-        The velocity, and the sum of what both halves took.
+        **options: `length` and `exit_tolerance`.
     """
-    number = guidance if isinstance(guidance, int | float) else None
+    null, number = network.null(len(x)), guidance if isinstance(guidance, int | float) else None
     if condition is None or null is None or number == 1:
-        return evaluate(t, x, step_index, condition, depth)
+        return network.evaluate(t, x, step_index, condition, depth, **options)
     if number == 0:
-        return evaluate(t, x, step_index, null, depth)
+        return network.evaluate(t, x, step_index, null, depth, **options)
     twice = lambda a: jnp.concatenate([a, a]) if jnp.ndim(a) else a
     depth = depth if isinstance(depth, str) else twice(depth)
     both = jnp.concatenate([condition, null])
-    velocity, stats = evaluate(twice(t), twice(x), twice(step_index), both, depth)
+    velocity, stats = network.evaluate(
+        twice(t), twice(x), twice(step_index), both, depth, **options
+    )
     conditional, unconditional = jnp.split(velocity, 2)
     stats = jax.tree.map(lambda s: sum(jnp.split(s, 2)), stats)
     return unconditional + guidance * (conditional - unconditional), stats

@@ -19,7 +19,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from jaxtyping import Array, Bool, Float, Int
 
 from odelt_eqx.errors import InputError, reason
-from odelt_eqx.network import Classes, Depth, Inputs, Network, Vector
+from odelt_eqx.network import Classes, Inputs, Network, Vector
 from odelt_eqx.ode.length import LengthStats
 from odelt_eqx.ode.plan import Plan
 
@@ -37,9 +37,8 @@ MESSAGE_BYTES = 4096
 def make_mesh(layout: Layout) -> Mesh:
     """Return all devices, of every process, as a mesh of data x fsdp.
 
-    Args:
-        layout: "dp" copies the state to every device; "fsdp" splits parameters, average and
-            optimiser as well (arXiv 1910.02054, stage 3). The batch is split over both axes.
+    "dp" copies the state to every device; "fsdp" splits parameters, average and optimiser as well
+    (arXiv 1910.02054, stage 3). The batch is split over both axes.
     """
     count = jax.device_count()
     shape = (count, 1) if layout == "dp" else (1, count)
@@ -64,9 +63,7 @@ def check_batch_size(batch_size: int, mesh: Mesh | AbstractMesh) -> None:
 def shard_batch(rows: Tree, mesh: Mesh) -> Tree:
     """Return global arrays whose first axis is split over the devices.
 
-    Args:
-        rows: the rows of this process, NumPy arrays; every process has the same number.
-        mesh: the devices.
+    `rows` are NumPy arrays, the rows of this process; every process has the same number.
     """
     sharding = NamedSharding(mesh, BATCH)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), rows)
@@ -106,14 +103,10 @@ def constrain_state(state: Tree) -> Tree:
 
 
 def state_sharding(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
-    """Return a sharding for each array of a state.
+    """Return a sharding for each array, or `jax.ShapeDtypeStruct`, of a state.
 
     An array is split along the longest axis that the fsdp axis divides; if there is none, or the
     array is small, it is replicated.
-
-    Args:
-        tree: arrays or `jax.ShapeDtypeStruct`s.
-        mesh: the devices.
     """
     parts = mesh.shape[FSDP]
 
@@ -149,10 +142,6 @@ def deal(
     knows them serves all parts. Where the parts cannot share the examples of a depth evenly, some
     of these appear twice, and the second does not count: fewer than there are parts.
 
-    Args:
-        depth: the depth of each example.
-        parts: number of parts.
-
     Returns:
         The examples of each part, and which of them count.
     """
@@ -179,11 +168,7 @@ class DistributedNetwork(Network):
     """A network that lays every batch out over the mesh before it is evaluated.
 
     A batch whose depths are known while tracing is dealt: every device gets the same mix of depths,
-    and an example that leaves at its depth is cut off where it is. The devices are an axis of the
-    arrays, over which the network is mapped.
-
-    Args:
-        network: evaluates the part of each device.
+    and an example that leaves at its depth is cut off where it is.
     """
 
     network: Network
@@ -211,22 +196,17 @@ class DistributedNetwork(Network):
     def velocity(self, inputs: Inputs) -> tuple[Float[Array, "batch *shape"], LengthStats]:
         """Return the velocity, each device's part of the batch computed on that device."""
         batch = (inputs.t, inputs.x, inputs.step_index, inputs.condition, inputs.keys)
-
-        def evaluate(batch: tuple, depth: Depth) -> tuple[Array, LengthStats]:
-            t, x, step_index, condition, keys = batch
-            length, tolerance = inputs.length, inputs.exit_tolerance
-            return self.network.velocity(
-                Inputs(t, x, step_index, condition, depth, length, keys, tolerance)
-            )
-
-        if not isinstance(inputs.depth, np.ndarray):
-            return evaluate(constrain_batch(batch), inputs.depth)
-        rows, counted = deal(inputs.depth, mesh_size())
-        flat = rows.ravel()
-        dealt = constrain_batch(jax.tree.map(lambda leaf: leaf[flat], batch))
-        results = evaluate(dealt, inputs.depth[flat])
-        index = undeal(rows, counted)
-        return jax.tree.map(lambda r: r[index], results)
+        depth, back = inputs.depth, None
+        if isinstance(depth, np.ndarray):
+            rows, counted = deal(depth, mesh_size())
+            order, back = rows.ravel(), undeal(rows, counted)
+            batch, depth = jax.tree.map(lambda leaf: leaf[order], batch), depth[order]
+        t, x, step_index, condition, keys = constrain_batch(batch)
+        length, tolerance = inputs.length, inputs.exit_tolerance
+        result = self.network.velocity(
+            Inputs(t, x, step_index, condition, depth, length, keys, tolerance)
+        )
+        return result if back is None else jax.tree.map(lambda leaf: leaf[back], result)
 
 
 def distribute(network: Network) -> Network:
@@ -262,11 +242,7 @@ class Processes:
             )
 
     def join(self) -> None:
-        """Wait for the other processes, before anything is computed.
-
-        Raises:
-            InputError: they do not answer, or the environment does not describe them.
-        """
+        """Wait for the other processes, or raise an InputError; before anything is computed."""
         if not (self.cluster or self.coordinator):
             return
         try:

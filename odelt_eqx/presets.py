@@ -3,12 +3,22 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from odelt_eqx.config import OptimizerConfig, TrainConfig
 from odelt_eqx.data import Idx, Loading, Shards, Toy
 from odelt_eqx.errors import find_by_name
 from odelt_eqx.nn import DiTConfig, VectorNetConfig
 from odelt_eqx.objective import TRAIN_TYPES, LengthConsistency, Shortcut
+
+SMALL: dict[str, Any] = {
+    "hidden_size": 64,
+    "depth": 6,
+    "depth_min": 2,
+    "depth_group": 2,
+    "denoise_timesteps": 32,
+}
+"""Shape of the networks that train in minutes on a CPU."""
 
 
 def digits() -> TrainConfig:
@@ -19,17 +29,7 @@ def digits() -> TrainConfig:
     """
     return TrainConfig(
         model=DiTConfig(
-            image_size=8,
-            channels=1,
-            patch_size=2,
-            hidden_size=64,
-            num_heads=4,
-            mlp_ratio=4,
-            depth=6,
-            depth_min=2,
-            depth_group=2,
-            num_classes=10,
-            denoise_timesteps=32,
+            image_size=8, channels=1, patch_size=2, num_heads=4, num_classes=10, **SMALL
         ),
         optimizer=OptimizerConfig(learning_rate=2e-3, warmup=100, weight_decay=0.01, ema=0.99),
         steps=3600,
@@ -40,16 +40,9 @@ def digits() -> TrainConfig:
 
 
 def _plane(data: Toy, num_classes: int | None) -> TrainConfig:
+    """A run on points in the plane."""
     return TrainConfig(
-        model=VectorNetConfig(
-            size=2,
-            hidden_size=64,
-            depth=6,
-            depth_min=2,
-            depth_group=2,
-            num_classes=num_classes,
-            denoise_timesteps=32,
-        ),
+        model=VectorNetConfig(size=2, num_classes=num_classes, **SMALL),
         optimizer=OptimizerConfig(learning_rate=2e-3, warmup=100, weight_decay=0.01, ema=0.99),
         data=data,
         steps=2000,
@@ -96,17 +89,7 @@ def fashion() -> TrainConfig:
     """
     return TrainConfig(
         model=DiTConfig(
-            image_size=28,
-            channels=1,
-            patch_size=4,
-            hidden_size=64,
-            num_heads=4,
-            mlp_ratio=4,
-            depth=6,
-            depth_min=2,
-            depth_group=2,
-            num_classes=10,
-            denoise_timesteps=32,
+            image_size=28, channels=1, patch_size=4, num_heads=4, num_classes=10, **SMALL
         ),
         optimizer=OptimizerConfig(learning_rate=2e-3, warmup=200, weight_decay=0.01, ema=0.995),
         data=Idx(Path("/usr/share/datasets/fashion-mnist"), class_names=FASHION),
@@ -202,7 +185,7 @@ PRESETS: dict[str, Callable[[], TrainConfig]] = {
 
 
 def preset(name: str) -> TrainConfig:
-    """Return the run called `name`; an InputError suggests the nearest name if there is none."""
+    """Return the run called `name`, or raise an InputError that suggests the nearest name."""
     return find_by_name("preset", name, PRESETS)()
 
 

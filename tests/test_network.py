@@ -9,22 +9,6 @@ from odelt_eqx.network import drop_condition, guided_velocity
 from odelt_eqx.ode import LengthStats
 
 
-@pytest.mark.parametrize("weight", [0.0, 1.0, 1.5, jnp.asarray(1.0)])
-def test_guidance_extrapolates_from_no_label_and_runs_no_half_it_does_not_need(weight):
-    batches = []
-
-    def evaluate(t, x, step_index, labels, depth):
-        batches.append(len(x))
-        return x + labels[:, None], jnp.ones(len(x))
-
-    x, labels, null = jnp.zeros((2, 3)), jnp.array([3, 4]), jnp.array([10, 10])
-    v, counts = guided_velocity(evaluate, jnp.zeros(2), x, 0, labels, null, weight)
-    np.testing.assert_allclose(v, (10 + weight * (labels - 10))[:, None] + x)
-    both = not isinstance(weight, float) or weight not in (0.0, 1.0)
-    assert batches == [4 if both else 2]
-    np.testing.assert_array_equal(counts, 2 if both else 1)
-
-
 class Constant(odelt.Network):
     """A network of a user: its velocity is the condition, at any depth."""
 
@@ -42,6 +26,24 @@ class Constant(odelt.Network):
 
 
 X = jnp.zeros((3, 2))
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0, 1.5, jnp.asarray(1.0)])
+def test_guidance_extrapolates_from_no_label_and_runs_no_half_it_does_not_need(weight):
+    batches = []
+
+    class Recorded(Constant):
+        def velocity(self, inputs):
+            batches.append(len(inputs.x))
+            return super().velocity(inputs)
+
+    condition = jnp.array([[3.0, 3.0], [4.0, 4.0]])
+    network = Recorded(odelt.Vector(2))
+    v, stats = guided_velocity(network, jnp.zeros(2), X[:2], 0, condition, weight)
+    np.testing.assert_allclose(v, 5 + weight * (condition - 5))
+    both = not isinstance(weight, float) or weight not in (0.0, 1.0)
+    assert batches == [4 if both else 2]
+    np.testing.assert_array_equal(stats.solves, 2 if both else 1)
 
 
 def test_a_network_of_a_user_is_sampled_inverted_and_has_a_likelihood():

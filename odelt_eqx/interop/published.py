@@ -13,30 +13,10 @@ from jaxtyping import Array, Key
 
 from odelt_eqx.network import Condition, Network
 from odelt_eqx.noise import normal
-from odelt_eqx.objective.base import (
-    Networks,
-    Objective,
-    Targets,
-    TaughtBy,
-    TrainingTime,
-    X,
-    asked,
-    first,
-    join,
-    share,
-)
-from odelt_eqx.objective.length_consistency import (
-    LengthDraws,
-    TimeObjective,
-    consistent_targets,
-)
-from odelt_eqx.objective.live_reflow import LiveReflow
-from odelt_eqx.objective.shortcut import (
-    Shortcut,
-    ShortcutDraws,
-    start_of_steps,
-    two_half_steps,
-)
+from odelt_eqx.objective import LiveReflow, Networks, Objective, Shortcut, ShortcutDraws, Targets
+from odelt_eqx.objective.base import TaughtBy, TrainingTime, X, asked, join, share, split
+from odelt_eqx.objective.length_consistency import EveryDepth, LengthDraws, TimeObjective
+from odelt_eqx.objective.shortcut import start_of_steps, two_half_steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,25 +29,12 @@ class PublishedShortcut(Objective):
     that was not guided.
 
     Args:
-        every: as for `Shortcut`.
-        guidance: as for `Shortcut`.
-        class_dropout: as for `Shortcut`.
+        repaired: the objective without the faults.
     """
 
     trains_steps: ClassVar[bool] = True
     taught_by: ClassVar[TaughtBy] = "average"
-    every: int = 8
-    guidance: float = 1.0
-    class_dropout: float = 0.1
-
-    @property
-    def repaired(self) -> Shortcut:
-        """The objective without the faults."""
-        return Shortcut(self.every, self.guidance, self.class_dropout)
-
-    @property
-    def _guided(self) -> bool:
-        return self.guidance not in (0, 1)
+    repaired: Shortcut = Shortcut()
 
     def draw(
         self, key: Key[Array, ""], batch_size: int, network: Network, when: TrainingTime
@@ -76,7 +43,8 @@ class PublishedShortcut(Objective):
         draws = self.repaired.draw(key, batch_size, network, when)
         _, _, noise_key, _ = jax.random.split(key, 4)
         flow = dataclasses.replace(draws.flow, noise=normal(noise_key, draws.flow.noise.shape))
-        count = len(draws.time) // 2 if self._guided else len(draws.time)
+        guided = self.repaired.guidance not in (0, 1)
+        count = len(draws.time) // 2 if guided else len(draws.time)
         index, time, noise = (x[:count] for x in (draws.step_index, draws.time, draws.noise))
         return ShortcutDraws(index, time, noise, flow)
 
@@ -84,27 +52,28 @@ class PublishedShortcut(Objective):
         self, draws: ShortcutDraws, data: X, condition: Condition | None, networks: Networks
     ) -> Targets:
         """Return shortcut targets of the first examples and flow targets of the first, too."""
-        network, n, rest = networks.student.network, len(draws.time), len(draws.flow.time)
-        condition = asked(self.guidance, condition, network)
-        labels, index = first(n, condition), draws.step_index
+        network, guidance = networks.student.network, self.repaired.guidance
+        n, rest = len(draws.time), len(draws.flow.time)
+        condition = asked(guidance, condition, network)
+        labels, index = split(condition, n)[0], draws.step_index
         null = network.null(n)
         t, half, x_t = start_of_steps(draws, data[:n])
         twice = lambda a: jnp.concatenate([a, a])
-        if self._guided and labels is not None and null is not None:
+        if guidance not in (0, 1) and labels is not None and null is not None:
             both = jnp.concatenate([labels, null])
             t, half, x_t, index, labels = map(twice, (t, half, x_t, index, labels))
 
             def velocity(t: Array, x: Array) -> Array:
                 labelled, free = jnp.split(networks.teacher(t, x, index + 1, both), 2)
-                return jnp.concatenate([labelled, free + self.guidance * (labelled - free)])
+                return jnp.concatenate([labelled, free + guidance * (labelled - free)])
         else:
 
             def velocity(t: Array, x: Array) -> Array:
                 return networks.teacher(t, x, index + 1, labels)
 
-        target = two_half_steps(velocity, t, half, x_t)
-        shortcuts = Targets(x_t, t, index, labels, target)
-        flow = self.repaired.flow.targets(draws.flow, data[:rest], first(rest, condition), networks)
+        shortcuts = Targets(x_t, t, index, labels, two_half_steps(velocity, t, half, x_t))
+        flow_labels, _ = split(condition, rest)
+        flow = self.repaired.flow.targets(draws.flow, data[:rest], flow_labels, networks)
         return join(shortcuts, flow)
 
 
@@ -117,23 +86,12 @@ class PublishedLiveReflow(Objective):
     but the largest.
 
     Args:
-        every: as for `LiveReflow`.
-        guidance: as for `LiveReflow`.
-        steps: as for `LiveReflow`.
-        class_dropout: as for `LiveReflow`.
+        repaired: the objective without the faults.
     """
 
     trains_steps: ClassVar[bool] = True
     taught_by: ClassVar[TaughtBy] = "student"
-    every: int = 8
-    guidance: float = 1.0
-    steps: int = 8
-    class_dropout: float = 0.1
-
-    @property
-    def repaired(self) -> LiveReflow:
-        """The objective without the faults."""
-        return LiveReflow(self.every, self.guidance, self.steps, self.class_dropout)
+    repaired: LiveReflow = LiveReflow()
 
     def draw(
         self, key: Key[Array, ""], batch_size: int, network: Network, when: TrainingTime
@@ -151,13 +109,14 @@ class PublishedLiveReflow(Objective):
     ) -> Targets:
         """Return straightened pairs and flow targets, both of the first examples."""
         n, rest = len(draws.time), len(draws.flow.time)
-        condition = asked(self.guidance, condition, networks.student.network)
-        flow = self.repaired.flow.targets(draws.flow, data[:rest], first(rest, condition), networks)
-        return join(self.repaired.pairs(draws, first(n, condition), networks), flow)
+        condition = asked(self.repaired.guidance, condition, networks.student.network)
+        labels, flow_labels = split(condition, n)[0], split(condition, rest)[0]
+        flow = self.repaired.flow.targets(draws.flow, data[:rest], flow_labels, networks)
+        return join(self.repaired.pairs(draws, labels, networks), flow)
 
 
 @dataclasses.dataclass(frozen=True)
-class PublishedLengthConsistency(Objective):
+class PublishedLengthConsistency(EveryDepth):
     """The reference's `LengthConsistency`.
 
     Every depth is drawn independently, so nothing is known while tracing: every block runs for
@@ -171,16 +130,6 @@ class PublishedLengthConsistency(Objective):
     objective: PublishedShortcut | PublishedLiveReflow | TimeObjective = PublishedShortcut()
     every: int = 8
 
-    @property
-    def trains_steps(self) -> bool:
-        """Whether the wrapped objective does."""
-        return self.objective.trains_steps
-
-    @property
-    def taught_by(self) -> TaughtBy:
-        """What teaches the wrapped objective."""
-        return self.objective.taught_by
-
     def draw(
         self, key: Key[Array, ""], batch_size: int, network: Network, when: TrainingTime
     ) -> LengthDraws:
@@ -192,13 +141,6 @@ class PublishedLengthConsistency(Objective):
             student=jax.random.choice(student_key, depths, (batch_size,)),
             teacher=jax.random.choice(teacher_key, depths, (share(batch_size, self.every),)),
         )
-
-    def targets(
-        self, draws: LengthDraws, data: X, condition: Condition | None, networks: Networks
-    ) -> Targets:
-        """Return the wrapped objective's targets, the last ones replaced by another depth's."""
-        base = self.objective.targets(draws.objective, data, condition, networks)
-        return consistent_targets(base, draws, networks)
 
 
 PublishedObjective = PublishedShortcut | PublishedLiveReflow | PublishedLengthConsistency

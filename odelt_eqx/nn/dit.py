@@ -5,7 +5,6 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from odelt_eqx.errors import InputError
@@ -13,9 +12,9 @@ from odelt_eqx.network import Inputs
 from odelt_eqx.nn.block import DiTBlock
 from odelt_eqx.nn.config import ConfiguredNetwork, NetworkConfig
 from odelt_eqx.nn.embeddings import ConditionEmbedding, patchify, position_table, unpatchify
-from odelt_eqx.nn.groups import draw_groups, groups_at_depth
+from odelt_eqx.nn.groups import draw_groups, integrate_groups
 from odelt_eqx.nn.layers import FinalLayer, affine, embedding, linear
-from odelt_eqx.ode import LengthStats, ODEBlock, integrate_length
+from odelt_eqx.ode import LengthStats, ODEBlock
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,17 +95,10 @@ class DiT(ConfiguredNetwork):
     ) -> tuple[Float[Array, "batch height width channels"], LengthStats]:
         """Return the velocity and what its length ODE took, see `Network`."""
         config = self.config
-        step_index = inputs.step_index
-        step_index = jnp.zeros_like(step_index) if config.ignore_step else step_index
-        c = self.condition_embedding(inputs.t, step_index, inputs.condition)
         patches = jax.vmap(patchify, in_axes=(0, None))(inputs.x, config.patch_size)
         tokens = affine(self.patch_embedding, patches)
         tokens = tokens + position_table(config.image_size // config.patch_size, config.hidden_size)
-        groups, count, row = groups_at_depth(self, inputs.depth)
-        keys = inputs.keys if config.dropout > 0 else None
-        u, stats = integrate_length(
-            groups, tokens, c + row, count, inputs.length, keys, inputs.exit_tolerance
-        )
+        u, c, stats = integrate_groups(self, tokens, inputs)
         patches = jax.vmap(self.final)(u, c)
         return jax.vmap(unpatchify, in_axes=(0, None))(patches, config.patch_size), stats
 

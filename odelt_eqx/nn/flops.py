@@ -14,18 +14,8 @@ def velocity_flops(config: NetworkConfig, depth: int | Literal["full", "plain"])
 
     Only matrix products count, two operations (a product and a sum) for each multiplication, as
     hardware utilization is usually stated; elementwise operations, a few percent at the published
-    widths, do not. A gradient takes about twice as many on top.
-
-    Args:
-        config: shape of the network.
-        depth: blocks to run; "plain" for the network without a length ODE.
-
-    Returns:
-        The count. An adaptive length plan counts as one step per group, the minimum: its steps are
-        not known in advance.
-
-    Raises:
-        InputError: the network does not have that depth.
+    widths, do not. A gradient takes about twice as many on top. An adaptive length plan counts as
+    one step per group, the minimum. An InputError if the network does not have that depth.
     """
     width = config.hidden_size
     if isinstance(config, DiTConfig):

@@ -9,42 +9,45 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from odelt_eqx.network import Depth
+from odelt_eqx.network import Inputs
 from odelt_eqx.nn.config import NetworkConfig
-from odelt_eqx.ode import ODEBlock, Stack
+from odelt_eqx.ode import LengthStats, ODEBlock, Stack, integrate_length
 
 AnyNetwork = TypeVar("AnyNetwork")
-"""A network of this package: it has `config`, `length_embedding` and `groups`."""
+"""A network of this package: it has `config`, `groups`, and embeddings of condition and length."""
 
 
 def draw_groups(
     config: NetworkConfig, draw_block: Callable[[Key[Array, ""]], Any], key: Key[Array, ""]
 ) -> tuple[ODEBlock, ...]:
-    """Return `config.depth` fresh blocks in groups; the last group may not be full.
-
-    Args:
-        config: the depth, the group size and the layout.
-        draw_block: returns a block from a key.
-        key: used once.
-    """
+    """Return `config.depth` fresh blocks in groups; the last group may not be full."""
     blocks = Stack(eqx.filter_vmap(draw_block)(jax.random.split(key, config.depth)))
     stacks = blocks.split(config.depth_group)
     return tuple(ODEBlock(stack if config.stacked else tuple(stack)) for stack in stacks)
 
 
-def groups_at_depth(
-    network: Any, depth: Depth
-) -> tuple[tuple[ODEBlock, ...], Any, Float[Array, "*batch width"]]:
-    """Return the groups that may be integrated, how many are, and the length embedding.
+def integrate_groups(
+    network: Any, h: Float[Array, "batch *tokens width"], inputs: Inputs
+) -> tuple[Float[Array, "batch *tokens width"], Float[Array, "batch width"], LengthStats]:
+    """Integrate the hidden state over a network's groups, under its condition.
 
     Blocks past the last full group never reach the output of the length ODE and are left out.
+
+    Returns:
+        `u`, what modulates the final layer of each example, and what the length ODE took.
     """
-    config = network.config
-    if isinstance(depth, str):
-        return network.groups, depth, jnp.zeros(config.hidden_size)
-    full = network.groups[: config.depth // config.depth_group]
-    rows = network.length_embedding.weight[jnp.asarray(depth)]
-    return full, depth // config.depth_group, rows
+    config, depth = network.config, inputs.depth
+    step_index = jnp.zeros_like(inputs.step_index) if config.ignore_step else inputs.step_index
+    c = network.condition_embedding(inputs.t, step_index, inputs.condition)
+    keys = inputs.keys if config.dropout > 0 else None
+    groups, count, row = network.groups, "plain", jnp.zeros(config.hidden_size)
+    if not isinstance(depth, str):
+        groups, count = groups[: config.depth // config.depth_group], depth // config.depth_group
+        row = network.length_embedding.weight[jnp.asarray(depth)]
+    u, stats = integrate_length(
+        groups, h, c + row, count, inputs.length, keys, inputs.exit_tolerance
+    )
+    return u, c, stats
 
 
 def stacked(network: AnyNetwork) -> AnyNetwork:

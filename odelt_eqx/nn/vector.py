@@ -10,9 +10,9 @@ from jaxtyping import Array, Float, Key
 from odelt_eqx.network import Inputs
 from odelt_eqx.nn.config import ConfiguredNetwork, NetworkConfig
 from odelt_eqx.nn.embeddings import ConditionEmbedding
-from odelt_eqx.nn.groups import draw_groups, groups_at_depth
+from odelt_eqx.nn.groups import draw_groups, integrate_groups
 from odelt_eqx.nn.layers import FinalLayer, Mlp, affine, embedding, layer_norm, linear, modulate
-from odelt_eqx.ode import LengthStats, ODEBlock, integrate_length
+from odelt_eqx.ode import LengthStats, ODEBlock
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,13 +90,5 @@ class VectorNet(ConfiguredNetwork):
 
     def velocity(self, inputs: Inputs) -> tuple[Float[Array, "batch size"], LengthStats]:
         """Return the velocity and what its length ODE took, see `Network`."""
-        step_index = inputs.step_index
-        step_index = jnp.zeros_like(step_index) if self.config.ignore_step else step_index
-        c = self.condition_embedding(inputs.t, step_index, inputs.condition)
-        h = affine(self.embedding, inputs.x)
-        groups, count, row = groups_at_depth(self, inputs.depth)
-        keys = inputs.keys if self.config.dropout > 0 else None
-        u, stats = integrate_length(
-            groups, h, c + row, count, inputs.length, keys, inputs.exit_tolerance
-        )
+        u, c, stats = integrate_groups(self, affine(self.embedding, inputs.x), inputs)
         return jax.vmap(self.final)(u, c), stats

@@ -11,27 +11,21 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, Real
 
 from odelt_eqx.errors import InputError
-from odelt_eqx.network import Condition, Network, raise_failures_of_length
-from odelt_eqx.ode.length import LengthStats
+from odelt_eqx.network import Condition, Network, guided_velocity, raise_failures_of_length
 from odelt_eqx.ode.plan import without_recomputing
 
 TaughtBy = Literal["data", "student", "average", "frozen", "stages"]
 ExampleDepth = int | Int[np.ndarray, " batch"] | Int[Array, " batch"] | Literal["full"]
 X = Float[Array, "batch *shape"]
 """Data, noise, states or velocities."""
-Rows = Int[Array, " rows"] | Float[Array, "rows condition_size"]
-"""Conditions of some examples of a batch."""
 
 
 class Targets(eqx.Module):
-    """A regression problem: the velocity of `x_t` at `t` should be `velocity`.
+    """A regression problem: what a network should return for what it is given.
 
     Args:
-        x_t: states.
-        t: times.
-        step_index: step indices the network is given; a step of size `s` has `-log2(s)`.
-        condition: conditions the network is given.
-        velocity: what it should return.
+        step_index: a step of size `s` has `-log2(s)`.
+        velocity: what the network should return.
         depth: blocks that each example runs, see `Network`.
         power: weighting of errors: the squared error `e` of an example counts
             `e / (e + 0.001) ** power`, the denominator a constant. None: no weighting.
@@ -53,30 +47,23 @@ class Teacher(eqx.Module):
 
     def __call__(
         self,
-        t: Float[Array, " batch"],
-        x: X,
-        step_index: Real[Array, " batch"],
-        condition: Condition | None,
-        depth: ExampleDepth = "full",
-    ) -> X:
-        """Return the velocity at `depth`."""
-        return self.evaluate(t, x, step_index, condition, depth)[0]
-
-    def evaluate(
-        self,
         t: Float[Array, "*#batch"],
         x: X,
         step_index: Real[Array, "*#batch"],
         condition: Condition | None,
+        *,
         depth: ExampleDepth = "full",
-    ) -> tuple[X, LengthStats]:
-        """Return the velocity at `depth`, and what it took."""
+        guidance: float | Float[Array, ""] = 1.0,
+    ) -> X:
+        """Return the guided velocity at `depth`."""
         length = without_recomputing(self.network.length)
         # The weights, not the result: a derivative along x and t may still be taken.
         weights, rest = eqx.partition(self.network, eqx.is_array)
         network = eqx.combine(jax.lax.stop_gradient(weights), rest)
-        velocity, stats = network.evaluate(t, x, step_index, condition, depth, length)
-        return raise_failures_of_length(velocity, stats, length), stats
+        velocity, stats = guided_velocity(
+            network, t, x, step_index, condition, guidance, depth, length=length
+        )
+        return raise_failures_of_length(velocity, stats, length)
 
 
 class Networks(eqx.Module):
@@ -99,22 +86,13 @@ class Networks(eqx.Module):
 
 
 class TrainingTime(eqx.Module):
-    """How far training is.
-
-    Args:
-        step: steps done.
-        steps: steps of the whole run.
-    """
+    """How far training is: `step` of `steps` are done."""
 
     step: int | Int[Array, ""]
     steps: int = eqx.field(static=True)
 
     def stage(self, count: int) -> Int[Array, ""]:
-        """Return which of `count` equal stages of the run this is, from 0.
-
-        Raises:
-            InputError: there is no stage.
-        """
+        """Return which of `count` equal stages of the run this is, from 0."""
         if count < 1:
             raise InputError("an objective with stages needs denoise_timesteps of at least 2")
         # In integers: a share of the run in float32 would round across the edges of stages.
@@ -146,11 +124,7 @@ class Objective(abc.ABC):
     ) -> Any:
         """Draw all randomness for one batch, and what the schedule says.
 
-        Args:
-            key: used once.
-            batch_size: examples in the batch.
-            network: its shape, depths and flow index are used, not its weights.
-            when: how far training is.
+        Of `network` the shape, depths and flow index are used, not the weights.
 
         Raises:
             InputError: the batch is too small for the objective's shares of it.
@@ -164,9 +138,7 @@ class Objective(abc.ABC):
 
         Args:
             draws: what `draw` returned.
-            data: examples, (batch, *shape).
-            condition: their conditions, or None.
-            networks: the networks that targets may come from.
+            data: examples, (batch, *shape), with their conditions.
         """
 
 
@@ -183,14 +155,9 @@ def join(first: Targets, rest: Targets) -> Targets:
     return eqx.combine(jax.tree.map(lambda a, b: jnp.concatenate([a, b]), *arrays), rest)
 
 
-def first(count: int, condition: Condition | None) -> Rows | None:
-    """Return the conditions of the first `count` examples."""
-    return None if condition is None else condition[:count]
-
-
-def after(count: int, condition: Condition | None) -> Rows | None:
-    """Return the conditions of the examples after the first `count`."""
-    return None if condition is None else condition[count:]
+def split(condition: Condition | None, count: int) -> tuple[Array | None, Array | None]:
+    """Return the conditions of the first `count` examples, and of the others."""
+    return (None, None) if condition is None else (condition[:count], condition[count:])
 
 
 def asked(guidance: float, condition: Condition | None, network: Network) -> Condition | None:

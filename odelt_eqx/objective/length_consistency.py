@@ -17,6 +17,7 @@ from odelt_eqx.objective.base import (
     TrainingTime,
     X,
     share,
+    split,
 )
 from odelt_eqx.objective.consistency import Consistency, ConsistencyDistillation
 from odelt_eqx.objective.flow_matching import FlowMatching
@@ -54,7 +55,45 @@ class LengthDraws(eqx.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class LengthConsistency(Objective):
+class EveryDepth(Objective):
+    """Another objective, trained at depths that `draw` chooses: abstract."""
+
+    objective: Any
+    every: int
+
+    @property
+    def trains_steps(self) -> bool:
+        """Whether the wrapped objective does."""
+        return self.objective.trains_steps
+
+    @property
+    def taught_by(self) -> TaughtBy:
+        """What teaches the wrapped objective; depths are always taught by the average."""
+        return self.objective.taught_by
+
+    def targets(
+        self, draws: LengthDraws, data: X, condition: Condition | None, networks: Networks
+    ) -> Targets:
+        """Return the wrapped objective's targets, the last ones replaced by another depth's."""
+        base = self.objective.targets(draws.objective, data, condition, networks)
+        n = len(draws.teacher)
+        _, labels = split(base.condition, len(base.t) - n)
+        last = (base.t[-n:], base.x_t[-n:], base.step_index[-n:], labels)
+        velocity = networks.average(*last, depth=draws.teacher)
+        power = base.power
+        if power is not None:
+            # Depths agree while they know nothing: weighting their errors would hold them there.
+            power = power.at[-n:].set(0.0)
+        return dataclasses.replace(
+            base,
+            velocity=jnp.concatenate([base.velocity[:-n], velocity]),
+            depth=draws.student,
+            power=power,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class LengthConsistency(EveryDepth):
     """Train another objective at every depth, and the depths to agree.
 
     Each example runs at one of the network's depths; for the last `1 / every` of the batch the
@@ -85,16 +124,6 @@ class LengthConsistency(Objective):
         """Check the name."""
         check_name("teacher_depth", self.teacher_depth, TeacherDepth)
 
-    @property
-    def trains_steps(self) -> bool:
-        """Whether the wrapped objective does."""
-        return self.objective.trains_steps
-
-    @property
-    def taught_by(self) -> TaughtBy:
-        """What teaches the wrapped objective; depths are always taught by the average."""
-        return self.objective.taught_by
-
     def draw(
         self, key: Key[Array, ""], batch_size: int, network: Network, when: TrainingTime
     ) -> LengthDraws:
@@ -109,29 +138,3 @@ class LengthConsistency(Objective):
             student=depths[turn],
             teacher=depths[deepest_first % allowed],
         )
-
-    def targets(
-        self, draws: LengthDraws, data: X, condition: Condition | None, networks: Networks
-    ) -> Targets:
-        """Return the wrapped objective's targets, the last ones replaced by another depth's."""
-        base = self.objective.targets(draws.objective, data, condition, networks)
-        return consistent_targets(base, draws, networks)
-
-
-def consistent_targets(base: Targets, draws: LengthDraws, networks: Networks) -> Targets:
-    """Return `base` at the drawn depths, its last examples taught by the average's."""
-    n = len(draws.teacher)
-    condition = None if base.condition is None else base.condition[-n:]
-    velocity = networks.average(
-        base.t[-n:], base.x_t[-n:], base.step_index[-n:], condition, draws.teacher
-    )
-    power = base.power
-    if power is not None:
-        # Depths agree while they know nothing: weighting their errors would hold them there.
-        power = power.at[-n:].set(0.0)
-    return dataclasses.replace(
-        base,
-        velocity=jnp.concatenate([base.velocity[:-n], velocity]),
-        depth=draws.student,
-        power=power,
-    )

@@ -6,7 +6,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from odelt_eqx.network import Condition, Network, guided_velocity
+from odelt_eqx.network import Condition, Network
 from odelt_eqx.objective.base import (
     Networks,
     Objective,
@@ -14,10 +14,9 @@ from odelt_eqx.objective.base import (
     TaughtBy,
     TrainingTime,
     X,
-    after,
     asked,
-    first,
     join,
+    split,
 )
 from odelt_eqx.objective.flow_matching import FlowMatching
 from odelt_eqx.objective.path import FLOOR, interpolate, on_grid
@@ -69,8 +68,9 @@ class LiveReflow(Objective):
         """Return straightened pairs for the first examples and flow targets for the others."""
         n = len(draws.time)
         condition = asked(self.guidance, condition, networks.student.network)
-        flow = self.flow.targets(draws.flow, data[n:], after(n, condition), networks)
-        return join(self.pairs(draws, first(n, condition), networks), flow)
+        labels, other_labels = split(condition, n)
+        flow = self.flow.targets(draws.flow, data[n:], other_labels, networks)
+        return join(self.pairs(draws, labels, networks), flow)
 
     def pairs(
         self, draws: ShortcutDraws, condition: Condition | None, networks: Networks
@@ -78,11 +78,9 @@ class LiveReflow(Objective):
         """Return the targets of the pairs."""
         network, n = networks.student.network, len(draws.time)
         index = jnp.full(n, network.flow_index, jnp.int32)
-        null = network.null(n)
 
         def flow_field(t: Float[Array, ""], x: Array, condition: Condition | None) -> Array:
-            evaluate = networks.teacher.evaluate
-            return guided_velocity(evaluate, t, x, index, condition, null, self.guidance)[0]
+            return networks.teacher(t, x, index, condition, guidance=self.guidance)
 
         plan = FixedSteps(steps=self.steps)
         ends = integrate_time(flow_field, draws.noise, plan, condition).states[-1]

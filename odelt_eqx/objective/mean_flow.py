@@ -18,8 +18,8 @@ from odelt_eqx.objective.base import (
     TaughtBy,
     TrainingTime,
     X,
-    first,
     share,
+    split,
 )
 from odelt_eqx.objective.flow_matching import FlowDraws, FlowMatching
 from odelt_eqx.objective.path import TimeName, per_example, times_from
@@ -94,7 +94,7 @@ class MeanFlow(Objective):
         """Return flow targets, the first of them replaced by those of steps."""
         flow_index, n = networks.student.network.flow_index, len(draws.end)
         flow = self.flow.targets(draws.flow, data, condition, networks)
-        t, x_t, condition = flow.t[:n], flow.x_t[:n], first(n, flow.condition)
+        t, x_t, (condition, _) = flow.t[:n], flow.x_t[:n], split(flow.condition, n)
         step = times_from(draws.end, self.times, 2**flow_index) - t
 
         def mean_velocity(t: Array, x: Array, step: Array) -> Array:
@@ -124,12 +124,7 @@ def mean_flow_identity(
 ) -> X:
     r"""Return $v + D (\partial_t + v \cdot \partial_x - \partial_D) u$, by one forward derivative.
 
-    Args:
-        mean_velocity: `u(t, x, step)`.
-        t: where the steps start.
-        x_t: the states there.
-        step: their sizes `D`.
-        velocity: the velocity `v` of the flow there.
+    `mean_velocity` is $u(t, x, D)$, `step` is $D$, and `velocity` is $v$ at `x_t`.
     """
     ones = jnp.ones_like(t)
     _, change = jax.jvp(mean_velocity, (t, x_t, step), (ones, velocity, -ones))

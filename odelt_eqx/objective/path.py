@@ -30,10 +30,6 @@ def interpolate(
     noise and data have variance one (arXiv 2209.15571).
 
     Args:
-        t: times.
-        noise: where the paths start.
-        data: where they end.
-        path: name of the path.
         sigma_min: share of the noise that is left at the end of a straight path.
     """
     t = per_example(t, data)
@@ -52,7 +48,6 @@ def times_from(
         uniform: draws in [0, 1).
         times: "uniform"; "grid", the multiples of `1 / denoise_timesteps`; "logit-normal", the
             logistic function of standard normal draws (arXiv 2403.03206).
-        denoise_timesteps: points of the grid.
     """
     if times == "grid":
         return on_grid(uniform, denoise_timesteps)
@@ -82,9 +77,7 @@ def couple(noise: X, data: X, labels: Int[Array, " batch"]) -> X:
     little to gain: the larger batch / classes, the straighter the flow.
 
     Args:
-        noise: standard normal draws.
-        data: examples.
-        labels: their classes, before any is dropped; equal ones where there are no classes.
+        labels: classes of the data, before any is dropped; equal ones where there are no classes.
     """
     # The squared distance, up to a factor and to what no permutation changes.
     cost = -data.reshape(len(data), -1) @ noise.reshape(len(noise), -1).T

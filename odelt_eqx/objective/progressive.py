@@ -7,7 +7,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Key
 
-from odelt_eqx.network import Condition, Network, drop_condition, guided_velocity
+from odelt_eqx.network import Condition, Network, drop_condition
 from odelt_eqx.objective.base import Networks, Objective, Targets, TaughtBy, TrainingTime, X
 from odelt_eqx.objective.flow_matching import FlowDraws, FlowMatching
 from odelt_eqx.objective.path import FLOOR, interpolate, on_grid
@@ -68,7 +68,6 @@ class Progressive(Objective):
     ) -> Targets:
         """Return the mean velocity of the teacher's two half steps."""
         network = networks.student.network
-        null = network.null(len(data))
         condition = drop_condition(network, condition, draws.flow.drop)
         index = jnp.full(len(data), draws.step_index, jnp.int32)
         steps = 2.0**index
@@ -80,13 +79,7 @@ class Progressive(Objective):
             weight = jnp.where(first_stage, self.guidance, 1.0)
 
         def velocity(t: Array, x: Array) -> Array:
-            evaluate = networks.teacher.evaluate
-            return guided_velocity(evaluate, t, x, index + 1, condition, null, weight)[0]
+            return networks.teacher(t, x, index + 1, condition, guidance=weight)
 
-        return Targets(
-            x_t=x_t,
-            t=t,
-            step_index=index,
-            condition=condition,
-            velocity=two_half_steps(velocity, t, 0.5 / steps, x_t, CLIP),
-        )
+        target = two_half_steps(velocity, t, 0.5 / steps, x_t, CLIP)
+        return Targets(x_t, t, index, condition, target)

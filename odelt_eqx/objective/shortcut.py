@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from odelt_eqx.network import Condition, Network, guided_velocity
+from odelt_eqx.network import Condition, Network
 from odelt_eqx.noise import normal
 from odelt_eqx.objective.base import (
     Networks,
@@ -18,11 +18,10 @@ from odelt_eqx.objective.base import (
     TaughtBy,
     TrainingTime,
     X,
-    after,
     asked,
-    first,
     join,
     share,
+    split,
 )
 from odelt_eqx.objective.flow_matching import FlowDraws, FlowMatching
 from odelt_eqx.objective.path import interpolate, on_grid, per_example
@@ -84,23 +83,16 @@ class Shortcut(Objective):
         self, draws: ShortcutDraws, data: X, condition: Condition | None, networks: Networks
     ) -> Targets:
         """Return shortcut targets for the first examples and flow targets for the others."""
-        network, n = networks.student.network, len(draws.step_index)
-        condition = asked(self.guidance, condition, network)
-        labels, index, null = first(n, condition), draws.step_index, network.null(n)
+        n, index = len(draws.step_index), draws.step_index
+        condition = asked(self.guidance, condition, networks.student.network)
+        labels, other_labels = split(condition, n)
         t, half, x_t = start_of_steps(draws, data[:n])
 
         def velocity(t: Array, x: Array) -> Array:
-            evaluate = networks.teacher.evaluate
-            return guided_velocity(evaluate, t, x, index + 1, labels, null, self.guidance)[0]
+            return networks.teacher(t, x, index + 1, labels, guidance=self.guidance)
 
-        shortcuts = Targets(
-            x_t=x_t,
-            t=t,
-            step_index=index,
-            condition=labels,
-            velocity=two_half_steps(velocity, t, half, x_t),
-        )
-        flow = self.flow.targets(draws.flow, data[n:], after(n, condition), networks)
+        shortcuts = Targets(x_t, t, index, labels, two_half_steps(velocity, t, half, x_t))
+        flow = self.flow.targets(draws.flow, data[n:], other_labels, networks)
         return join(shortcuts, flow)
 
 
@@ -137,14 +129,9 @@ def two_half_steps(
     x_t: X,
     clip: float | None = None,
 ) -> X:
-    """Return the mean of the velocities of two Euler steps of size `half`.
+    """Return the mean of the velocities `velocity(t, x)` of two Euler steps of size `half`.
 
-    Args:
-        velocity: `velocity(t, x)`.
-        t: times.
-        half: size of each step.
-        x_t: states.
-        clip: largest absolute value of the state between the steps; None for no limit.
+    Between the steps the state is clipped to absolute values of at most `clip`, if there is one.
     """
     before = velocity(t, x_t)
     middle = x_t + per_example(half, x_t) * before

@@ -25,14 +25,9 @@ def integrate_time_counted(
     args: PyTree = None,
     **kwargs: Any,
 ) -> tuple[TimeSolution, LengthStats]:
-    """Return what `integrate_time` does, and the sum over all evaluations of the field.
+    """Return what `integrate_time` does, and the sum of what all evaluations of the field took.
 
-    Args:
-        field: `(t, y, args) -> (dy/dt, stats)`.
-        y: as for `integrate_time`.
-        plan: as for `integrate_time`.
-        args: as for `integrate_time`.
-        **kwargs: as for `integrate_time`.
+    The field is `(t, y, args) -> (dy/dt, stats)`; all else is as for `integrate_time`.
     """
 
     def counted(t: Array, state: tuple[PyTree, Array], args: PyTree) -> tuple[PyTree, Array]:

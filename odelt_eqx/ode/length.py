@@ -67,10 +67,8 @@ class ODEBlock(eqx.Module, Generic[AnyBlock]):
     def field(self, recompute: bool = False) -> Callable[..., State]:
         """Return `(l, state, (condition, key)) -> (dh/dl, du/dl)` for one example.
 
-        Dropout masks are the same wherever it is evaluated.
-
-        Args:
-            recompute: its gradient keeps only the input of each block.
+        Dropout masks are the same wherever it is evaluated. If it is to `recompute`, its gradient
+        keeps only the input of each block.
         """
         # Unrolled, XLA's CPU backend keeps everything all the same.
         stack = Stack.of(self.blocks) if recompute or isinstance(self.blocks, Stack) else None
@@ -105,8 +103,7 @@ class ODEBlock(eqx.Module, Generic[AnyBlock]):
 
         Args:
             carry: `(h, u)`, each (batch, *tokens, width), float32, and what was taken before.
-            condition: what every block is given besides, (batch, features).
-            plan: the solver and its steps.
+            condition: what every block is given besides.
             keys: dropout keys, one per example, or None for no dropout.
 
         Returns:
@@ -156,15 +153,13 @@ def integrate_length(
     r"""Solve the length ODE over the first `count` groups and return `u`.
 
     Args:
-        groups: integrated one after another, each over its own unit of length.
-        h: hidden state at l = 0, (batch, *tokens, width).
-        condition: what every block is given besides, (batch, features).
+        h: hidden state at l = 0.
+        condition: what every block is given besides.
         count: how many groups are integrated. An int: for every example. A NumPy array (batch,),
             known while tracing: an example leaves the batch at its last edge, and nothing is
             computed for it afterwards. A JAX array (batch,): every group runs, and examples that
             are done keep their state. "plain": no ODE; every block runs once, in turn, `h <- B(h)`,
             and `h` is returned.
-        plan: the solver and its steps, the same in every group.
         keys: dropout keys, one per example, or None for no dropout.
         exit_tolerance: an example stops at the first edge where
             $\|\Delta u\| < \epsilon \|u\|$, with $\Delta u$ what the last group added; once all

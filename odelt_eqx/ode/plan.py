@@ -51,11 +51,7 @@ class Plan(eqx.Module):
 
     @abc.abstractmethod
     def arguments(self, backwards: bool = False) -> dict[str, Any]:
-        """Return the keyword arguments of `diffrax.diffeqsolve` for a solve of [0, 1].
-
-        Args:
-            backwards: the solve runs from 1 to 0.
-        """
+        """Return the keyword arguments of `diffrax.diffeqsolve`, from 0 to 1 or backwards."""
 
     def evaluations(self, steps: int | Int[Array, "*batch"]) -> int | Int[Array, "*batch"]:
         """Return how often `steps` steps, rejected ones included, evaluate the field."""

@@ -42,10 +42,9 @@ def integrate_time(
     backwards: bool = False,
     at: Float[Array, " times"] | None = None,
 ) -> TimeSolution:
-    """Solve `dy/dt = f(t, y, args)` from t = 0 to t = 1.
+    """Solve `dy/dt = field(t, y, args)` from t = 0 to t = 1.
 
     Args:
-        field: `(t, y, args) -> dy/dt`.
         y: state where the solve starts, float32: arrays whose first axis is the batch.
         plan: the solver and its steps. Examples share the steps unless it is `per_example`; then
             `field` is given batches of one.

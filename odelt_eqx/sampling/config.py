@@ -58,14 +58,8 @@ def resolve(
     """Return how a call runs the network, in the form that is compiled.
 
     What may change without compiling is an array: step counts, tolerances, and a guidance that is
-    neither 0 nor 1. "full" and a length of None are replaced by the network's own.
-
-    Args:
-        network: the network.
-        x: noise or data, (batch, *shape).
-        condition: their conditions, or None.
-        config: the options.
-        options: fields of `config` that a caller replaces.
+    neither 0 nor 1. "full" and a length of None are replaced by the network's own. `options` are
+    fields of `config` that a caller replaces.
 
     Raises:
         InputError: an option is unknown, or a shape, a label or the depth does not fit the network.
@@ -98,20 +92,10 @@ def raise_failures(
     time_failed: Bool[Array | np.ndarray, " batch"],
     length_failed: Bool[Array | np.ndarray, " batch"],
 ) -> Tree:
-    """Return `result`, or raise a SolveError that names the examples whose solve failed.
-
-    Args:
-        result: what a solve returned.
-        network: the network.
-        config: how it was run.
-        time_failed: whether the time solve failed, for each example.
-        length_failed: whether a length solve did.
-    """
+    """Return `result`, or raise a SolveError that names the examples whose solve failed."""
     length = network.length if config.length is None else config.length
-    for axis, plan, failed in (
-        ("time", config.time, time_failed),
-        ("length", length, length_failed),
-    ):
+    axes = [("time", config.time, time_failed), ("length", length, length_failed)]
+    for axis, plan, failed in axes:
         if not isinstance(plan, Adaptive):
             continue
         if isinstance(failed, Tracer):

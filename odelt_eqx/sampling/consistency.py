@@ -34,19 +34,11 @@ def consistency_sample(
     $x = s \hat x_1 + (1 - s) \epsilon$ with fresh noise at the next time $s$. One step is one
     Euler step of `sample`.
 
+    Arguments, results and errors are those of `sample_with_stats`, besides:
+
     Args:
-        model: a network trained by a consistency objective.
-        noise: standard normal draws, (batch, *shape).
-        condition: as for `sample`.
         key: decides the fresh noise.
-        config: how the network is run; `time` must be `FixedSteps` with Euler.
-        **options: as for `sample`.
-
-    Returns:
-        Samples, and what they took, as `sample_with_stats`.
-
-    Raises:
-        InputError: `time` is adaptive or has another solver, or as for `sample`.
+        config: how the network is run; an InputError if its `time` is not fixed Euler steps.
     """
     config = resolve(model, noise, condition, config, options)
     time = config.time

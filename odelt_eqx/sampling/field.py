@@ -1,7 +1,6 @@
 """The velocity field that the time ODE integrates, put together from a network and its options."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -92,26 +91,21 @@ def field_args(condition: Condition | None, config: SampleConfig) -> Args:
 def velocity_field(
     network: Network, config: SampleConfig
 ) -> Callable[..., tuple[Float[Array, "batch *shape"], LengthStats]]:
-    """Return the field `(t, x, args) -> (dx/dt, stats)` of a network, guidance included.
-
-    Args:
-        network: the network.
-        config: what `resolve` returned.
-    """
+    """Return the field `(t, x, args) -> (dx/dt, stats)`, guided, of a config from `resolve`."""
     index = jnp.asarray(step_index(config.time, network.flow_index), jnp.int32)
-    run = {"length": config.length, "exit_tolerance": config.exit_tolerance}
 
     def field(t: Float[Array, ""], x: Array, args: Args) -> tuple[Array, LengthStats]:
         condition, depth = args
         return guided_velocity(
-            partial(network.evaluate, **run),
+            network,
             t,
             x,
             index,
             condition,
-            network.null(len(x)),
             config.guidance,
             config.depth if depth is None else depth,
+            length=config.length,
+            exit_tolerance=config.exit_tolerance,
         )
 
     return field

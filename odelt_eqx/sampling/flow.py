@@ -16,12 +16,7 @@ from odelt_eqx.ode.plan import Adaptive
 from odelt_eqx.ode.time import integrate_time
 from odelt_eqx.parallel import constrain_batch, distribute, replicate
 from odelt_eqx.sampling.config import SampleConfig, raise_failures, resolve
-from odelt_eqx.sampling.field import (
-    SolveStats,
-    field_args,
-    solve_stats,
-    velocity_field,
-)
+from odelt_eqx.sampling.field import SolveStats, field_args, solve_stats, velocity_field
 
 X = Float[Array, "batch *shape"]
 
@@ -36,7 +31,6 @@ def sample(
     """Carry noise to samples along the model's velocity; one program serves any step count.
 
     Args:
-        model: the network.
         noise: standard normal draws, (batch, *shape), float32.
         condition: class labels (batch,), vectors (batch, size), or None without a condition.
         config: how the network is run.
@@ -66,7 +60,7 @@ def sample_with_stats(
     returned as far as it got, and the others are complete. The arguments are those of `sample`.
     """
     config = resolve(model, noise, condition, config, options)
-    return _ready(_run_counted(*jax.tree.flatten(model), noise, condition, config))
+    return _ready(_run(*jax.tree.flatten(model), noise, condition, config, True))
 
 
 class CompiledSampler:
@@ -82,8 +76,8 @@ class CompiledSampler:
         self._model = model
         self._weights, self._structure = jax.tree.flatten(model)
         config = resolve(model, noise, condition, config, {})
-        inputs = (self._weights, self._structure, noise, condition, config)
-        self._compiled = _run_counted.lower(*inputs).compile()
+        inputs = (self._weights, self._structure, noise, condition, config, True)
+        self._compiled = _run.lower(*inputs).compile()
 
     @property
     def peak_bytes(self) -> int:
@@ -95,7 +89,7 @@ class CompiledSampler:
     ) -> tuple[X, SolveStats]:
         """Return samples and what they took, both ready, as `sample_with_stats` does."""
         config = resolve(self._model, noise, condition, config, {})
-        inputs = (self._weights, self._structure, noise, condition, config)
+        inputs = (self._weights, self._structure, noise, condition, config, True)
         return _ready(self._compiled(*inputs))
 
 
@@ -150,18 +144,16 @@ def _solve(
     condition: Condition | None,
     config: SampleConfig,
     options: dict[str, Any],
-    *,
-    backwards: bool = False,
-    at: Array | None = None,
+    **solve: Any,
 ) -> Array:
     """Return the states at the times asked for, or the last; raise a SolveError for failures."""
     config = resolve(model, start, condition, config, options)
-    inputs = (*jax.tree.flatten(model), start, condition, config, backwards, at)
-    if isinstance(config.length, Adaptive):  # failures of the length axis must be counted
-        states, stats = _run_counted(*inputs)
-        return raise_failures(states, model, config, stats.time_failed, stats.length_failed)
-    states, failed = _run(*inputs)
-    return raise_failures(states, model, config, failed, failed)
+    # Failures of the length axis must be counted.
+    count = isinstance(config.length, Adaptive)
+    weights, structure = jax.tree.flatten(model)
+    states, failed, stats = _run(weights, structure, start, condition, config, count, **solve)
+    length_failed = failed if stats is None else stats.length_failed
+    return raise_failures(states, model, config, failed, length_failed)
 
 
 @eqx.filter_jit
@@ -171,45 +163,30 @@ def _run(
     start: X,
     condition: Condition | None,
     config: SampleConfig,
+    count: bool,
     backwards: bool = False,
     at: Array | None = None,
-) -> tuple[Array, Array]:
-    """Return states, and which examples failed.
+) -> tuple[Array, Array, SolveStats | None]:
+    """Return states, which examples failed, and what they took if `count`.
 
     The model comes as `jax.tree.flatten` takes it apart: JAX flattens every module it is given
     several times a call, in Python, which on small networks is a third of the time of a call.
     """
     model = distribute(jax.tree.unflatten(structure, weights))
     start, condition = constrain_batch(replicate((start, condition)))
-    evaluate, args = velocity_field(model, config), field_args(condition, config)
-    field = lambda *inputs: evaluate(*inputs)[0]
-    solution = integrate_time(field, start, config.time, args, backwards=backwards, at=at)
-    states = solution.states[-1] if at is None else solution.states
-    return replicate((states, solution.failed))
-
-
-@eqx.filter_jit
-def _run_counted(
-    weights: list[Any],
-    structure: Any,
-    start: X,
-    condition: Condition | None,
-    config: SampleConfig,
-    backwards: bool = False,
-    at: Array | None = None,
-) -> tuple[Array, SolveStats]:
-    """Return states, and what they took; see `_run`."""
-    model = distribute(jax.tree.unflatten(structure, weights))
-    start, condition = constrain_batch(replicate((start, condition)))
     field, args = velocity_field(model, config), field_args(condition, config)
-    solution, total = integrate_time_counted(
-        field, start, config.time, args, backwards=backwards, at=at
-    )
+    solve = {"args": args, "backwards": backwards, "at": at}
+    if count:
+        solution, total = integrate_time_counted(field, start, config.time, **solve)
+        stats = solve_stats(solution, total)
+    else:
+        plain = lambda *inputs: field(*inputs)[0]
+        solution, stats = integrate_time(plain, start, config.time, **solve), None
     states = solution.states[-1] if at is None else solution.states
-    return replicate((states, solve_stats(solution, total)))
+    return replicate((states, solution.failed, stats))
 
 
-def _ready(result: tuple[X, SolveStats]) -> tuple[X, SolveStats]:
+def _ready(result: tuple[X, Array, SolveStats | None]) -> tuple[X, Any]:
     """Wait for a result and return its statistics as NumPy arrays."""
-    states, stats = jax.block_until_ready(result)
+    states, _, stats = jax.block_until_ready(result)
     return states, jax.tree.map(np.asarray, stats)

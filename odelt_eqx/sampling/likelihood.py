@@ -55,15 +55,12 @@ def log_likelihood(
     with $x_t$ the path from the data back to its noise, solved together with the integral.
     Source: arXiv 1806.07366 (equation 8), 1810.01367 (the estimate of the trace).
 
+    The arguments are those of `sample`, with data (batch, *shape) in place of noise, besides:
+
     Args:
-        model: the network.
-        data: examples, (batch, *shape).
-        condition: their conditions, as for `sample`.
-        config: how the network is run; `time` is adaptive with tolerances of 1e-4 by default.
         probes: "exact" takes one derivative per value of an example; a number takes as many random
             signs $\epsilon$ for the unbiased estimate $\epsilon^T J \epsilon$ of the trace.
         key: decides the probes; an InputError if it is missing.
-        **options: fields of `config` to replace, as for `sample`.
     """
     config = resolve(model, data, condition, config, options)
     signs = None

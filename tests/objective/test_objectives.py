@@ -156,7 +156,7 @@ def test_a_share_that_is_no_example_is_refused(objective):
 
 
 def test_one_noise_key_serves_both_parts_only_as_published():
-    for objective in (Shortcut(every=2), PublishedShortcut(every=2)):
+    for objective in (Shortcut(every=2), PublishedShortcut(Shortcut(every=2))):
         draws = objective.draw(jax.random.key(0), 8, NETWORK, START)
         assert np.array_equal(draws.noise, draws.flow.noise) == isinstance(
             objective, PublishedShortcut
@@ -164,8 +164,8 @@ def test_one_noise_key_serves_both_parts_only_as_published():
 
 
 def test_a_guided_shortcut_has_two_targets_only_as_published(model):
-    for kind, distinct in ((Shortcut, 4), (PublishedShortcut, 2)):
-        objective = kind(every=2, guidance=1.5)
+    shortcut = Shortcut(every=2, guidance=1.5)
+    for objective, distinct in ((shortcut, 4), (PublishedShortcut(shortcut), 2)):
         draws = objective.draw(jax.random.key(0), 8, NETWORK, START)
         targets = objective.targets(draws, IMAGES, LABELS, Networks.all(model))
         assert len(np.unique(np.asarray(targets.x_t[:4]).reshape(4, -1), axis=0)) == distinct
@@ -173,12 +173,11 @@ def test_a_guided_shortcut_has_two_targets_only_as_published(model):
 
 
 def test_the_last_images_are_unused_only_as_published(model):
-    for kind in (Shortcut, PublishedShortcut):
-        objective = kind(every=4)
+    for objective in (Shortcut(every=4), PublishedShortcut(Shortcut(every=4))):
         draws = objective.draw(jax.random.key(0), 8, NETWORK, START)
         last = IMAGES.at[-2:].set(9.0)
         a, b = (objective.targets(draws, i, LABELS, Networks.all(model)) for i in (IMAGES, last))
-        assert np.array_equal(a.x_t, b.x_t) == (kind is PublishedShortcut)
+        assert np.array_equal(a.x_t, b.x_t) == isinstance(objective, PublishedShortcut)
 
 
 def test_depths_are_drawn_independently_only_as_published(model):

@@ -131,7 +131,7 @@ def test_live_reflow_straightens_what_the_flow_field_makes_of_noise(networks):
 
 
 def test_live_reflow_uses_one_noise_and_one_index_only_as_published():
-    for objective in (LiveReflow(every=2), PublishedLiveReflow(every=2)):
+    for objective in (LiveReflow(every=2), PublishedLiveReflow(LiveReflow(every=2))):
         published = isinstance(objective, PublishedLiveReflow)
         draws = objective.draw(jax.random.key(0), 16, NETWORK, TrainingTime(0, 1))
         assert np.array_equal(draws.noise, draws.flow.noise) == published
@@ -145,7 +145,7 @@ def test_depths_are_taught_by_the_average_whoever_teaches_the_time_axis(networks
     targets = eqx.filter_jit(objective.targets)(draws, IMAGES, LABELS, networks)
     velocity = networks.average(
         *(x[2:] for x in (targets.t, targets.x_t, targets.step_index, targets.condition)),
-        draws.teacher,
+        depth=draws.teacher,
     )
     assert_near(targets.velocity[2:], velocity)
 

@@ -96,9 +96,9 @@ def test_each_sample_may_have_its_own_depth_under_any_plan(model):
 
 def test_early_exit_saves_blocks_and_its_tolerance_compiles_nothing(model):
     def run(tolerance):
-        before = flow._run_counted._cached._cache_size()
+        before = flow._run._cached._cache_size()
         _, stats = odelt.sample_with_stats(model, NOISE, LABELS, exit_tolerance=tolerance)
-        return stats, flow._run_counted._cached._cache_size() - before
+        return stats, flow._run._cached._cache_size() - before
 
     assert run(1e-6)[0].blocks.tolist() == [4, 4]
     stats, compiled = run(10.0)

@@ -118,7 +118,7 @@ def test_a_gradient_is_clipped_to_its_norm():
         FlowMatching(),
         LengthConsistency(Shortcut(every=4), every=4),
         LengthConsistency(MeanFlow(), every=4),
-        PublishedLengthConsistency(PublishedShortcut(every=4), every=4),
+        PublishedLengthConsistency(PublishedShortcut(Shortcut(every=4)), every=4),
     ],
     ids=str,
 )
