@@ -107,7 +107,7 @@ def test_length_consistency_and_three_steps_of_training(golden):
     )
     at_depth = eqx.filter_jit(
         lambda ema: Teacher(ema)(
-            *(a[-last:] for a in (t, x_t, step_index, labels)), recorded["teacher_depth"]
+            *(a[-last:] for a in (t, x_t, step_index, labels)), depth=recorded["teacher_depth"]
         )
     )
     assert_matches(at_depth(golden.ema), velocity[-last:])
