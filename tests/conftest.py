@@ -13,7 +13,7 @@ from pathlib import Path
 
 # The tests mostly compile. These reach the processes that tests start, too.
 if version("jaxlib").startswith(("0.9.", "0.10.")):  # one that does not know the flag aborts
-    faster = "--xla_cpu_use_fusion_emitters=false"  # compiles in half the time
+    faster = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {faster}"
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # what one worker compiles serves all
     os.environ["JAX_COMPILATION_CACHE_DIR"] = programs = tempfile.mkdtemp(prefix="programs-")

@@ -1,10 +1,12 @@
-"""The README's commands and its Python run as printed, with few steps."""
+"""The README's commands and its Python run as printed, with few steps and small networks."""
 
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+
+from tests.conftest import TINY
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -15,12 +17,13 @@ def test_the_python_runs_from_top_to_bottom(tiny_run, tmp_path):
     for printed, small in {
         "runs/digits": str(tiny_run),
         "runs/short": str(tmp_path / "short"),
-        "steps=400": "steps=2, batch_size=16",
+        "steps=400": "steps=2, batch_size=16, model=TINY",
+        "depth=6": "depth=2",
         "range(1000)": "range(2)",
     }.items():
         assert printed in code
         code = code.replace(printed, small)
-    names: dict = {}
+    names: dict = {"TINY": TINY}
     exec(code, names)
     for name in ("fast", "fine", "free", "velocity", "images"):
         assert names[name].shape == (10, 8, 8, 1)
@@ -31,7 +34,7 @@ def test_the_first_command_trains_samples_and_measures(tmp_path):
     command = re.search(r"<!-- main -->\n```bash\n(.*?)\n```", README, flags=re.DOTALL)[1]
     python, *words = shlex.split(command.split(" && ")[-1])
     assert python == ".venv/bin/python"
-    small = ["--steps", "2", "--model.hidden-size", "16", "--model.num-heads", "2"]
+    small = "--steps 2 --model.hidden-size 16 --model.num-heads 2 --model.depth 2".split()
     run = subprocess.run(
         [sys.executable, *words, *small, "--run", str(tmp_path / "digits")],
         cwd=ROOT,

