@@ -1,10 +1,7 @@
 """Flow and shortcut models whose cost is dialled on two axes: time steps and network depth."""
 
 from odelt_eqx.errors import InputError as InputError, SolveError as SolveError
-from odelt_eqx.evaluation.recommend import (
-    Recommendation as Recommendation,
-    recommend as recommend,
-)
+from odelt_eqx.evaluation.grid import Recommendation as Recommendation, recommend as recommend
 from odelt_eqx.interop import (
     load_reference as load_reference,
     load_safetensors as load_safetensors,

@@ -75,11 +75,7 @@ def print_results(*lines: object) -> None:
 
 
 def main(run: Callable[[], None]) -> None:
-    """Run a script; an error of the user becomes one line and exit status 2, without a traceback.
-
-    Args:
-        run: reads the command line, does the work and prints where the results are.
-    """
+    """Run a script; a user's error becomes one line and exit status 2, without a traceback."""
     warnings.showwarning = lambda message, *_, **__: print(f"note: {message}", file=sys.stderr)
     try:
         run()

@@ -15,22 +15,15 @@ TAG = "type"
 
 
 def to_dict(value: Any, kind: Any = None) -> Any:
-    """Return a value as JSON can hold it.
+    """Return dataclasses, containers, paths and plain values as JSON can hold them.
 
-    Args:
-        value: dataclasses, containers, paths and plain values.
-        kind: the declared type, where it is a union of dataclasses.
+    `kind` is the declared type, where it is a union of dataclasses.
     """
     return _CONVERTER.unstructure(value, kind)
 
 
 def from_dict(data: Any, kind: Any, what: str) -> Any:
     """Return the value that `to_dict` returned as JSON.
-
-    Args:
-        data: what JSON held.
-        kind: the type of the value.
-        what: the name of the source, for the message: "runs/a/config.json".
 
     Raises:
         InputError: the data do not describe such a value; unknown fields are errors, too.

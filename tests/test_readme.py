@@ -34,7 +34,7 @@ def test_the_first_command_trains_samples_and_measures(tmp_path):
     command = re.search(r"<!-- main -->\n```bash\n(.*?)\n```", README, flags=re.DOTALL)[1]
     python, *words = shlex.split(command.split(" && ")[-1])
     assert python == ".venv/bin/python"
-    small = "--steps 2 --model.hidden-size 16 --model.num-heads 2 --model.depth 2".split()
+    small = shlex.split("--steps 2 --model.hidden-size 16 --model.num-heads 2 --model.depth 2")
     run = subprocess.run(
         [sys.executable, *words, *small, "--run", str(tmp_path / "digits")],
         cwd=ROOT,

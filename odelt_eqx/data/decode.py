@@ -43,10 +43,7 @@ def decode_image(
 
     The square is resized by Pillow's antialiased triangle filter, as the reference's images were.
 
-    Args:
-        data: the file.
-        size: height and width of the result, in pixels.
-        channels: 3, or 1 for grey levels.
+    `size` is the height and width of the result, in pixels; `channels` is 3, or 1 for grey levels.
 
     Raises:
         BadImageError: the image is refused.

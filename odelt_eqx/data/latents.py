@@ -119,8 +119,6 @@ def decode_in_chunks(
     chunks: in the last, latents are repeated.
 
     Args:
-        autoencoder: the network.
-        latents: (count, h, w, latent channels).
         chunk: latents at a time per device; at 256 x 256 pixels each takes about 0.25 GiB.
 
     Raises:

@@ -59,13 +59,11 @@ def stream(
     when, how or by how many processes it is read. So one number resumes a run.
 
     Args:
-        source: the examples.
         batch_size: examples per batch, over all processes.
         seed: decides the order, mirror images and draws.
         start: number of the first batch; those before it are not read.
         process: index of the process that reads; each has an equal share of every batch.
         count: number of processes that share a batch.
-        loading: how to read.
 
     Raises:
         InputError: the source has fewer examples than a batch, the processes cannot share it

@@ -93,7 +93,6 @@ def prepare(source: Path, out: Path, config: PrepareConfig) -> list[Path]:
     Args:
         source: a folder of images, a zip, an uncompressed tar, or Parquet files.
         out: folder of the shards; see `odelt_eqx.data.records`.
-        config: how to write them.
 
     Returns:
         The paths of `skipped.jsonl`, and of `index.json` unless other parts are unfinished.
@@ -204,10 +203,7 @@ def _make_chunks(
 def start_folder(out: Path, plan: dict[str, Any], ignored: Collection[str] = ()) -> None:
     """Write the plan of a job to its folder, or check that it is the one that is there.
 
-    Args:
-        out: the folder.
-        plan: identifies the work.
-        ignored: names of subfolders that may be there before.
+    Subfolders whose names are `ignored` may be there before.
 
     Raises:
         InputError: the folder has another plan, or is not a folder of shards.

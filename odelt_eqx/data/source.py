@@ -53,10 +53,7 @@ class Source(abc.ABC):
     def draw(self, index: SupportsIndex, rng: np.random.Generator, flip: bool) -> Example:
         """Return example `index` as training sees it this time.
 
-        Args:
-            index: index of the example.
-            rng: the only source of randomness.
-            flip: mirror the image, left for right, with probability 1/2.
+        If it may `flip`, it is mirrored, left for right, with probability 1/2.
         """
         example = self[index]
         if flip and rng.random() < 0.5:
@@ -185,9 +182,7 @@ def sample_indices(source: Source, count: int, seed: int = 0) -> Int[np.ndarray,
 def load_into_memory(source: Source, count: int) -> ArraySource:
     """Return a source of at most `count` examples in memory, as float32.
 
-    Args:
-        source: the source; of one that is `random`, `source[index]` is taken.
-        count: number of examples; from a larger source a fixed random choice, in order.
+    From a larger source they are a fixed random choice, in order.
     """
     if len(source) <= count and isinstance(source, ArraySource) and source.x.dtype != np.uint8:
         return source

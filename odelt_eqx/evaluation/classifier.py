@@ -63,10 +63,6 @@ def train_classifier(config: ClassifierConfig, out: Path) -> tuple[float, list[P
     Its features are scaled to a standard deviation of 1, so that none outweighs another in a
     distance.
 
-    Args:
-        config: how it is trained.
-        out: folder to write to.
-
     Returns:
         The held-out accuracy, and the files written: classifier.safetensors, classifier.json.
 

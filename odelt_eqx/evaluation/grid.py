@@ -1,4 +1,4 @@
-"""The grid: one row per setting of a network, with its quality and cost, as Markdown and JSON."""
+"""The grid: one row per setting of a network, with its quality and cost; the best in a budget."""
 
 import dataclasses
 import itertools
@@ -272,3 +272,62 @@ def load_grid(path: Path) -> Grid:
     if not path.is_file():
         raise InputError(f"there is no grid {path}: measure it by scripts/evaluate.py")
     return from_dict(read_json(path, "a measured grid"), Grid, str(path))
+
+
+@dataclasses.dataclass(frozen=True)
+class Recommendation:
+    """A row of a grid to sample with."""
+
+    row: Row
+    grid: Grid
+
+    @property
+    def config(self) -> SampleConfig:
+        """How to run the network, for `odelt.sample`."""
+        return self.row.config
+
+    def __str__(self) -> str:
+        row = self.row
+        return (
+            f"depth {row.depth}, {row.config.time.solver}, {row.accepted:g} time steps, guidance "
+            f"{row.config.guidance:g}: {self.grid.frechet} {row.quality.frechet:.2f} at "
+            f"{row.milliseconds:.3g} ms per sample on {self.grid.device}"
+        )
+
+
+def recommend(
+    measured: str | Path,
+    *,
+    milliseconds: float | int | None = None,
+    memory: float | int | None = None,
+) -> Recommendation:
+    """Return the row with the best quality within a budget.
+
+    `odelt.sample(model, noise, labels, odelt.recommend("runs/digits", milliseconds=2).config)`
+
+    Args:
+        measured: the folder that scripts/evaluate.py wrote to, or its `grid.json`.
+        milliseconds: limit per sample, in batches of the grid's size.
+        memory: limit of the bytes that the program needs at once, for such a batch.
+
+    Raises:
+        InputError: there is no grid, no budget is given, or no row is within it; the message names
+            the cheapest.
+    """
+    grid = load_grid(Path(measured))
+    if milliseconds is None and memory is None:
+        raise InputError("a recommendation needs a budget: give milliseconds, memory, or both")
+    rows = [
+        row
+        for row in grid.rows
+        if (milliseconds is None or row.milliseconds <= milliseconds)
+        and (memory is None or row.memory <= memory)
+    ]
+    if not rows:
+        fastest = min(row.milliseconds for row in grid.rows)
+        smallest = min(row.memory for row in grid.rows)
+        raise InputError(
+            f"no row of {measured} is within this budget: the fastest takes {fastest:.3g} "
+            f"milliseconds, the smallest needs {smallest:,} bytes"
+        )
+    return Recommendation(min(rows, key=lambda r: (r.quality.frechet, r.milliseconds)), grid)

@@ -95,10 +95,6 @@ def frechet_distance(a: Rows | Statistics, b: Rows | Statistics) -> float:
     Source: arXiv 1706.08500. For Inception features it is the FID.
     Differs from the reference: it adds 1e-6 to the diagonals of both covariances.
 
-    Args:
-        a: feature vectors (count, features), or their statistics.
-        b: the same for the other set.
-
     Raises:
         InputError: the features differ, or a set has fewer than two samples.
 
@@ -170,8 +166,6 @@ def kernel_distance(
     Source: arXiv 1801.01401, section 4, which draws the subsets with replacement.
 
     Args:
-        a: feature vectors (count, features).
-        b: the same for the other set.
         subset: samples of each set in one estimate; fewer if that leaves fewer than ten estimates.
         seed: decides which sample is in which subset.
 
@@ -214,8 +208,6 @@ def precision_recall(samples: Rows, real: Rows, *, neighbours: int = 3) -> tuple
     Source: arXiv 1904.06991, eq. 1 and 2; there with 50,000 of each and the third neighbour.
 
     Args:
-        samples: feature vectors (count, features).
-        real: the same for the real samples.
         neighbours: which neighbour a ball reaches to, not counting the member itself.
 
     Raises:

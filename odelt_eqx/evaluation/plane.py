@@ -23,12 +23,6 @@ def save_length(network: Any, held_out: Source, config: SampleConfig, path: Path
 
     A line joins a state `x` on its way from noise to data with the points `x + (1 - t) v`, where
     `v` is the velocity that the final layer reads from `u` at every edge of the full length.
-
-    Args:
-        network: a `VectorNet` of vectors (2,).
-        held_out: data, drawn in grey.
-        config: how the states are made.
-        path: the PNG file.
     """
     noise, _, condition = inputs(network, 0, 0, LINES)
     states = trajectory(network, noise, condition, TIMES, config)
@@ -59,13 +53,7 @@ def save_density(network: Any, held_out: Source, config: SampleConfig, path: Pat
     """Write the density of a network beside a histogram of the data.
 
     Classes are weighted by their share of the data. The title has the mean log-likelihood of the
-    data.
-
-    Args:
-        network: a network of vectors (2,).
-        held_out: data.
-        config: how the network is run, except for `time`.
-        path: the PNG file.
+    data. The `time` of `config` is not used.
     """
     data, labels = read(held_out, sample_indices(held_out, POINTS))
     limit = axis_limit(held_out)

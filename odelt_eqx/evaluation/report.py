@@ -43,10 +43,7 @@ def evaluate(
     Rows that were measured with the same settings are taken from `rows.jsonl` in the same folder.
 
     Args:
-        run: run folder.
-        config: which rows are measured, and how.
         out: folder of the results; the run's own by default.
-        features: what samples are compared by.
         command: the command that the report shows as its source.
 
     Returns:

@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from odelt_eqx.errors import InputError, SolveError, check_range, reason
 from odelt_eqx.evaluation.features import Samples, decode, open_autoencoder
 from odelt_eqx.evaluation.figures import plot_points, save_figure
+from odelt_eqx.evaluation.grid import recommend
 from odelt_eqx.evaluation.measure import class_count, condition_of, network_on_devices
-from odelt_eqx.evaluation.recommend import recommend
 from odelt_eqx.files import read_arrays, write_arrays
 from odelt_eqx.images import save_png, sheet
 from odelt_eqx.network import Network
@@ -85,10 +85,7 @@ def save_samples(
     images are decoded from. A sample whose solve ran out of steps is written as far as it got, with
     a warning.
 
-    Args:
-        run: run folder.
-        request: which samples.
-        config: how the network is run; the run's own `sample` by default.
+    The network is run by `config`, by default as the config of the run says.
 
     Returns:
         The paths, and what each sample took on its way from the noise.

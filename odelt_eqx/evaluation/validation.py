@@ -47,12 +47,8 @@ def validate(run: Path, out: Path | None = None) -> list[Path]:
     They are those of the EMA weights under the run's own objective, without length consistency:
     every depth has the same targets from the same draws.
 
-    Args:
-        run: run folder.
-        out: folder of the results; the run's own by default.
-
     Returns:
-        The files written: validation.md, validation.json, validation.png.
+        The files written, to `out` or to the run folder: validation.md, .json and .png.
 
     Raises:
         InputError: the folder is not a run with a checkpoint.

@@ -40,11 +40,6 @@ def load_reference(
     Both layouts are read, with and without the outer `train_state`. A checkpoint without a length
     table (of shortcut-models, or of a plain DiT) gets a fresh one, and a warning says so.
 
-    Args:
-        path: the pickle.
-        config: the shape of the network in it.
-        weights: the averaged weights, or those that were trained.
-
     Raises:
         InputError: the file cannot be read, or its parameters are not those of `config`: the
             message lists what is missing, left over or of another shape, by the reference's names.

@@ -37,11 +37,7 @@ def load_safetensors(path: str | Path) -> DiT | VectorNet:
 def write_module(module: eqx.Module, config: Any, path: Path, config_type: Any = None) -> None:
     """Write a module: arrays by their path in the tree, its config as metadata.
 
-    Args:
-        module: the module.
-        config: what it can be built from.
-        path: the file.
-        config_type: the union that `config` is a member of, if any.
+    `config_type` is the union that the config is a member of, if any.
     """
     arrays = {name: jax.device_get(leaf) for name, leaf in _named_arrays(module)}
     metadata = {"config": json.dumps(to_dict(config, config_type))}
@@ -53,7 +49,6 @@ def read_module(path: Path, build: Callable[..., Module], config_type: Any) -> M
     """Return the module that `write_module` wrote.
 
     Args:
-        path: the file.
         build: `(config, key=key) -> module`.
         config_type: the type of the config, or the union it was written as a member of.
 

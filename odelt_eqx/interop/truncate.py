@@ -19,10 +19,6 @@ def truncate(model: AnyNetwork, depth: int) -> AnyNetwork:
     Its depths are those of `model` up to `depth`, each counted without the blocks past its last
     full group: depth 12 in groups of 8 becomes depth 8. Its output is the same, bit-for-bit.
 
-    Args:
-        model: the network.
-        depth: one of `model.depths`.
-
     Raises:
         InputError: the network does not have that depth.
     """

@@ -35,10 +35,8 @@ def accumulate(
     Args:
         differentiated: `(model, targets, key, mean) -> ((loss, error), gradient)`, where both
             values are `mean` of one per example.
-        model: the network.
         targets: of the whole batch.
         key: dropout key, or None for no dropout.
-        parts: number of parts.
     """
     batch_size, depth = len(targets.t), targets.depth
     depths = depth if isinstance(depth, np.ndarray) else np.zeros(batch_size, int)

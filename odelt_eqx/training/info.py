@@ -23,9 +23,6 @@ def describe(run: Path) -> str:
 
     It only reads, and computes nothing on a device, so it is safe while the run trains.
 
-    Args:
-        run: run folder.
-
     Raises:
         InputError: the folder is not a run.
     """

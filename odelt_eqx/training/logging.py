@@ -181,8 +181,6 @@ def open_loggers(
     """Open the log in the run folder and the services that `config` names, in process 0.
 
     Args:
-        config: names the services.
-        run: the run folder.
         done: steps done; what was logged of later ones will come again.
         settings: the config of the run, for services that show it.
     """
@@ -202,11 +200,7 @@ def open_loggers(
 def log_previews(logger: Logger, config: TrainConfig, step: int, model: Network) -> None:
     """Log samples, always of the same noise and labels, at each depth and number of Euler steps.
 
-    Args:
-        logger: records them.
-        config: the run; its `sample` gives everything but the depth and the steps.
-        step: steps done.
-        model: the network to sample from.
+    All else about how the network is run is as `config.sample` says.
     """
     logging, classes = config.logging, config.model.num_classes
     noise = normal(jax.random.key(config.seed), (logging.sample_count, *config.model.shape))

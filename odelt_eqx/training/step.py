@@ -43,9 +43,7 @@ class TrainState(eqx.Module):
 def init_state(model: Network, optimizer: optax.GradientTransformation) -> TrainState:
     """Return the state before the first step; the EMA is a copy of the model.
 
-    Args:
-        model: the network. Its arrays become part of the state, which training donates.
-        optimizer: turns gradients into updates.
+    The arrays of the model become part of the state, which training donates.
     """
     state = TrainState(
         model=model,
@@ -71,8 +69,6 @@ def make_train_step(
     gradient is not finite, the step only counts: weights, EMA and optimiser stay as they were.
 
     Args:
-        objective: makes the targets.
-        optimizer: turns gradients into updates.
         steps: steps of the whole run, which schedules refer to.
         ema: decay of the moving average.
         parts: number of parts that a batch is trained in, one after another.
@@ -122,13 +118,8 @@ def held_out_loss(
 ) -> Float[Array, ""]:
     """Return the objective's loss of the trained weights on data they have not seen.
 
-    Args:
-        state: the state.
-        objective: makes the targets.
-        data: held-out examples, (batch, *shape).
-        condition: their conditions, or None.
-        key: the same key gives the same draws, so that values of one run can be compared.
-        steps: steps of the whole run.
+    The same key gives the same draws, so that values of one run can be compared; `steps` are those
+    of the whole run.
     """
     state = _update_teacher(state, objective, steps)
     targets = _make_targets(state, objective, data, condition, key, steps)
@@ -138,13 +129,7 @@ def held_out_loss(
 def squared_error(
     model: Network, targets: Targets, key: Key[Array, ""] | None = None
 ) -> Float[Array, " batch"]:
-    """Return the mean squared error of the velocity, one per example.
-
-    Args:
-        model: the network.
-        targets: what it should return.
-        key: dropout key, or None for no dropout.
-    """
+    """Return the mean squared error of the velocity, one per example; no dropout without a key."""
     velocity = model(
         targets.t,
         targets.x_t,

@@ -39,13 +39,8 @@ def train(
     A resumed run ends with the same parameters, bit-for-bit, as an uninterrupted one.
 
     Args:
-        config: what to train.
-        run: the run folder.
         resume: continue from the newest checkpoint in `run`.
         overwrite: delete the run in `run` first.
-
-    Returns:
-        The last state.
 
     Raises:
         InputError: the run cannot be started or resumed as asked, its folder cannot be written, or

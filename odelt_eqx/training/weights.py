@@ -119,13 +119,8 @@ def add_teacher(state: TrainState, config: TrainConfig) -> TrainState:
 def fit(weights: AnyNetwork, template: Any, source: str | Path) -> Any:
     """Return a copy of `weights` with the groups, layout and config of `template`.
 
-    Args:
-        weights: a network.
-        template: a network whose parameters have the same shapes.
-        source: where the weights come from, for the message.
-
     Raises:
-        InputError: the parameters have other shapes.
+        InputError: the parameters have other shapes; it names the `source` of the weights.
     """
     form, leaves = eqx.filter_eval_shape(unstacked, template), jax.tree.leaves(unstacked(weights))
     named = jax.tree_util.tree_leaves_with_path(form)

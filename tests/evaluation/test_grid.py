@@ -11,10 +11,9 @@ import pytest
 import odelt_eqx as odelt
 from odelt_eqx.errors import Interrupted
 from odelt_eqx.evaluation.figures import sheet_columns, shown_count
-from odelt_eqx.evaluation.grid import Bounds, Grid, GridConfig, Row
+from odelt_eqx.evaluation.grid import Bounds, Grid, GridConfig, Row, recommend
 from odelt_eqx.evaluation.measure import Meter, Store, inputs
 from odelt_eqx.evaluation.quality import Quality
-from odelt_eqx.evaluation.recommend import recommend
 from odelt_eqx.files import write_json
 from odelt_eqx.images import tile
 from odelt_eqx.noise import sample_noise
