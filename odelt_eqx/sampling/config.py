@@ -65,19 +65,19 @@ def resolve(
         InputError: an option is unknown, or a shape, a label or the depth does not fit the network.
     """
     _check_options(options)
-    config = _replace(config, **options) if options else config
+    chosen = vars(config) | options
+    guidance, tolerance = chosen["guidance"], chosen["exit_tolerance"]
     check_batch(network, x, condition)
     _check_labels(network, condition)
-    if condition is None and config.guidance not in (0, 1):
-        raise InputError(f"a network without conditions has no guidance; got {config.guidance}")
-    depth = network.depth if _is(config.depth, "full") else config.depth
-    length = network.length if config.length is None else config.length
-    _warn_of_precision(network, time=config.time, length=length)
+    if condition is None and guidance not in (0, 1):
+        raise InputError(f"a network without conditions has no guidance; got {guidance}")
+    depth = network.depth if _is(chosen["depth"], "full") else chosen["depth"]
+    length = network.length if chosen["length"] is None else chosen["length"]
+    _warn_of_precision(network, time=chosen["time"], length=length)
     adaptive = isinstance(length, Adaptive)
-    guidance, tolerance = config.guidance, config.exit_tolerance
     return _replace(
         config,
-        time=as_arrays(config.time),
+        time=as_arrays(chosen["time"]),
         length=as_arrays(length) if adaptive else without_recomputing(length),
         depth=check_depth(depth, network.depths),
         guidance=guidance if guidance in (0, 1) else jnp.asarray(guidance, jnp.float32),
