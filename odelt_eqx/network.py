@@ -167,6 +167,11 @@ class Network(eqx.Module):
         return take_rows(self.velocity(inputs), np.argsort(order))
 
 
+def index_of_step(length: Float[Array, "*any"], flow_index: int) -> Float[Array, "*any"]:
+    """Return the step index of a step, `min(-log2(length), flow_index)`, for a length of 0 too."""
+    return -jnp.log2(jnp.maximum(length, 2.0**-flow_index))
+
+
 def check_depth(depth: Depth, depths: tuple[int, ...]) -> Any:
     """Return `depth` if all of it is among `depths`, an integer scalar as an int.
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from odelt_eqx.errors import InputError
-from odelt_eqx.network import Condition, Network
+from odelt_eqx.network import Condition, Network, index_of_step
 from odelt_eqx.objective.base import (
     Networks,
     Objective,
@@ -98,21 +98,16 @@ class MeanFlow(Objective):
         step = times_from(draws.end, self.times, 2**flow_index) - t
 
         def mean_velocity(t: Array, x: Array, step: Array) -> Array:
-            return networks.student(t, x, index_of(step, flow_index), condition)
+            return networks.student(t, x, index_of_step(step, flow_index), condition)
 
         velocity = mean_flow_identity(mean_velocity, t, x_t, step, flow.velocity[:n])
-        index = index_of(step, flow_index)
+        index = index_of_step(step, flow_index)
         return dataclasses.replace(
             flow,
             step_index=flow.step_index.astype(jnp.float32).at[:n].set(index),
             velocity=jnp.concatenate([velocity, flow.velocity[n:]]),
             power=jnp.full_like(flow.t, self.power),
         )
-
-
-def index_of(step: Float[Array, " batch"], flow_index: int) -> Float[Array, " batch"]:
-    """Return `min(-log2(step), flow_index)`, for a step of 0 too."""
-    return -jnp.log2(jnp.maximum(step, 2.0**-flow_index))
 
 
 def mean_flow_identity(

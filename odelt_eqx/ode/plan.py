@@ -14,6 +14,7 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PyTree
 
 from odelt_eqx.errors import InputError, check_choice, check_range
@@ -87,7 +88,8 @@ class FixedSteps(Plan):
         check_choice("solver", self.solver, SOLVERS)
         check_choice("adjoint", self.adjoint, get_args(Adjoint))
         check_choice("grid", self.grid, get_args(Grid))
-        check_range(self, "steps", least=1)
+        if not isinstance(self.steps, Tracer):
+            check_range(self, "steps", least=1)
         rising = all(a < b for a, b in itertools.pairwise(self.times))
         if self.times and not (rising and (self.times[0], self.times[-1]) == (0, 1)):
             raise InputError(f"times must rise from 0 to 1; got {self.times}")
@@ -107,6 +109,16 @@ class FixedSteps(Plan):
         if self.times:
             return jnp.stack([jnp.asarray(t, jnp.float32) for t in self.times])[index]
         return grid_point(self.grid, index.astype(jnp.float32) / self.count)
+
+    def step_length(self, t: Float[Array, ""]) -> Float[Array, ""]:
+        """Return the length of the step that starts at `t`, a point of the grid."""
+        if self.times:
+            points = jnp.stack([jnp.asarray(t, jnp.float32) for t in self.times])
+            index = jnp.searchsorted(points, t, side="right") - 1
+        else:
+            index = jnp.round(grid_share(self.grid, t) * self.count).astype(jnp.int32)
+        index = jnp.clip(index, 0, self.count - 1)
+        return self.point(index + 1) - self.point(index)
 
     def arguments(self, backwards: bool = False) -> dict[str, Any]:  # noqa: D102
         del backwards  # the controller follows the direction of the solve
@@ -182,6 +194,13 @@ def as_arrays(plan: Plan) -> Plan:
     return jax.tree.map(jnp.asarray, plan)
 
 
+def with_known_steps(plan: Plan) -> Plan:
+    """Return `plan` with a Python int for a number of steps that is known in an array."""
+    if not isinstance(plan, FixedSteps) or isinstance(plan.steps, Tracer):
+        return plan
+    return dataclasses.replace(plan, steps=int(plan.steps))
+
+
 def without_recomputing(plan: Plan) -> Plan:
     """Return `plan` for a solve that is not differentiated, or whose field does the recomputing."""
     if isinstance(plan, FixedSteps) and plan.adjoint == "recompute":
@@ -200,6 +219,15 @@ def grid_point(grid: Grid, share: Float[Array, ""]) -> Float[Array, ""]:
     if grid == "logit-normal":
         return jax.nn.sigmoid(jax.scipy.special.ndtri(share))
     return share
+
+
+def grid_share(grid: Grid, point: Float[Array, ""]) -> Float[Array, ""]:
+    """Return the share of its steps after which a named grid is at `point`, see `grid_point`."""
+    if grid == "cosine":
+        return 2 / jnp.pi * jnp.arcsin(jnp.sqrt(point))
+    if grid == "logit-normal":
+        return jax.scipy.special.ndtr(jax.scipy.special.logit(point))
+    return point
 
 
 class GridController(diffrax.AbstractStepSizeController[Int[Array, ""], None]):

@@ -7,12 +7,17 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from equinox.internal import nondifferentiable_backward
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from odelt_eqx.ode.plan import Plan
 
 Field = Callable[[Float[Array, ""], PyTree, PyTree], PyTree]
 """`(t, y, args) -> dy/dt`: a scalar time, and arrays whose first axis is the batch."""
+
+UNKNOWN_COUNT = (
+    "a gradient needs a number of time steps that is known while tracing: make steps a Python int"
+)
 
 
 class TimeSolution(eqx.Module):
@@ -53,6 +58,7 @@ def integrate_time(
         at: times whose states are returned, in the order of the solve; None for its end alone.
     """
     start, end = (1.0, 0.0) if backwards else (0.0, 1.0)
+    arguments = plan.arguments(backwards)
 
     def solve(y: PyTree, args: PyTree) -> TimeSolution:
         solution = diffrax.diffeqsolve(
@@ -63,11 +69,14 @@ def integrate_time(
             args=args,
             saveat=diffrax.SaveAt(t1=at is None, ts=at, controller_state=True),
             throw=False,
-            **plan.arguments(backwards),
+            **arguments,
         )
+        states = solution.ys
+        if arguments["max_steps"] is None:
+            states = nondifferentiable_backward(states, msg=UNKNOWN_COUNT)
         share = partial(jnp.broadcast_to, shape=jax.tree.leaves(y)[0].shape[:1])
         return TimeSolution(
-            states=solution.ys,
+            states=states,
             accepted=share(solution.stats["num_accepted_steps"]),
             rejected=share(solution.stats["num_rejected_steps"]),
             failed=share(solution.result != diffrax.RESULTS.successful),

@@ -12,7 +12,14 @@ from jaxtyping import Array, Bool, Float
 
 from odelt_eqx.errors import InputError, SolveError, check_range, find_by_name
 from odelt_eqx.network import Classes, Condition, Network, check_batch, check_depth
-from odelt_eqx.ode.plan import Adaptive, FixedSteps, Plan, as_arrays, without_recomputing
+from odelt_eqx.ode.plan import (
+    Adaptive,
+    FixedSteps,
+    Plan,
+    as_arrays,
+    with_known_steps,
+    without_recomputing,
+)
 
 BFLOAT16_TOLERANCE = 1e-3
 """Below about this, the rounding of a bfloat16 field looks like error to an adaptive solver."""
@@ -32,6 +39,9 @@ class SampleConfig(eqx.Module):
             alone.
         exit_tolerance: a network evaluation of an example stops at the first edge of the length
             where the last group changed `u` by less than this share of it; None runs to `depth`.
+        as_published: ask the network for the reference's step index, `floor(log2 steps)` under
+            every solver and 0 in adaptive solves, instead of the flow field or, in a step of
+            Euler's, the mean velocity over that step.
 
     Raises:
         InputError: `exit_tolerance` is not positive.
@@ -42,6 +52,7 @@ class SampleConfig(eqx.Module):
     depth: int | Literal["full", "plain"] = "full"
     guidance: float = 1.0
     exit_tolerance: float | None = None
+    as_published: bool = False
 
     def __check_init__(self) -> None:
         if not isinstance(self.exit_tolerance, Tracer):
@@ -54,12 +65,14 @@ def resolve(
     condition: Condition | None,
     config: SampleConfig,
     options: dict[str, Any],
+    traced: bool = False,
 ) -> SampleConfig:
     """Return how a call runs the network, in the form that is compiled.
 
     What may change without compiling is an array: step counts, tolerances, and a guidance that is
     neither 0 nor 1. "full" and a length of None are replaced by the network's own. `options` are
-    fields of `config` that a caller replaces.
+    fields of `config` that a caller replaces. In a call that is `traced`, which may be
+    differentiated, counts stay numbers and both plans keep their adjoint.
 
     Raises:
         InputError: an option is unknown, or a shape, a label or the depth does not fit the network.
@@ -74,12 +87,14 @@ def resolve(
     depth = network.depth if _is(chosen["depth"], "full") else chosen["depth"]
     length = network.length if chosen["length"] is None else chosen["length"]
     _warn_of_precision(network, time=chosen["time"], length=length)
-    adaptive = isinstance(length, Adaptive)
+    if not traced and isinstance(length, FixedSteps):
+        length = without_recomputing(length)
     return _replace(
         config,
-        time=as_arrays(chosen["time"]),
-        length=as_arrays(length) if adaptive else without_recomputing(length),
+        time=with_known_steps(chosen["time"]) if traced else as_arrays(chosen["time"]),
+        length=length if isinstance(length, FixedSteps) else as_arrays(length),
         depth=check_depth(depth, network.depths),
+        as_published=chosen["as_published"],
         guidance=guidance if guidance in (0, 1) else jnp.asarray(guidance, jnp.float32),
         exit_tolerance=None if tolerance is None else jnp.asarray(tolerance, jnp.float32),
     )

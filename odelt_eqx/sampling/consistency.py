@@ -15,7 +15,13 @@ from odelt_eqx.ode.plan import FixedSteps
 from odelt_eqx.ode.time import TimeSolution
 from odelt_eqx.parallel import constrain_batch, distribute, replicate
 from odelt_eqx.sampling.config import SampleConfig, resolve
-from odelt_eqx.sampling.field import SolveStats, field_args, solve_stats, velocity_field
+from odelt_eqx.sampling.field import (
+    SolveStats,
+    field_args,
+    published_step_index,
+    solve_stats,
+    velocity_field,
+)
 
 X = Float[Array, "batch *shape"]
 
@@ -52,7 +58,9 @@ def _run(
     model: Network, noise: X, condition: Condition | None, config: SampleConfig, key: Array
 ) -> tuple[X, SolveStats]:
     noise, condition = constrain_batch(replicate((noise, condition)))
-    field, args = velocity_field(distribute(model), config), field_args(condition, config)
+    index = published_step_index(config.time, model.flow_index)
+    field = velocity_field(distribute(model), config, index)
+    args = field_args(condition, config)
     time, zero = config.time, jnp.zeros(len(noise))
     assert isinstance(time, FixedSteps)  # for the type checker: the caller has checked
 

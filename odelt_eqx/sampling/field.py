@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from odelt_eqx.network import Condition, Network, guided_velocity
+from odelt_eqx.network import Condition, Network, guided_velocity, index_of_step
 from odelt_eqx.ode.length import LengthStats
 from odelt_eqx.ode.plan import FixedSteps, Plan
 from odelt_eqx.ode.time import TimeSolution
@@ -17,6 +17,8 @@ from odelt_eqx.sampling.config import SampleConfig
 
 Args = tuple[Condition | None, Array | None]
 """The condition and, where it differs between examples, the depth."""
+StepIndex = Callable[[Float[Array, ""]], Float[Array, ""]]
+"""The step index that a network is asked for at a time."""
 
 
 class SolveStats(NamedTuple):
@@ -68,18 +70,36 @@ def solve_stats(solution: TimeSolution, total: LengthStats) -> SolveStats:
     )
 
 
-def step_index(plan: Plan, flow_index: int) -> int | Int[Array, ""]:
-    """Return the step index that a network is asked for: `floor(log2 steps)`, at most the flow's.
+def step_index(config: SampleConfig, flow_index: int, *, backwards: bool = False) -> StepIndex:
+    """Return which velocity is asked for along a solve.
 
-    Adaptive solves follow the flow field itself. Differs from the reference, which asks for index
-    0 there, the field of one step across [0, 1].
+    One step of Euler's, forwards, asks for the mean velocity over its own length. Everything else
+    follows the flow: the stages of other solvers, adaptive plans, and the way back.
+
+    The index of a length between two powers of two is a fraction. That measures best for networks
+    trained on powers of two as well: on digits at depth 6, 3, 5, 6 and 7 steps end 0.083, 0.059,
+    0.053 and 0.047 (root mean square) from where the flow leads, with the index rounded up 0.089,
+    0.067, 0.055 and 0.048, rounded down 0.109, 0.065, 0.068 and 0.072.
     """
+    time = config.time
+    if config.as_published:
+        return published_step_index(time, flow_index)
+    if backwards or not isinstance(time, FixedSteps) or time.solver != "euler":
+        return flow_field(flow_index)
+    return lambda t: index_of_step(time.step_length(t), flow_index)
+
+
+def flow_field(flow_index: int) -> StepIndex:
+    """Return the rule that asks for the flow field at every time."""
+    return lambda t: jnp.asarray(flow_index, jnp.float32)
+
+
+def published_step_index(plan: Plan, flow_index: int) -> StepIndex:
+    """Return the reference's rule: `floor(log2 steps)` at every time, 0 in adaptive solves."""
     if not isinstance(plan, FixedSteps):
-        return flow_index
-    if isinstance(plan.count, int):
-        return min(plan.count.bit_length() - 1, flow_index)
-    floor_log2 = 31 - jax.lax.clz(plan.count.astype(jnp.int32))
-    return jnp.minimum(floor_log2, flow_index)
+        return lambda t: jnp.zeros(())
+    floor_log2 = 31 - jax.lax.clz(jnp.asarray(plan.count, jnp.int32))
+    return lambda t: jnp.minimum(floor_log2, flow_index).astype(jnp.float32)
 
 
 def field_args(condition: Condition | None, config: SampleConfig) -> Args:
@@ -89,10 +109,9 @@ def field_args(condition: Condition | None, config: SampleConfig) -> Args:
 
 
 def velocity_field(
-    network: Network, config: SampleConfig
+    network: Network, config: SampleConfig, index: StepIndex
 ) -> Callable[..., tuple[Float[Array, "batch *shape"], LengthStats]]:
     """Return the field `(t, x, args) -> (dx/dt, stats)`, guided, of a config from `resolve`."""
-    index = jnp.asarray(step_index(config.time, network.flow_index), jnp.int32)
 
     def field(t: Float[Array, ""], x: Array, args: Args) -> tuple[Array, LengthStats]:
         condition, depth = args
@@ -100,7 +119,7 @@ def velocity_field(
             network,
             t,
             x,
-            index,
+            index(t),
             condition,
             config.guidance,
             config.depth if depth is None else depth,

@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from odelt_eqx.errors import InputError
@@ -16,7 +17,13 @@ from odelt_eqx.ode.plan import Adaptive
 from odelt_eqx.ode.time import integrate_time
 from odelt_eqx.parallel import constrain_batch, distribute, replicate
 from odelt_eqx.sampling.config import SampleConfig, raise_failures, resolve
-from odelt_eqx.sampling.field import SolveStats, field_args, solve_stats, velocity_field
+from odelt_eqx.sampling.field import (
+    SolveStats,
+    field_args,
+    solve_stats,
+    step_index,
+    velocity_field,
+)
 
 X = Float[Array, "batch *shape"]
 
@@ -147,10 +154,12 @@ def _solve(
     **solve: Any,
 ) -> Array:
     """Return the states at the times asked for, or the last; raise a SolveError for failures."""
-    config = resolve(model, start, condition, config, options)
+    weights, structure = jax.tree.flatten(model)
+    inputs = jax.tree.leaves((weights, start, condition, config, options))
+    traced = any(isinstance(leaf, Tracer) for leaf in inputs)
+    config = resolve(model, start, condition, config, options, traced)
     # Failures of the length axis must be counted.
     count = isinstance(config.length, Adaptive)
-    weights, structure = jax.tree.flatten(model)
     states, failed, stats = _run(weights, structure, start, condition, config, count, **solve)
     length_failed = failed if stats is None else stats.length_failed
     return raise_failures(states, model, config, failed, length_failed)
@@ -174,7 +183,8 @@ def _run(
     """
     model = distribute(jax.tree.unflatten(structure, weights))
     start, condition = constrain_batch(replicate((start, condition)))
-    field, args = velocity_field(model, config), field_args(condition, config)
+    index = step_index(config, model.flow_index, backwards=backwards)
+    field, args = velocity_field(model, config, index), field_args(condition, config)
     solve = {"args": args, "backwards": backwards, "at": at}
     if count:
         solution, total = integrate_time_counted(field, start, config.time, **solve)

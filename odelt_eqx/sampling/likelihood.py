@@ -16,7 +16,13 @@ from odelt_eqx.ode.length import LengthStats
 from odelt_eqx.ode.plan import Adaptive
 from odelt_eqx.parallel import constrain_batch, distribute, replicate
 from odelt_eqx.sampling.config import SampleConfig, raise_failures, resolve
-from odelt_eqx.sampling.field import SolveStats, field_args, solve_stats, velocity_field
+from odelt_eqx.sampling.field import (
+    SolveStats,
+    field_args,
+    solve_stats,
+    step_index,
+    velocity_field,
+)
 
 X = Float[Array, "batch *shape"]
 Probes = Float[Array, "batch probes *shape"]
@@ -86,7 +92,8 @@ def _run(
 ) -> tuple[X, Float[Array, " batch"], SolveStats]:
     """Return the noise of the data, the change of log-density, and what the solve took."""
     data, condition, signs = constrain_batch(replicate((data, condition, signs)))
-    field = with_divergence(velocity_field(distribute(model), config))
+    index = step_index(config, model.flow_index, backwards=True)
+    field = with_divergence(velocity_field(distribute(model), config, index))
     start, args = (data, jnp.zeros(len(data))), (field_args(condition, config), signs)
     solution, total = integrate_time_counted(field, start, config.time, args, backwards=True)
     noise, change = jax.tree.map(lambda state: state[-1], solution.states)

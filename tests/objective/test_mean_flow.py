@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import odelt_eqx as odelt
+from odelt_eqx.network import index_of_step
 from odelt_eqx.objective import FlowMatching, MeanFlow, Networks, TrainingTime
-from odelt_eqx.objective.mean_flow import index_of, mean_flow_identity
+from odelt_eqx.objective.mean_flow import mean_flow_identity
 from tests.conftest import NETWORK, TINY
 
 N = 8
@@ -87,8 +88,8 @@ def test_a_step_ends_after_it_starts_and_both_ends_are_alike():
 def test_steps_ask_for_the_index_that_samplers_ask_for():
     steps = jnp.array([1, 1 / 2, 1 / 3, 1 / 64, 1 / 128, 1 / 1000, 0])
     expected = [0, 1, np.log2(3), 6, 7, 7, 7]
-    np.testing.assert_allclose(index_of(steps, 7), expected, rtol=1e-6)
-    assert jnp.isfinite(jax.vmap(jax.grad(lambda s: index_of(s[None], 7)[0]))(steps)).all()
+    np.testing.assert_allclose(index_of_step(steps, 7), expected, rtol=1e-6)
+    assert jnp.isfinite(jax.vmap(jax.grad(lambda s: index_of_step(s[None], 7)[0]))(steps)).all()
 
 
 def test_a_step_of_no_size_has_the_velocity_of_the_flow(model):

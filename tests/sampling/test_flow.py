@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 
 import odelt_eqx as odelt
-from odelt_eqx.ode.plan import as_arrays
 from odelt_eqx.sampling import flow
-from odelt_eqx.sampling.field import step_index
 
 NOISE = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
 LABELS = jnp.array([3, 7])
@@ -27,15 +25,6 @@ def test_steps_and_tolerances_and_guidance_compile_nothing_new(model):
     assert compiled(time=odelt.FixedSteps(5), guidance=2.5) == 0
     compiled(time=odelt.Adaptive(rtol=1e-2, atol=1e-2))
     assert compiled(time=odelt.Adaptive(rtol=1e-1, atol=1e-3)) == 0
-
-
-@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 63, 64, 100, 128, 1000])
-def test_the_step_index_is_the_logarithm_of_the_steps_up_to_the_flow_field(steps):
-    plan = odelt.FixedSteps(steps)
-    expected = min(len(bin(steps)) - 3, 7)
-    assert step_index(plan, 7) == expected
-    assert int(step_index(as_arrays(plan), 7)) == expected
-    assert step_index(odelt.Adaptive(), 7) == 7
 
 
 @pytest.mark.parametrize(
