@@ -69,7 +69,8 @@ class CountingSolver(diffrax.AbstractWrappedSolver):
 
     diffrax keeps the increments `k = dt f` of the stages of a Runge-Kutta step, and `sum(k) / dt`
     over the stages that were evaluated is what they took. A first-same-as-last solver reuses the
-    last stage of the previous step as its first, if there was one.
+    last stage of the previous step as its first, if there was one. A multistep solver evaluates its
+    newest slope alone.
     """
 
     solver: diffrax.AbstractSolver
@@ -111,6 +112,8 @@ class CountingSolver(diffrax.AbstractWrappedSolver):
             if self.solver.tableau.fsal:  # pyright: ignore[reportAttributeAccessIssue]
                 first, _ = solver_state
                 taken = taken - jnp.logical_not(first | made_jump) * stages[0]
+        elif "increments" in dense:  # of a multistep solver, the newest first
+            taken = dense["increments"][1][0]
         else:
             taken = y1[1]
         counts = jnp.round(jnp.abs(taken / (t1 - t0)))

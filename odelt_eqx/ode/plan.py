@@ -8,25 +8,30 @@ import abc
 import dataclasses
 import itertools
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, get_args
 
 import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from equinox.internal import while_loop
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PyTree
 
 from odelt_eqx.errors import InputError, check_choice, check_range
+from odelt_eqx.ode.multistep import AdamsBashforth
 
 EmbeddedSolver = Literal["midpoint", "heun", "ralston", "bosh3", "tsit5", "dopri5", "dopri8"]
 """The solvers that estimate their own error, which an adaptive plan needs."""
-Solver = Literal["euler", EmbeddedSolver]
+Solver = Literal["euler", "ab2", "ab3", EmbeddedSolver]
 Grid = Literal["uniform", "cosine", "logit-normal"]
 Adjoint = Literal["keep", "recompute"]
 
-SOLVERS: dict[str, type[diffrax.AbstractSolver]] = {
+SOLVERS: dict[str, Callable[[], diffrax.AbstractSolver]] = {
     "euler": diffrax.Euler,
+    "ab2": partial(AdamsBashforth, 2),
+    "ab3": partial(AdamsBashforth, 3),
     "midpoint": diffrax.Midpoint,
     "heun": diffrax.Heun,
     "ralston": diffrax.Ralston,
@@ -67,7 +72,8 @@ class FixedSteps(Plan):
 
     Args:
         steps: number of steps, at least 1; ignored if `times` are given.
-        solver: "euler" is the published method on both axes.
+        solver: "euler" is the published method on both axes. "ab2" and "ab3", Adams-Bashforth of
+            order 2 and 3, evaluate the field once a step, too.
         adjoint: what differentiating the solve stores: "keep" all that was computed (fast),
             "recompute" only what enters each step or, on the length axis, each block (small).
         grid: where the steps end: "uniform", "cosine" (dense at both ends) or "logit-normal" (the
@@ -140,7 +146,7 @@ class Adaptive(Plan):
     Args:
         rtol: relative tolerance per step.
         atol: absolute tolerance per step, in units of the state.
-        solver: any but "euler", which does not estimate its error.
+        solver: any that estimates its error, so not "euler", "ab2" or "ab3".
         max_steps: the solve fails after this many accepted and rejected steps.
         per_example: every example chooses its own steps; otherwise the batch shares them.
         pcoeff: proportional coefficient of the controller.
@@ -281,6 +287,8 @@ class KeepAdjoint(diffrax.AbstractAdjoint):
                 return body(state)
             return jax.lax.scan(lambda s, _: (body(s), None), state, length=max_steps)[0]
 
+        # The inner loop saves the states within a step, of which there may be any number.
+        saving = partial(while_loop, kind="checkpointed")
         return self._loop(
-            max_steps=max_steps, inner_while_loop=repeat, outer_while_loop=repeat, **kwargs
+            max_steps=max_steps, inner_while_loop=saving, outer_while_loop=repeat, **kwargs
         )

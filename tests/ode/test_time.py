@@ -1,5 +1,7 @@
 """The time ODE of a Gaussian, whose velocity and whose flow are known."""
 
+from typing import get_args
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,9 +9,11 @@ import pytest
 
 import odelt_eqx as odelt
 from odelt_eqx.ode import SOLVERS, integrate_time
+from odelt_eqx.ode.plan import EmbeddedSolver
 
 MEAN, SPREAD = 0.5, 0.3
-FIXED = {"euler": 2000, "midpoint": 64, "heun": 64, "ralston": 64, "bosh3": 16}
+FIXED = {"euler": 2000, "ab3": 32, "bosh3": 16}
+FIXED |= dict.fromkeys(("ab2", "midpoint", "heun", "ralston"), 64)
 
 
 def gaussian(t, x, labels):
@@ -20,7 +24,7 @@ def gaussian(t, x, labels):
 
 
 PLANS = [odelt.FixedSteps(FIXED.get(solver, 8), solver) for solver in SOLVERS] + [
-    odelt.Adaptive(1e-5, 1e-5, solver) for solver in SOLVERS if solver != "euler"
+    odelt.Adaptive(1e-5, 1e-5, solver) for solver in get_args(EmbeddedSolver)
 ]
 
 
@@ -66,13 +70,17 @@ def exact():
         yield jax.nn.sigmoid(start), jax.nn.sigmoid(end)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
-def test_fixed_steps_converge_at_the_order_of_the_solver(solver, exact):
+@pytest.mark.parametrize(
+    ("solver", "grid"),
+    [*((solver, "uniform") for solver in SOLVERS), ("ab2", "cosine"), ("ab3", "cosine")],
+)
+def test_fixed_steps_converge_at_the_order_of_the_solver(solver, grid, exact):
     start, end = exact
     order = SOLVERS[solver]().order(None)
 
     def error(steps):
-        states = integrate_time(logistic, start, odelt.FixedSteps(steps, solver), LABELS).states
+        plan = odelt.FixedSteps(steps, solver, grid=grid)
+        states = integrate_time(logistic, start, plan, LABELS).states
         return float(jnp.abs(states[-1] - end).max())
 
     steps = {1: 512, 2: 512, 3: 128, 5: 64, 8: 16}[order]
@@ -150,3 +158,15 @@ def test_states_at_the_times_asked_for_come_in_the_order_of_the_solve():
         states = integrate_time(lambda t, x, y: y[:, None] * x, NOISE, plan, LABELS, at=at).states
         expected = NOISE * jnp.exp(at[:, None, None] * LABELS[:, None])
         np.testing.assert_allclose(states, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("solver", ["ab2", "ab3"])
+def test_a_multistep_solve_is_exact_where_its_polynomial_is_and_between_its_steps(solver):
+    """The slope is a polynomial of t of the degree that the method integrates, after the start."""
+    degree = 1 if solver == "ab2" else 2
+    times = (0.0, 1e-6, 2e-6, 0.1, 0.15, 0.5, 0.7, 1.0)
+    field = lambda t, y, _: jnp.full_like(y, (degree + 1) * t**degree)
+    at = jnp.array([0.12, 0.3, 0.69, 1.0])
+    plan = odelt.FixedSteps(solver=solver, times=times)
+    found = integrate_time(field, jnp.zeros((1, 1)), plan, at=at).states[:, 0, 0]
+    np.testing.assert_allclose(found, at ** (degree + 1), atol=1e-4)

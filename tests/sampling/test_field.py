@@ -142,3 +142,11 @@ def test_a_gradient_needs_a_known_number_of_steps():
     np.testing.assert_allclose(jax.grad(loss)(X, as_arrays(plan)), 0.75**4, rtol=1e-6)
     with pytest.raises(RuntimeError, match="make steps a Python int"):
         jax.jit(jax.grad(loss))(X, plan)
+
+
+def test_a_trajectory_is_the_same_where_it_is_traced():
+    spy, plan, at = Spy(lambda *_: None), odelt.FixedSteps(4), (0.0, 0.3, 0.5, 1.0)
+    states = lambda x: odelt.trajectory(spy, x, None, at, time=plan)
+    np.testing.assert_allclose(jax.jit(states)(X), states(X), rtol=1e-6)
+    found = jax.grad(lambda x: states(x)[1].sum())(X)  # a fifth of the second step is done
+    np.testing.assert_allclose(found, 0.75 * 0.95, rtol=1e-6)
