@@ -6,6 +6,7 @@ depth can be chosen. How it is built is its own business; `odelt_eqx.nn` has two
 
 import abc
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import equinox as eqx
@@ -20,6 +21,8 @@ from odelt_eqx.ode.length import LengthStats, take_rows
 from odelt_eqx.ode.plan import Adaptive, Plan
 
 Condition = Int[Array, " batch"] | Float[Array, "batch condition_size"]
+ConditionLike = Condition | Sequence[int | float] | Real[Array, "*any"] | Real[np.ndarray, "*any"]
+"""What `as_condition` takes: labels may also be a list, or floats that are whole numbers."""
 Depth = int | Literal["full", "plain"] | Int[np.ndarray, " batch"] | Int[Array, " batch"]
 
 
@@ -101,7 +104,7 @@ class Network(eqx.Module):
         t: float | Float[Array, "*#batch"],
         x: Float[Array, "batch *shape"],
         step_index: int | float | Real[Array, "*#batch"],
-        condition: Condition | None = None,
+        condition: ConditionLike | None = None,
         *,
         depth: Depth = "full",
         length: Plan | None = None,
@@ -140,7 +143,7 @@ class Network(eqx.Module):
         t: float | Float[Array, "*#batch"],
         x: Float[Array, "batch *shape"],
         step_index: int | float | Real[Array, "*#batch"],
-        condition: Condition | None = None,
+        condition: ConditionLike | None = None,
         depth: Depth = "full",
         length: Plan | None = None,
         key: Key[Array, ""] | None = None,
@@ -151,6 +154,7 @@ class Network(eqx.Module):
         A length solve that runs out of steps is counted as a failure, not raised: its example
         continues from where it got to.
         """
+        condition = as_condition(self, condition)
         check_batch(self, x, condition)
         spread = lambda value: jnp.broadcast_to(jnp.asarray(value, jnp.float32), x.shape[:1])
         depth = self.depth if isinstance(depth, str) and depth == "full" else depth
@@ -193,6 +197,26 @@ def check_depth(depth: Depth, depths: tuple[int, ...]) -> Any:
     return int(depth) if np.ndim(depth) == 0 else depth
 
 
+def as_condition(network: Network, condition: ConditionLike | None) -> Array | None:
+    """Return a condition as an array of the type that the network takes.
+
+    Raises:
+        InputError: labels are not whole numbers.
+    """
+    if condition is None:
+        return None
+    if not isinstance(network.condition_type, Classes):
+        is_vector = isinstance(network.condition_type, Vector)
+        return jnp.asarray(condition, jnp.float32 if is_vector else None)
+    given = condition if isinstance(condition, Array) else np.asarray(condition)
+    if jnp.issubdtype(given.dtype, jnp.integer):
+        return jnp.asarray(given)
+    known = not isinstance(given, Tracer) and jnp.issubdtype(given.dtype, jnp.floating)
+    if not known or not np.array_equal(np.asarray(given), np.round(given)):
+        raise InputError(f"labels must be whole numbers; got {condition}")
+    return jnp.asarray(given, jnp.int32)
+
+
 def check_batch(network: Network, x: Array, condition: Condition | None) -> None:
     """Raise an InputError unless states and conditions have the network's shapes."""
     if x.ndim == 0 or x.shape[1:] != network.shape:
@@ -225,7 +249,7 @@ def guided_velocity(
     x: Float[Array, "batch *shape"],
     step_index: int | Real[Array, "*#batch"],
     condition: Condition | None,
-    guidance: float | Float[Array, ""],
+    guidance: float | Float[Array, "*#batch"],
     depth: Depth = "full",
     **options: Any,
 ) -> tuple[Float[Array, "batch *shape"], LengthStats]:
@@ -235,8 +259,9 @@ def guided_velocity(
     `Network.evaluate`.
 
     Args:
-        guidance: `w`. The Python numbers 1 and 0 evaluate the condition alone and the null
-            condition alone; any other number, and every array, evaluates both in one batch.
+        guidance: `w`, one for all or one per example. The Python numbers 1 and 0 evaluate the
+            condition alone and the null condition alone; any other number, and every array,
+            evaluates both in one batch.
         **options: `length` and `exit_tolerance`.
     """
     null, number = network.null(len(x)), guidance if isinstance(guidance, int | float) else None
@@ -252,6 +277,8 @@ def guided_velocity(
     )
     conditional, unconditional = jnp.split(velocity, 2)
     stats = jax.tree.map(lambda s: sum(jnp.split(s, 2)), stats)
+    if jnp.ndim(guidance):
+        guidance = jnp.reshape(jnp.asarray(guidance), (-1, *(1,) * (x.ndim - 1)))
     return unconditional + guidance * (conditional - unconditional), stats
 
 

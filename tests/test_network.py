@@ -1,11 +1,12 @@
 """The interface of networks: what a call accepts, and guidance."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import odelt_eqx as odelt
-from odelt_eqx.network import drop_condition, guided_velocity
+from odelt_eqx.network import as_condition, drop_condition, guided_velocity
 from odelt_eqx.ode import LengthStats
 
 
@@ -87,3 +88,34 @@ def test_a_network_without_conditions_has_no_guidance():
 def test_an_unknown_option_is_refused_with_the_closest_name():
     with pytest.raises(odelt.InputError, match=r"'guidence'; did you mean guidance\?"):
         odelt.sample(Constant(), X, guidence=1.5)
+
+
+LABELS = [1, 2]
+
+
+@pytest.mark.parametrize(
+    "labels", [LABELS, (1.0, 2.0), np.array(LABELS), jnp.array([1.0, 2.0])], ids=repr
+)
+def test_labels_may_be_a_list_or_floats_that_are_whole_numbers(model, labels):
+    noise = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
+    expected = odelt.sample(model, noise, jnp.array(LABELS))
+    np.testing.assert_array_equal(odelt.sample(model, noise, labels), expected)
+    velocity = model(0.5, noise, 0, jnp.array(LABELS))
+    np.testing.assert_array_equal(model(0.5, noise, 0, labels), velocity)
+
+
+@pytest.mark.parametrize("labels", [[1.5, 2], [1, float("nan")], [True, False]])
+def test_other_labels_are_refused(model, labels):
+    with pytest.raises(odelt.InputError, match="labels must be whole numbers; got"):
+        as_condition(model, labels)
+
+
+def test_guidance_may_differ_between_examples():
+    network = Constant(odelt.Vector(2))
+    condition = jnp.arange(6.0).reshape(3, 2)
+    weights = np.array([0.0, 1.0, 2.5])
+    for time in (odelt.FixedSteps(2), odelt.Adaptive(per_example=True)):
+        found = odelt.sample(network, X, condition, guidance=weights, time=time)
+        np.testing.assert_allclose(found, 5 + weights[:, None] * (condition - 5), rtol=1e-5)
+    with pytest.raises(odelt.InputError, match=r"guidance must be a number or have shape \(3,\)"):
+        odelt.sample(network, X, condition, guidance=weights[:2])

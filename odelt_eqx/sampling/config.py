@@ -36,7 +36,7 @@ class SampleConfig(eqx.Module):
         depth: blocks to run, one of the network's depths; "full" for all, "plain" for the network
             without a length ODE. In Python also an array with the depth of each example.
         guidance: classifier-free guidance weight; 1 runs the condition alone, 0 the null condition
-            alone.
+            alone. In Python also an array with the weight of each example.
         exit_tolerance: a network evaluation of an example stops at the first edge of the length
             where the last group changed `u` by less than this share of it; None runs to `depth`.
         as_published: ask the network for the reference's step index, `floor(log2 steps)` under
@@ -82,8 +82,11 @@ def resolve(
     guidance, tolerance = chosen["guidance"], chosen["exit_tolerance"]
     check_batch(network, x, condition)
     _check_labels(network, condition)
-    if condition is None and guidance not in (0, 1):
+    guided = np.ndim(guidance) > 0 or guidance not in (0, 1)
+    if condition is None and guided:
         raise InputError(f"a network without conditions has no guidance; got {guidance}")
+    if np.ndim(guidance) and np.shape(guidance) != x.shape[:1]:
+        raise InputError(f"guidance must be a number or have shape {x.shape[:1]}; got {guidance}")
     depth = network.depth if _is(chosen["depth"], "full") else chosen["depth"]
     length = network.length if chosen["length"] is None else chosen["length"]
     _warn_of_precision(network, time=chosen["time"], length=length)
@@ -95,7 +98,7 @@ def resolve(
         length=length if isinstance(length, FixedSteps) else as_arrays(length),
         depth=check_depth(depth, network.depths),
         as_published=chosen["as_published"],
-        guidance=guidance if guidance in (0, 1) else jnp.asarray(guidance, jnp.float32),
+        guidance=jnp.asarray(guidance, jnp.float32) if guided else guidance,
         exit_tolerance=None if tolerance is None else jnp.asarray(tolerance, jnp.float32),
     )
 

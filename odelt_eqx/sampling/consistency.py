@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from odelt_eqx.errors import InputError
-from odelt_eqx.network import Condition, Network
+from odelt_eqx.network import Condition, ConditionLike, Network, as_condition
 from odelt_eqx.noise import normal
 from odelt_eqx.ode.length import LengthStats
 from odelt_eqx.ode.plan import FixedSteps
@@ -29,7 +29,7 @@ X = Float[Array, "batch *shape"]
 def consistency_sample(
     model: Network,
     noise: X,
-    condition: Condition | None,
+    condition: ConditionLike | None,
     key: Key[Array, ""],
     config: SampleConfig = SampleConfig(),
     **options: Any,
@@ -46,6 +46,7 @@ def consistency_sample(
         key: decides the fresh noise.
         config: how the network is run; an InputError if its `time` is not fixed Euler steps.
     """
+    condition = as_condition(model, condition)
     config = resolve(model, noise, condition, config, options)
     time = config.time
     if not isinstance(time, FixedSteps) or time.solver != "euler":

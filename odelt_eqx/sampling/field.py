@@ -1,7 +1,7 @@
 """The velocity field that the time ODE integrates, put together from a network and its options."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -15,8 +15,8 @@ from odelt_eqx.ode.plan import FixedSteps, Plan
 from odelt_eqx.ode.time import TimeSolution
 from odelt_eqx.sampling.config import SampleConfig
 
-Args = tuple[Condition | None, Array | None]
-"""The condition and, where it differs between examples, the depth."""
+Args = tuple[Condition | None, Array | None, Array | None]
+"""The condition and, where they differ between examples, the depth and the guidance."""
 StepIndex = Callable[[Float[Array, ""]], Float[Array, ""]]
 """The step index that a network is asked for at a time."""
 
@@ -104,8 +104,8 @@ def published_step_index(plan: Plan, flow_index: int) -> StepIndex:
 
 def field_args(condition: Condition | None, config: SampleConfig) -> Args:
     """Return what differs between the examples of a batch, for `velocity_field`."""
-    depth: Any = config.depth
-    return condition, depth if eqx.is_array(depth) else None
+    differs = lambda value: value if eqx.is_array(value) and value.ndim else None
+    return condition, differs(config.depth), differs(config.guidance)
 
 
 def velocity_field(
@@ -114,14 +114,14 @@ def velocity_field(
     """Return the field `(t, x, args) -> (dx/dt, stats)`, guided, of a config from `resolve`."""
 
     def field(t: Float[Array, ""], x: Array, args: Args) -> tuple[Array, LengthStats]:
-        condition, depth = args
+        condition, depth, guidance = args
         return guided_velocity(
             network,
             t,
             x,
             index(t),
             condition,
-            config.guidance,
+            config.guidance if guidance is None else guidance,
             config.depth if depth is None else depth,
             length=config.length,
             exit_tolerance=config.exit_tolerance,

@@ -11,7 +11,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from odelt_eqx.errors import InputError
-from odelt_eqx.network import Condition, Network
+from odelt_eqx.network import Condition, ConditionLike, Network, as_condition
 from odelt_eqx.ode.count import integrate_time_counted
 from odelt_eqx.ode.plan import Adaptive
 from odelt_eqx.ode.time import integrate_time
@@ -31,7 +31,7 @@ X = Float[Array, "batch *shape"]
 def sample(
     model: Network,
     noise: X,
-    condition: Condition | None = None,
+    condition: ConditionLike | None = None,
     config: SampleConfig = SampleConfig(),
     **options: Any,
 ) -> X:
@@ -39,7 +39,8 @@ def sample(
 
     Args:
         noise: standard normal draws, (batch, *shape), float32.
-        condition: class labels (batch,), vectors (batch, size), or None without a condition.
+        condition: class labels (batch,), also as a list or as floats; vectors (batch, size); or
+            None without a condition.
         config: how the network is run.
         **options: fields of `SampleConfig` to replace: `time`, `length`, `depth`, `guidance`,
             `exit_tolerance`.
@@ -57,7 +58,7 @@ def sample(
 def sample_with_stats(
     model: Network,
     noise: X,
-    condition: Condition | None = None,
+    condition: ConditionLike | None = None,
     config: SampleConfig = SampleConfig(),
     **options: Any,
 ) -> tuple[X, SolveStats]:
@@ -66,6 +67,7 @@ def sample_with_stats(
     A solve that runs out of steps is not an error here: the statistics say so, its sample is
     returned as far as it got, and the others are complete. The arguments are those of `sample`.
     """
+    condition = as_condition(model, condition)
     config = resolve(model, noise, condition, config, options)
     return _ready(_run(*jax.tree.flatten(model), noise, condition, config, True))
 
@@ -78,10 +80,13 @@ class CompiledSampler:
     errors are those of `sample`.
     """
 
-    def __init__(self, model: Network, noise: X, condition: Condition | None, config: SampleConfig):
+    def __init__(
+        self, model: Network, noise: X, condition: ConditionLike | None, config: SampleConfig
+    ):
         """Compile, and run nothing."""
         self._model = model
         self._weights, self._structure = jax.tree.flatten(model)
+        condition = as_condition(model, condition)
         config = resolve(model, noise, condition, config, {})
         inputs = (self._weights, self._structure, noise, condition, config, True)
         self._compiled = _run.lower(*inputs).compile()
@@ -92,9 +97,10 @@ class CompiledSampler:
         return peak_bytes(self._compiled)
 
     def __call__(
-        self, noise: X, condition: Condition | None, config: SampleConfig
+        self, noise: X, condition: ConditionLike | None, config: SampleConfig
     ) -> tuple[X, SolveStats]:
         """Return samples and what they took, both ready, as `sample_with_stats` does."""
+        condition = as_condition(self._model, condition)
         config = resolve(self._model, noise, condition, config, {})
         inputs = (self._weights, self._structure, noise, condition, config, True)
         return _ready(self._compiled(*inputs))
@@ -114,7 +120,7 @@ def peak_bytes(program: Any) -> int:
 def trajectory(
     model: Network,
     noise: X,
-    condition: Condition | None,
+    condition: ConditionLike | None,
     at: Sequence[float],
     config: SampleConfig = SampleConfig(),
     **options: Any,
@@ -133,7 +139,7 @@ def trajectory(
 def invert(
     model: Network,
     data: X,
-    condition: Condition | None = None,
+    condition: ConditionLike | None = None,
     config: SampleConfig = SampleConfig(),
     **options: Any,
 ) -> X:
@@ -148,13 +154,14 @@ def invert(
 def _solve(
     model: Network,
     start: X,
-    condition: Condition | None,
+    condition: ConditionLike | None,
     config: SampleConfig,
     options: dict[str, Any],
     **solve: Any,
 ) -> Array:
     """Return the states at the times asked for, or the last; raise a SolveError for failures."""
     weights, structure = jax.tree.flatten(model)
+    condition = as_condition(model, condition)
     inputs = jax.tree.leaves((weights, start, condition, config, options))
     traced = any(isinstance(leaf, Tracer) for leaf in inputs)
     config = resolve(model, start, condition, config, options, traced)

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from odelt_eqx.errors import InputError
-from odelt_eqx.network import Condition, Network
+from odelt_eqx.network import Condition, ConditionLike, Network, as_condition
 from odelt_eqx.ode.count import integrate_time_counted
 from odelt_eqx.ode.length import LengthStats
 from odelt_eqx.ode.plan import Adaptive
@@ -47,7 +47,7 @@ class Likelihood(NamedTuple):
 def log_likelihood(
     model: Network,
     data: X,
-    condition: Condition | None = None,
+    condition: ConditionLike | None = None,
     config: SampleConfig = SampleConfig(time=Adaptive(rtol=1e-4, atol=1e-4)),
     *,
     probes: int | Literal["exact"] = "exact",
@@ -68,6 +68,7 @@ def log_likelihood(
             signs $\epsilon$ for the unbiased estimate $\epsilon^T J \epsilon$ of the trace.
         key: decides the probes; an InputError if it is missing.
     """
+    condition = as_condition(model, condition)
     config = resolve(model, data, condition, config, options)
     signs = None
     if probes != "exact":
