@@ -73,7 +73,7 @@ class DiTBlock(eqx.Module):
     ) -> Float[Array, "tokens width"]:
         """Transform the tokens of one example, (tokens, width), under its condition, (width,)."""
         parts = affine(self.modulation, jax.nn.silu(condition.astype(self.dtype)))
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(parts, 6)
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(parts[None], 6, axis=1)
         x = modulate(layer_norm(tokens).astype(self.dtype), shift_a, scale_a)
         tokens = tokens + gate_a * self.attention(x)
         x = modulate(layer_norm(tokens).astype(self.dtype), shift_m, scale_m)

@@ -97,7 +97,8 @@ class DiT(ConfiguredNetwork):
         config = self.config
         patches = jax.vmap(patchify, in_axes=(0, None))(inputs.x, config.patch_size)
         tokens = affine(self.patch_embedding, patches)
-        tokens = tokens + position_table(config.image_size // config.patch_size, config.hidden_size)
+        table = position_table(config.image_size // config.patch_size, config.hidden_size)
+        tokens = tokens + table[None]
         u, c, stats = integrate_groups(self, tokens, inputs)
         patches = jax.vmap(self.final)(u, c)
         return jax.vmap(unpatchify, in_axes=(0, None))(patches, config.patch_size), stats

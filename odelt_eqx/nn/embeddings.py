@@ -34,7 +34,7 @@ class ScalarEmbedding(eqx.Module):
     def __call__(self, value: Float[Array, ""]) -> Float[Array, " width"]:
         """Embed a scalar."""
         half = FREQUENCIES // 2
-        angles = value * jnp.exp(-jnp.log(10_000.0) * jnp.arange(half) / half)
+        angles = value * jnp.exp(-jnp.log(10_000.0) * jnp.arange(half, dtype=jnp.float32) / half)
         features = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)])
         return affine(self.out, jax.nn.silu(affine(self.hidden, features)))
 

@@ -40,10 +40,10 @@ def integrate_groups(
     step_index = jnp.zeros_like(inputs.step_index) if config.ignore_step else inputs.step_index
     c = network.condition_embedding(inputs.t, step_index, inputs.condition)
     keys = inputs.keys if config.dropout > 0 else None
-    groups, count, row = network.groups, "plain", jnp.zeros(config.hidden_size)
+    groups, count, row = network.groups, "plain", jnp.zeros_like(c)
     if not isinstance(depth, str):
         groups, count = groups[: config.depth // config.depth_group], depth // config.depth_group
-        row = network.length_embedding.weight[jnp.asarray(depth)]
+        row = jnp.broadcast_to(network.length_embedding.weight[jnp.asarray(depth)], c.shape)
     u, stats = integrate_length(
         groups, h, c + row, count, inputs.length, keys, inputs.exit_tolerance
     )

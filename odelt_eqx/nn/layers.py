@@ -24,7 +24,9 @@ def affine(linear: eqx.nn.Linear, x: Float[Array, "*any in"]) -> Float[Array, "*
     """
     weight = linear.weight.astype(x.dtype)
     y = weight @ x if x.ndim == 1 else x @ weight.T
-    return y if linear.bias is None else y + linear.bias.astype(x.dtype)
+    if linear.bias is None:
+        return y
+    return y + jnp.broadcast_to(linear.bias.astype(x.dtype), y.shape)
 
 
 def linear(
@@ -45,9 +47,12 @@ def embedding(rows: int, width: int, key: Key[Array, ""]) -> eqx.nn.Embedding:
 
 
 def modulate(
-    x: Float[Array, "*tokens width"], shift: Float[Array, " width"], scale: Float[Array, " width"]
+    x: Float[Array, "*tokens width"],
+    shift: Float[Array, "*#tokens width"],
+    scale: Float[Array, "*#tokens width"],
 ) -> Float[Array, "*tokens width"]:
     """Return `x (1 + scale) + shift`, the same for every token."""
+    scale, shift = jnp.broadcast_to(scale, x.shape), jnp.broadcast_to(shift, x.shape)
     return x * (1 + scale) + shift
 
 

@@ -48,7 +48,7 @@ class Consistency(Objective):
         noise = draws.flow.noise
         condition = drop_condition(networks.student.network, condition, draws.flow.drop)
         index = jnp.full(len(data), draws.step_index, jnp.int32)
-        steps = 2.0**index
+        steps = 2.0 ** index.astype(jnp.float32)
         t = on_grid(draws.flow.time, steps)
         s = t + 1 / steps
         x_t, x_s = (interpolate(time, noise, data, sigma_min=FLOOR) for time in (t, s))

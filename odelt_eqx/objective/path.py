@@ -84,7 +84,7 @@ def couple(noise: X, data: X, labels: Int[Array, " batch"]) -> X:
     low, high = jnp.min(cost), jnp.max(cost)
     cost = (cost - low) / jnp.maximum(high - low, jnp.finfo(cost.dtype).tiny)
     # More than all pairs of the batch together can cost.
-    cost = cost + len(labels) * (labels[:, None] != labels[None, :])
+    cost = jnp.where(labels[:, None] != labels[None, :], cost + len(labels), cost)
     row, column = optax.assignment.hungarian_algorithm(cost)
     return noise[jnp.zeros_like(row).at[row].set(column)]
 

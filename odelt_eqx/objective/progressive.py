@@ -70,7 +70,7 @@ class Progressive(Objective):
         network = networks.student.network
         condition = drop_condition(network, condition, draws.flow.drop)
         index = jnp.full(len(data), draws.step_index, jnp.int32)
-        steps = 2.0**index
+        steps = 2.0 ** index.astype(jnp.float32)
         t = on_grid(draws.flow.time, steps)
         x_t = interpolate(t, draws.flow.noise, data, sigma_min=FLOOR)
         weight = 1.0

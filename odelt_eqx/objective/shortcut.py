@@ -117,7 +117,7 @@ def draw_steps(
 
 def start_of_steps(draws: ShortcutDraws, data: X) -> tuple[Array, Array, Array]:
     """Return times on the grid of each example's step, half of that step, and the states."""
-    steps = 2.0**draws.step_index
+    steps = 2.0 ** draws.step_index.astype(jnp.float32)
     t = on_grid(draws.time, steps)
     return t, 0.5 / steps, interpolate(t, draws.noise, data)
 

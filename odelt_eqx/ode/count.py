@@ -111,7 +111,7 @@ class CountingSolver(diffrax.AbstractWrappedSolver):
             taken = jnp.sum(stages, axis=0)
             if self.solver.tableau.fsal:  # pyright: ignore[reportAttributeAccessIssue]
                 first, _ = solver_state
-                taken = taken - jnp.logical_not(first | made_jump) * stages[0]
+                taken = jnp.where(first | made_jump, taken, taken - stages[0])
         elif "increments" in dense:  # of a multistep solver, the newest first
             taken = dense["increments"][1][0]
         else:

@@ -136,8 +136,8 @@ class ODEBlock(eqx.Module, Generic[AnyBlock]):
         return end, LengthStats(
             solves=total.solves,
             depth=total.depth + size,
-            blocks=total.blocks + size * plan.evaluations(steps),
-            failures=total.failures + failed,
+            blocks=total.blocks + size * jnp.asarray(plan.evaluations(steps), jnp.float32),
+            failures=total.failures + failed.astype(jnp.float32),
         )
 
 

@@ -33,8 +33,9 @@ def adams_weights(
     index = jnp.arange(len(nodes))
     scaled = nodes / end
     used = index < known
-    moments = jnp.where(used[:, None] & used, scaled ** index[:, None], jnp.eye(len(nodes)))
-    return jnp.linalg.solve(moments, jnp.where(used, 1 / (index + 1.0), 0.0))
+    powers = jnp.stack([scaled**i for i in range(len(nodes))])
+    moments = jnp.where(used[:, None] & used[None], powers, jnp.eye(len(nodes)))
+    return jnp.linalg.solve(moments, jnp.where(used, 1 / (index + 1), 0.0))
 
 
 class AdamsInterpolation(diffrax.AbstractLocalInterpolation):
@@ -86,7 +87,9 @@ class AdamsBashforth(diffrax.AbstractSolver[History]):
     def init(self, terms: Any, t0: Any, t1: Any, y0: PyTree, args: Any) -> History:
         """Return a history of no known slope."""
         del terms, t1, args
-        times = t0 - 1.0 - jnp.arange(self.steps)  # anywhere else: their weights are 0
+        times = (
+            t0 - 1.0 - jnp.arange(self.steps, dtype=jnp.float32)
+        )  # anywhere else: their weights are 0
         slopes = jax.tree.map(lambda y: jnp.zeros((self.steps, *y.shape), y.dtype), y0)
         return History(times, slopes, jnp.zeros((), jnp.int32))
 

@@ -123,7 +123,8 @@ def with_divergence(
 
             def entry(i: Array) -> Array:
                 unit = jnp.zeros(size).at[i].set(1.0).reshape(x.shape[1:])
-                return inner(pull(jnp.broadcast_to(unit, x.shape))[0], unit)
+                unit = jnp.broadcast_to(unit, x.shape)
+                return inner(pull(unit)[0], unit)
 
             divergence = jnp.sum(jax.lax.map(entry, jnp.arange(size)), axis=0)
         else:

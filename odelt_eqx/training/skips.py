@@ -40,7 +40,9 @@ class Skips(eqx.Module):
             limit: number of skipped steps in a row that stops a run.
         """
         taken = finite & (self.in_a_row < limit)
-        return taken, Skips(self.total + ~taken, jnp.where(taken, 0, self.in_a_row + 1))
+        return taken, Skips(
+            jnp.where(taken, self.total, self.total + 1), jnp.where(taken, 0, self.in_a_row + 1)
+        )
 
 
 class RecentBatches:

@@ -95,7 +95,8 @@ def make_train_step(
         norm = optax.tree.norm(gradient)  # not finite if any of the gradient is not
         taken, skips = state.skips.judge(jnp.isfinite(error) & jnp.isfinite(norm), max_skipped)
         weights = eqx.filter(state.model, eqx.is_inexact_array)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, weights)
+        with jax.numpy_dtype_promotion("standard"):  # optax's own arithmetic needs it
+            updates, opt_state = optimizer.update(gradient, state.opt_state, weights)
         model = eqx.apply_updates(state.model, updates)
         average = _average(ema, state.ema, model)
         old = (state.model, state.ema, state.opt_state)
