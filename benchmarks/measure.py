@@ -23,20 +23,29 @@ PUBLISHED: tuple[Shape, ...] = ((12, 4, 4), (28, 8, 12))
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Output:
+    """Where the rows go.
+
+    Args:
+        out: file for the rows as JSON; None writes none.
+    """
+
+    out: Path | None = None
+
+
+@dataclass(frozen=True)
+class Comparison(Output):
     """What most benchmarks are configured by.
 
     Args:
         hidden_size: width of a token, a multiple of 64.
         tokens: tokens of an image, a square number.
         rounds: how often each contestant is measured.
-        out: file for the rows as JSON; None writes none.
     """
 
     hidden_size: int = 256
     tokens: int = 64
     rounds: int = 7
-    out: Path | None = None
 
     def network(self, shape: Shape, dtype: Literal["float32", "bfloat16"] = "float32") -> DiTConfig:
         """Return a network of the published proportions, for latents of 4 channels."""
@@ -111,7 +120,7 @@ class Report:
         rows: the rows so far, each by column, with the numbers as they are.
     """
 
-    def __init__(self, columns: Sequence[str], config: Comparison):
+    def __init__(self, columns: Sequence[str], config: Output):
         """Print the machine and the head of the table."""
         self._columns, self._config, self._machine = tuple(columns), config, machine()
         self.rows: list[dict[str, Any]] = []

@@ -8,7 +8,7 @@ from odelt_eqx.data import Data, Digits, Loading
 from odelt_eqx.errors import InputError, check_range
 from odelt_eqx.files import read_json, write_json
 from odelt_eqx.interop.published import PublishedObjective
-from odelt_eqx.network import check_depth
+from odelt_eqx.network import check_depth, check_guidance
 from odelt_eqx.nn import DiTConfig, VectorNetConfig
 from odelt_eqx.objective import LengthConsistency, TimeObjective
 from odelt_eqx.ode import FixedSteps
@@ -95,7 +95,7 @@ class TrainConfig:
     """A training run.
 
     Args:
-        model: shape of the network; `ignore_step` follows from the objective.
+        model: shape of the network; `ignore_step` and `learned` follow from the objective.
         objective: what the network regresses on.
         optimizer: how it is updated.
         data: what it learns.
@@ -144,7 +144,7 @@ class TrainConfig:
     keep_every: int | None = None
 
     def __post_init__(self) -> None:
-        """Check the values and set the model's `ignore_step`."""
+        """Check the values and set what follows from the objective."""
         check_range(self, "steps", "batch_size", "accumulate", least=1)
         check_range(self, "log_every", "eval_every", "save_every", "keep", "keep_every", least=1)
         if self.batch_size % self.accumulate:
@@ -159,9 +159,17 @@ class TrainConfig:
         ignore_step = not self.objective.trains_steps
         if self.model.ignore_step and not ignore_step:
             raise InputError("model.ignore_step would hide the steps that this objective trains")
+        learned = self.objective.learned if self.model.num_classes != 1 else "null"
+        if self.model.learned not in ("both", learned):
+            raise InputError(
+                f"model.learned is {self.model.learned}, but this objective teaches {learned}: "
+                "set model.learned to both"
+            )
+        model = dataclasses.replace(self.model, ignore_step=ignore_step, learned=learned)
+        object.__setattr__(self, "model", model)
+        check_guidance(model.condition_type, self.sample.guidance)
         for depth in (*self.logging.sample_depths, self.sample.depth):
             check_depth(depth, self.model.depths)
-        object.__setattr__(self, "model", dataclasses.replace(self.model, ignore_step=ignore_step))
 
 
 def flat(config: TrainConfig) -> dict[str, Any]:

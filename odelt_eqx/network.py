@@ -26,11 +26,16 @@ ConditionLike = Condition | Sequence[int | float] | Real[Array, "*any"] | Real[n
 Depth = int | Literal["full", "plain"] | Int[np.ndarray, " batch"] | Int[Array, " batch"]
 
 
+Learned = Literal["both", "condition", "null"]
+"""What a network was trained on: conditions, the null condition that stands for none, or both."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Classes:
     """A condition that is one of `count` classes: labels, (batch,); label `count` is none."""
 
     count: int
+    learned: Learned = "both"
 
     def null(self, batch_size: int) -> Int[Array, " batch"]:
         """Return the null label for each example."""
@@ -42,6 +47,7 @@ class Vector:
     """A condition that is a vector of numbers, (batch, size); a row of NaN stands for none."""
 
     size: int
+    learned: Learned = "both"
 
     def null(self, batch_size: int) -> Float[Array, "batch condition_size"]:
         """Return the null vector for each example."""
@@ -118,7 +124,8 @@ class Network(eqx.Module):
             x: states, (batch, *shape).
             step_index: the mean velocity over a step of `2 ** -step_index` is asked for, by
                 `flow_index` the flow field; one for all or one per example.
-            condition: class labels (batch,), vectors (batch, size), or None without a condition.
+            condition: class labels (batch,), vectors (batch, size), or None without a condition. A
+                network that has learned the null condition alone is given that in its place.
             depth: blocks to run, one of `depths`. An int: for all examples. A NumPy array (batch,),
                 known while tracing: each example leaves at its depth. A JAX array (batch,): every
                 group runs, masked. "full": the full depth. "plain": every block once, without a
@@ -156,6 +163,7 @@ class Network(eqx.Module):
         """
         condition = as_condition(self, condition)
         check_batch(self, x, condition)
+        condition = self.null(len(x)) if learns_null_only(self) else condition
         spread = lambda value: jnp.broadcast_to(jnp.asarray(value, jnp.float32), x.shape[:1])
         depth = self.depth if isinstance(depth, str) and depth == "full" else depth
         depth = check_depth(depth, self.depths)
@@ -169,6 +177,12 @@ class Network(eqx.Module):
         length = self.length if length is None else length
         inputs = Inputs(t, x, step_index, condition, depth, length, keys, exit_tolerance)
         return take_rows(self.velocity(inputs), np.argsort(order))
+
+
+def learns_null_only(network: Network) -> bool:
+    """Whether a condition means nothing to a network."""
+    kind = network.condition_type
+    return kind is not None and kind.learned == "null"
 
 
 def index_of_step(length: Float[Array, "*any"], flow_index: int) -> Float[Array, "*any"]:
@@ -228,9 +242,26 @@ def check_batch(network: Network, x: Array, condition: Condition | None) -> None
         wanted = (len(x),)
     elif isinstance(kind, Vector):
         wanted = (len(x), kind.size)
-    if shape != wanted:
+    if shape != wanted and not (shape is None and learns_null_only(network)):
         name = "labels" if isinstance(kind, Classes) else "the condition"
         raise InputError(f"{name} must have shape {wanted}; got {shape}")
+
+
+def check_guidance(kind: Classes | Vector | None, guidance: Any) -> None:
+    """Raise an InputError if guidance asks for a condition that a network has not learned."""
+    missing = None
+    if kind is None:
+        missing = "without conditions"
+    elif kind.learned == "null":
+        missing = "that was trained without its conditions"
+    number = None if isinstance(guidance, Tracer) or np.ndim(guidance) else float(guidance)
+    if missing and number not in (0, 1):
+        raise InputError(f"a network {missing} has no guidance; got {guidance}")
+    if kind is not None and kind.learned == "condition" and number != 1:
+        raise InputError(
+            "this network never learned the null condition (class_dropout was 0), so guidance must "
+            f"be 1; got {guidance}"
+        )
 
 
 def drop_condition(
@@ -263,7 +294,11 @@ def guided_velocity(
             condition alone and the null condition alone; any other number, and every array,
             evaluates both in one batch.
         **options: `length` and `exit_tolerance`.
+
+    Raises:
+        InputError: the network has not learned one of the conditions that this asks for.
     """
+    check_guidance(network.condition_type, guidance)
     null, number = network.null(len(x)), guidance if isinstance(guidance, int | float) else None
     if condition is None or null is None or number == 1:
         return network.evaluate(t, x, step_index, condition, depth, **options)

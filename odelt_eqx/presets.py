@@ -204,5 +204,6 @@ def of_type(config: TrainConfig, name: str) -> TrainConfig:
     new = dataclasses.replace(new, **{f: v for f, v in labels.items() if f in fields})
     if isinstance(old, LengthConsistency):
         new = dataclasses.replace(old, objective=new)
-    model = dataclasses.replace(config.model, ignore_step=False)  # follows from the objective
+    # What follows from the objective.
+    model = dataclasses.replace(config.model, ignore_step=False, learned="both")
     return dataclasses.replace(config, model=model, objective=new)

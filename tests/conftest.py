@@ -11,15 +11,17 @@ import zlib
 from importlib.metadata import version
 from pathlib import Path
 
-# The tests mostly compile. These reach the processes that tests start, too.
-if version("jaxlib").startswith(("0.9.", "0.10.")):  # one that does not know the flag aborts
-    faster = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {faster}"
+# The tests mostly compile. These reach the processes that tests start, too. With OPTIMISED_PROGRAMS
+# set, which CI does for some tests, programs are those that users run.
+if not os.environ.get("OPTIMISED_PROGRAMS"):
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
+    if version("jaxlib").startswith(("0.9.", "0.10.")):  # one that does not know the flag aborts
+        faster = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {faster}"
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # what one worker compiles serves all
     os.environ["JAX_COMPILATION_CACHE_DIR"] = programs = tempfile.mkdtemp(prefix="programs-")
     atexit.register(shutil.rmtree, programs, ignore_errors=True)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
 
 import equinox as eqx
 import jax

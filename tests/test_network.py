@@ -119,3 +119,87 @@ def test_guidance_may_differ_between_examples():
         np.testing.assert_allclose(found, 5 + weights[:, None] * (condition - 5), rtol=1e-5)
     with pytest.raises(odelt.InputError, match=r"guidance must be a number or have shape \(3,\)"):
         odelt.sample(network, X, condition, guidance=weights[:2])
+
+
+GUIDED_PLANS = [
+    odelt.FixedSteps(20),
+    odelt.FixedSteps(10, "midpoint"),
+    odelt.Adaptive(),
+    odelt.Adaptive(solver="tsit5", per_example=True),
+]
+
+
+@pytest.mark.parametrize("interval", [(0.2, 0.7), (0.0, 0.2), (0.7, 1.0)])
+@pytest.mark.parametrize("time", GUIDED_PLANS, ids=str)
+def test_guidance_acts_between_two_times(time, interval):
+    """However few steps an adaptive solver would take: its steps end at these times."""
+    network, condition = Constant(odelt.Vector(2)), jnp.arange(6.0).reshape(3, 2)
+    weight = np.array([0.0, 1.0, 2.0]) if time.per_example else 3.0
+    extra = np.reshape(np.asarray(weight) - 1, (-1, 1)) * (condition - 5)
+    for run, sign in ((odelt.sample, 1), (odelt.invert, -1)):
+        found = run(network, X, condition, time=time, guidance=weight, guidance_interval=interval)
+        # On the way back the first time is inside: one Euler step too many, or one too few.
+        first = interval[0] > 0, interval[1] < 1
+        late = sign < 0 and time.solver == "euler" and first[0] - first[1]
+        length = interval[1] - interval[0] + late / 20
+        atol = 1e-3 if isinstance(time, odelt.Adaptive) else 1e-4
+        np.testing.assert_allclose(sign * found, condition + length * extra, atol=atol)
+
+
+def test_outside_the_interval_the_label_alone_is_evaluated():
+    batches = []
+
+    class Recorded(Constant):
+        def velocity(self, inputs):
+            jax.debug.callback(lambda x: batches.append(len(x)), inputs.x)
+            return super().velocity(inputs)
+
+    network, condition = Recorded(odelt.Vector(2)), jnp.ones((3, 2))
+    plan, options = odelt.FixedSteps(8), {"guidance": 2.0, "guidance_interval": (0.25, 0.625)}
+    _, stats = odelt.sample_with_stats(network, X, condition, time=plan, **options)
+    jax.effects_barrier()
+    assert batches == [3, 3, 6, 6, 6, 3, 3, 3]  # guided at 2/8, 3/8 and 4/8
+    np.testing.assert_array_equal(stats.evaluations, 11)
+    half = odelt.log_likelihood(network, X, condition, **options).log_density
+    whole = odelt.log_likelihood(network, X - 0.375 * (1 - 5) * np.ones(2), condition).log_density
+    np.testing.assert_allclose(half, whole, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "interval", [(0.5, 0.5), (0.7, 0.2), (-0.1, 1.0), (0.0, 1.1), (0.0, float("nan"))]
+)
+def test_an_interval_is_two_rising_times(interval):
+    message = "guidance_interval must be two rising times in"
+    with pytest.raises(odelt.InputError, match=message):
+        odelt.SampleConfig(guidance=2.0, guidance_interval=interval)
+    with pytest.raises(odelt.InputError, match=message):
+        odelt.sample(Constant(), X, guidance_interval=list(interval))
+
+
+@pytest.mark.parametrize("kind", [odelt.Vector(2, "null"), odelt.Vector(2)], ids=str)
+def test_a_network_that_never_learned_its_condition_is_given_the_null_condition(kind):
+    network, condition = Constant(kind), jnp.ones((3, 2))
+    expected = 5.0 if kind.learned == "null" else 1.0
+    np.testing.assert_array_equal(network(0.0, X, 0, condition), expected)
+    for run in (odelt.sample, lambda *inputs: odelt.sample_with_stats(*inputs)[0]):
+        np.testing.assert_allclose(run(network, X, condition), expected)
+    np.testing.assert_allclose(odelt.invert(network, X, condition), -expected)
+    if kind.learned == "null":
+        np.testing.assert_allclose(odelt.sample(network, X), expected)  # it may be left out
+        np.testing.assert_allclose(odelt.sample(network, X, guidance=0), expected)
+
+
+def test_guidance_needs_both_halves_to_be_learned():
+    for learned, weights in (("null", (2.0, np.ones(3))), ("condition", (0, 2.0, np.ones(3)))):
+        network = Constant(odelt.Vector(2, learned))
+        for weight in weights:
+            with pytest.raises(odelt.InputError, match=r"has no guidance|guidance must be 1"):
+                odelt.sample(network, X, jnp.ones((3, 2)), guidance=weight)
+        odelt.sample(network, X, jnp.ones((3, 2)), guidance=1.0)
+
+
+def test_guidance_may_be_traced():
+    network, condition = Constant(odelt.Vector(2)), jnp.ones((3, 2))
+    run = lambda weight: odelt.sample(network, X, condition, guidance=weight)
+    np.testing.assert_allclose(jax.jit(run)(2.0), -3.0)
+    np.testing.assert_allclose(jax.jit(run)(1.0), 1.0)

@@ -3,6 +3,7 @@
 Images are laid out on sheets. Vectors are points of a scatter plot of their first two values.
 """
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def save_grid_samples(grid: Grid, judge: Judge, folder: Path) -> None:
     At most three time plans are shown: the first, the middle one and the last. A panel has one
     image per class, or the points of a row; points are shown beside the data.
     """
-    rows = [row for row in grid.rows if row.config.guidance == grid.rows[0].config.guidance]
+    rows = [row for row in grid.rows if row.guidance == grid.rows[0].guidance]
     times, depths = list(dict.fromkeys(r.time for r in rows)), sorted({r.depth for r in rows})
     times = [times[i] for i in sorted({0, (len(times) - 1) // 2, len(times) - 1})]
     samples = {(row.depth, row.time): folder / SAMPLES / row.samples for row in rows}
@@ -125,20 +126,19 @@ def save_grid_samples(grid: Grid, judge: Judge, folder: Path) -> None:
 def save_curves(grid: Grid, path: Path) -> None:
     """Write quality over network evaluations and latency, one colour per depth.
 
-    Solid lines join numbers of Euler steps; dotted ones, with a marker per solver, join tolerances.
-    All guidance weights but the first are fainter.
+    Solid lines join numbers of Euler steps; dotted ones, with a marker per solver, join steps or
+    tolerances. All guidance but the first is fainter.
     """
     real = grid.bounds.real
     names = {"accuracy": "class accuracy", "frechet": grid.frechet}
     metrics = [metric for metric in names if getattr(real, metric) is not None]
     costs = {"evaluations": "network evaluations", "milliseconds": "ms per sample"}
-    curves: dict[tuple[int, float, str], list[Row]] = {}
+    curves: dict[tuple[int, str, str], list[Row]] = {}
     for row in grid.rows:
-        key = (row.depth, row.config.guidance, row.config.time.solver)
-        curves.setdefault(key, []).append(row)
+        curves.setdefault((row.depth, row.guidance, row.solver), []).append(row)
     guidances = list(dict.fromkeys(guidance for _, guidance, _ in curves))
-    adaptive = sorted({solver for _, _, solver in curves} - {"euler"})
-    markers = dict(zip(["euler", *adaptive], "os^vDPX*", strict=False))
+    others = sorted({solver for _, _, solver in curves} - {"euler"})
+    markers = dict(zip(["euler", *others], itertools.cycle("os^vDPX*"), strict=False))
     colours = depth_colours(sorted({depth for depth, _, _ in curves}))
     figure = Figure(figsize=(8.5, 3 * len(metrics)), layout="constrained")
     panels = figure.subplots(len(metrics), 2, sharey="row", sharex="col", squeeze=False)
@@ -147,7 +147,7 @@ def save_curves(grid: Grid, path: Path) -> None:
         for cost, axis in zip(costs, line, strict=True):
             for (depth, guidance, solver), rows in curves.items():
                 label = f"depth {depth}" + ("" if solver == "euler" else f", {solver}")
-                label += f", guidance {guidance:g}" if len(guidances) > 1 else ""
+                label += f", guidance {guidance}" if len(guidances) > 1 else ""
                 axis.errorbar(
                     [getattr(row, cost) for row in rows],
                     [getattr(row.quality, metric) for row in rows],

@@ -9,7 +9,7 @@ from odelt_eqx.errors import InputError, check_range
 from odelt_eqx.evaluation.metrics import distance_name
 from odelt_eqx.evaluation.quality import GROUPS, SUBSET, Quality
 from odelt_eqx.files import read_json
-from odelt_eqx.ode.plan import Adaptive, EmbeddedSolver, FixedSteps
+from odelt_eqx.ode.plan import Adaptive, EmbeddedSolver, FixedSteps, Grid as TimeGrid, Solver
 from odelt_eqx.sampling import SampleConfig
 from odelt_eqx.serialize import from_dict
 
@@ -21,13 +21,17 @@ class GridConfig:
     """Which rows are measured, and how.
 
     Args:
-        steps: numbers of Euler steps in time.
-        solvers: adaptive solvers of the time ODE, each measured with each of the tolerances.
+        steps: numbers of time steps, each measured with each of the solvers and grids.
+        solvers: solvers of these steps.
+        grids: where these steps end, see `FixedSteps`.
+        adaptive: adaptive solvers of the time ODE, each measured with each of the tolerances.
         tolerances: relative and absolute tolerances of the adaptive solvers.
         per_example: adaptive solvers choose the steps of each sample on its own. Otherwise a batch
             shares them, and within the tolerance samples depend on its size.
         depths: depths in blocks; all of the network's by default.
         guidance: classifier-free guidance weights.
+        guidance_intervals: pairs of times between which guidance acts, each measured with each of
+            the weights but 1; at all times by default.
         count: samples per row, classes in turn.
         batch_size: samples per batch; latency is per sample of such a batch.
         length: how each group's unit of length is solved; None as the network says.
@@ -43,11 +47,14 @@ class GridConfig:
     """
 
     steps: tuple[int, ...] = (1, 2, 4, 16, 64)
-    solvers: tuple[EmbeddedSolver, ...] = ()
+    solvers: tuple[Solver, ...] = ("euler",)
+    grids: tuple[TimeGrid, ...] = ("uniform",)
+    adaptive: tuple[EmbeddedSolver, ...] = ()
     tolerances: tuple[float, ...] = (1e-2, 1e-3, 1e-4)
     per_example: bool = False
     depths: tuple[int, ...] = ()
     guidance: tuple[float, ...] = (1.0,)
+    guidance_intervals: tuple[tuple[float, float], ...] = ()
     count: int = 1000
     batch_size: int = 250
     length: FixedSteps | Adaptive | None = None
@@ -61,7 +68,8 @@ class GridConfig:
             raise InputError(f"steps must be positive numbers; got {self.steps}")
         if not (self.plans and self.guidance):
             raise InputError(
-                "there is nothing to measure: give steps, or solvers and tolerances, and guidance"
+                "there is nothing to measure: give steps, solvers and grids, or adaptive and "
+                "tolerances, and guidance"
             )
         check_range(self, "likelihood", least=0)
         check_range(self, "count", least=2)
@@ -70,20 +78,29 @@ class GridConfig:
     @property
     def plans(self) -> tuple[FixedSteps | Adaptive, ...]:
         """How the time ODE is solved."""
+        fixed = [
+            FixedSteps(steps=steps, solver=name, grid=grid)
+            for name, grid, steps in itertools.product(self.solvers, self.grids, self.steps)
+        ]
         adaptive = [
             Adaptive(rtol=tolerance, atol=tolerance, solver=name, per_example=self.per_example)
-            for name, tolerance in itertools.product(self.solvers, self.tolerances)
+            for name, tolerance in itertools.product(self.adaptive, self.tolerances)
         ]
-        return *(FixedSteps(steps=steps) for steps in self.steps), *adaptive
+        return *fixed, *adaptive
 
     def sample_configs(self, depths: tuple[int, ...]) -> list[SampleConfig]:
         """Return the setting of each row of a network with these depths.
 
         Those that share a compiled program are neighbours.
         """
-        axes = itertools.product(self.depths or depths, self.guidance, self.plans)
+        guidance = [
+            {"guidance": weight, "guidance_interval": interval}
+            for weight in self.guidance
+            for interval in (self.guidance_intervals if weight != 1 else ()) or (None,)
+        ]
+        axes = itertools.product(self.depths or depths, guidance, self.plans)
         return [
-            SampleConfig(time=time, length=self.length, depth=depth, guidance=guidance)
+            SampleConfig(time=time, length=self.length, depth=depth, **guidance)
             for depth, guidance, time in axes
         ]
 
@@ -120,18 +137,28 @@ class Row:
 
     @property
     def solver(self) -> str:
-        """The solver of the time axis and its tolerance."""
+        """The solver of the time axis and its grid."""
         plan = self.config.time
-        if isinstance(plan, FixedSteps):
+        if isinstance(plan, Adaptive) or plan.grid == "uniform":
             return plan.solver
-        return f"{plan.solver}, {plan.rtol:g}{', per example' if plan.per_example else ''}"
+        return f"{plan.solver}, {plan.grid}"
 
     @property
     def time(self) -> str:
         """How the time axis was solved."""
-        if self.solver == "euler":
-            return f"{self.accepted:g} time step{'s' if self.accepted != 1 else ''}"
-        return self.solver
+        plan = self.config.time
+        if isinstance(plan, Adaptive):
+            own = ", per example" if plan.per_example else ""
+            return f"{self.solver}, {plan.rtol:g}{own}"
+        steps = f"{self.accepted:g} time step{'s' if self.accepted != 1 else ''}"
+        return steps if self.solver == "euler" else f"{steps}, {self.solver}"
+
+    @property
+    def guidance(self) -> str:
+        """The guidance weight, and the times between which it acts."""
+        interval = self.config.guidance_interval
+        times = "" if interval is None else " from {:g} to {:g}".format(*interval)
+        return f"{self.config.guidance:g}{times}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,8 +225,10 @@ class Grid:
         ]
         for row in self.rows:
             rejected = f" + {row.rejected:g} rejected" if row.rejected else ""
-            line = [str(row.depth), row.solver, f"{row.accepted:g}{rejected}"]
-            line += [f"{row.config.guidance:g}", f"{row.milliseconds:.3f}"]
+            adaptive = isinstance(row.config.time, Adaptive)
+            solver = row.time if adaptive else row.solver
+            line = [str(row.depth), solver, f"{row.accepted:g}{rejected}"]
+            line += [row.guidance, f"{row.milliseconds:.3f}"]
             line += [f"{row.evaluations:g}", f"{row.blocks:g}", *self._quality(row.quality)]
             lines.append([*line, f"{row.memory / 1e6:.1f}"])
         for name, quality in (("real samples", self.bounds.real), ("noise", self.bounds.noise)):
@@ -289,8 +318,8 @@ class Recommendation:
     def __str__(self) -> str:
         row = self.row
         return (
-            f"depth {row.depth}, {row.config.time.solver}, {row.accepted:g} time steps, guidance "
-            f"{row.config.guidance:g}: {self.grid.frechet} {row.quality.frechet:.2f} at "
+            f"depth {row.depth}, {row.solver}, {row.accepted:g} time steps, guidance "
+            f"{row.guidance}: {self.grid.frechet} {row.quality.frechet:.2f} at "
             f"{row.milliseconds:.3g} ms per sample on {self.grid.device}"
         )
 

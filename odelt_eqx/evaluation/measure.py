@@ -22,6 +22,7 @@ from odelt_eqx.evaluation.grid import Bits, Bounds, GridConfig, Row
 from odelt_eqx.evaluation.quality import Judge
 from odelt_eqx.files import fingerprint, read_json_lines, write_arrays, write_text
 from odelt_eqx.network import Classes, Condition, Network
+from odelt_eqx.nn.config import NetworkConfig
 from odelt_eqx.noise import sample_noise
 from odelt_eqx.ode.plan import Adaptive, FixedSteps
 from odelt_eqx.parallel import (
@@ -68,10 +69,10 @@ def network_on_devices(run: Path) -> Iterator[Network]:
         yield place(load(run), mesh)
 
 
-def class_count(network: Network) -> int:
-    """Return the number of classes of a network; 1 if its condition is not a class."""
+def class_count(network: Network | NetworkConfig) -> int:
+    """Return the number of classes that may be asked for; 1 if no condition means anything."""
     kind = network.condition_type
-    return kind.count if isinstance(kind, Classes) else 1
+    return kind.count if isinstance(kind, Classes) and kind.learned != "null" else 1
 
 
 def condition_of(network: Network, labels: Int[np.ndarray, " batch"]) -> Condition | None:
@@ -224,7 +225,11 @@ class Meter:
     def _compiled(self, config: SampleConfig) -> CompiledSampler:
         """Return the sampler of a setting; the last one is used again if it serves."""
         guidance = config.guidance if config.guidance in (0, 1) else None
-        program = config.depth, guidance, jax.tree.structure(config.time)
+        program = (
+            config.depth,
+            guidance,
+            jax.tree.structure((config.time, config.guidance_interval)),
+        )
         if program != self._program:
             size, seed = self._config.batch_size, self._config.seed
             noise, _, condition = inputs(self._network, seed, 0, size)

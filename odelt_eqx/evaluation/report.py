@@ -17,7 +17,7 @@ from odelt_eqx.data import open_source
 from odelt_eqx.evaluation.features import FeaturesConfig, Pixels, open_autoencoder
 from odelt_eqx.evaluation.figures import SAMPLES, save_curves, save_grid_samples, sheet_columns
 from odelt_eqx.evaluation.grid import GRID, Grid, GridConfig, Row, markdown_table
-from odelt_eqx.evaluation.measure import Meter, network_on_devices
+from odelt_eqx.evaluation.measure import Meter, class_count, network_on_devices
 from odelt_eqx.evaluation.metrics import load_statistics
 from odelt_eqx.evaluation.plane import save_density, save_length
 from odelt_eqx.evaluation.quality import Judge
@@ -63,7 +63,7 @@ def evaluate(
         features.open(model.shape),
         open_source(trained.data, "train"),
         open_source(trained.data, "held-out"),
-        classes=model.num_classes,
+        classes=class_count(model),
         reference=config.reference and load_statistics(config.reference),
         autoencoder=open_autoencoder(config.autoencoder, model.shape),
         batch_size=config.batch_size,
@@ -123,6 +123,8 @@ def _page(
             **to_dict(row),
             "depth": row.depth,
             "time": row.time,
+            "solver": row.solver,
+            "guidance": row.guidance,
             "front": row in grid.front,
             "command": commands[row.samples],
             "sheet": _embed(folder / SAMPLES / row.samples),
@@ -132,7 +134,7 @@ def _page(
     data = {**to_dict(grid), "rows": rows, "frechet": grid.frechet, "strip": [1, 1], "classes": []}
     if len(grid.shape) == 3:
         height, width, _ = grid.shape
-        classes = trained.model.num_classes or 1
+        classes = class_count(trained.model)
         columns = min(sheet_columns(grid.shape, classes), grid.count)
         data["strip"] = [columns * (width + 1) + 1, height + 1]
         data["classes"] = [i % classes for i in range(columns)]

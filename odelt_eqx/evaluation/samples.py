@@ -19,7 +19,7 @@ from odelt_eqx.evaluation.grid import recommend
 from odelt_eqx.evaluation.measure import class_count, condition_of, network_on_devices
 from odelt_eqx.files import read_arrays, write_arrays
 from odelt_eqx.images import save_png, sheet
-from odelt_eqx.network import Network
+from odelt_eqx.network import Network, learns_null_only
 from odelt_eqx.noise import sample_noise
 from odelt_eqx.parallel import is_main_process
 from odelt_eqx.sampling import (
@@ -155,6 +155,8 @@ def _start(
     network: Network, request: SampleRequest, config: SampleConfig
 ) -> tuple[Array, Int[np.ndarray, " count"]]:
     """Return the noise to start from and the labels to ask for."""
+    if request.labels and learns_null_only(network):
+        raise InputError("this run was trained without its conditions: leave out labels")
     classes = request.labels or range(class_count(network))
     if request.from_images is None:
         noise = sample_noise(request.seed, np.arange(request.count), network.shape)

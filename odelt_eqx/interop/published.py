@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
-from odelt_eqx.network import Condition, Network
+from odelt_eqx.network import Condition, Learned, Network
 from odelt_eqx.noise import normal
 from odelt_eqx.objective import LiveReflow, Networks, Objective, Shortcut, ShortcutDraws, Targets
 from odelt_eqx.objective.base import TaughtBy, TrainingTime, X, asked, join, share, split
@@ -35,6 +35,11 @@ class PublishedShortcut(Objective):
     trains_steps: ClassVar[bool] = True
     taught_by: ClassVar[TaughtBy] = "average"
     repaired: Shortcut = Shortcut()
+
+    @property
+    def learned(self) -> Learned:
+        """Which conditions it teaches."""
+        return self.repaired.learned
 
     def draw(
         self, key: Key[Array, ""], batch_size: int, network: Network, when: TrainingTime
@@ -92,6 +97,11 @@ class PublishedLiveReflow(Objective):
     trains_steps: ClassVar[bool] = True
     taught_by: ClassVar[TaughtBy] = "student"
     repaired: LiveReflow = LiveReflow()
+
+    @property
+    def learned(self) -> Learned:
+        """Which conditions it teaches."""
+        return self.repaired.learned
 
     def draw(
         self, key: Key[Array, ""], batch_size: int, network: Network, when: TrainingTime

@@ -8,7 +8,7 @@ import equinox as eqx
 from jaxtyping import Array, Key
 
 from odelt_eqx.errors import InputError, check_range
-from odelt_eqx.network import Classes, Network, Vector
+from odelt_eqx.network import Classes, Learned, Network, Vector
 from odelt_eqx.ode.plan import Adaptive, FixedSteps, Plan
 
 
@@ -25,6 +25,8 @@ class NetworkConfig(abc.ABC):
         num_classes: classes of the condition; the label `num_classes` stands for none. None: the
             condition is no class.
         condition_size: values of a condition that is a vector of numbers. None: it is no vector.
+        learned: what training teaches: the "condition", the condition that stands for none
+            ("null"), or "both". One that learns "null" alone is given that whatever is asked for.
         dropout: dropout rate of the MLPs while training.
         denoise_timesteps: time steps of the finest shortcut, a power of two; the step index
             `log2(denoise_timesteps)` asks for the flow field itself.
@@ -46,6 +48,7 @@ class NetworkConfig(abc.ABC):
     depth_group: int
     num_classes: int | None = None
     condition_size: int | None = None
+    learned: Learned = "both"
     dropout: float = 0.0
     denoise_timesteps: int = 128
     ignore_step: bool = False
@@ -90,8 +93,8 @@ class NetworkConfig(abc.ABC):
     def condition_type(self) -> Classes | Vector | None:
         """What a condition is."""
         if self.num_classes is not None:
-            return Classes(self.num_classes)
-        return None if self.condition_size is None else Vector(self.condition_size)
+            return Classes(self.num_classes, self.learned)
+        return None if self.condition_size is None else Vector(self.condition_size, self.learned)
 
     @property
     def depths(self) -> tuple[int, ...]:

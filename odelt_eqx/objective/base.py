@@ -11,7 +11,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, Real
 
 from odelt_eqx.errors import InputError
-from odelt_eqx.network import Condition, Network, guided_velocity, raise_failures_of_length
+from odelt_eqx.network import (
+    Condition,
+    Learned,
+    Network,
+    guided_velocity,
+    raise_failures_of_length,
+)
 from odelt_eqx.ode.plan import without_recomputing
 
 TaughtBy = Literal["data", "student", "average", "frozen", "stages"]
@@ -117,6 +123,14 @@ class Objective(abc.ABC):
 
     trains_steps: ClassVar[bool]
     taught_by: ClassVar[TaughtBy]
+
+    @property
+    def learned(self) -> Learned:
+        """Which conditions it teaches, by its `class_dropout` and `guidance`, if it has them."""
+        dropout, guidance = getattr(self, "class_dropout", None), getattr(self, "guidance", 1)
+        if guidance == 0 or dropout == 1:
+            return "null"
+        return "condition" if dropout == 0 else "both"
 
     @abc.abstractmethod
     def draw(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Key
 
-from odelt_eqx.network import Condition, Network
+from odelt_eqx.network import Condition, Learned, Network
 from odelt_eqx.objective.base import (
     Networks,
     Objective,
@@ -70,6 +70,11 @@ class EveryDepth(Objective):
     def taught_by(self) -> TaughtBy:
         """What teaches the wrapped objective; depths are always taught by the average."""
         return self.objective.taught_by
+
+    @property
+    def learned(self) -> Learned:
+        """Which conditions the wrapped objective teaches."""
+        return self.objective.learned
 
     def targets(
         self, draws: LengthDraws, data: X, condition: Condition | None, networks: Networks

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from odelt_eqx.ode.length import LengthStats
-from odelt_eqx.ode.plan import Plan
+from odelt_eqx.ode.plan import Jumps, Plan
 from odelt_eqx.ode.time import TimeSolution, integrate_time
 
 
@@ -56,8 +56,8 @@ class CountingPlan(Plan):
     def per_example(self) -> bool:  # noqa: D102
         return self.plan.per_example
 
-    def arguments(self, backwards: bool = False) -> dict[str, Any]:  # noqa: D102
-        arguments = self.plan.arguments(backwards)
+    def arguments(self, backwards: bool = False, jumps: Jumps | None = None) -> dict[str, Any]:  # noqa: D102
+        arguments = self.plan.arguments(backwards, jumps)
         return arguments | {
             "solver": CountingSolver(arguments["solver"]),
             "stepsize_controller": CountingController(arguments["stepsize_controller"]),

@@ -27,6 +27,7 @@ EmbeddedSolver = Literal["midpoint", "heun", "ralston", "bosh3", "tsit5", "dopri
 Solver = Literal["euler", "ab2", "ab3", EmbeddedSolver]
 Grid = Literal["uniform", "cosine", "logit-normal"]
 Adjoint = Literal["keep", "recompute"]
+Jumps = Float[Array, " jumps"]
 
 SOLVERS: dict[str, Callable[[], diffrax.AbstractSolver]] = {
     "euler": diffrax.Euler,
@@ -56,8 +57,11 @@ class Plan(eqx.Module):
         """Whether every example chooses its own steps."""
 
     @abc.abstractmethod
-    def arguments(self, backwards: bool = False) -> dict[str, Any]:
-        """Return the keyword arguments of `diffrax.diffeqsolve`, from 0 to 1 or backwards."""
+    def arguments(self, backwards: bool = False, jumps: Jumps | None = None) -> dict[str, Any]:
+        """Return the keyword arguments of `diffrax.diffeqsolve`, from 0 to 1 or backwards.
+
+        An adaptive plan steps to the times `jumps`, where the field is not continuous.
+        """
 
     def evaluations(self, steps: int | Int[Array, "*batch"]) -> int | Int[Array, "*batch"]:
         """Return how often `steps` steps, rejected ones included, evaluate the field."""
@@ -126,8 +130,8 @@ class FixedSteps(Plan):
         index = jnp.clip(index, 0, self.count - 1)
         return self.point(index + 1) - self.point(index)
 
-    def arguments(self, backwards: bool = False) -> dict[str, Any]:  # noqa: D102
-        del backwards  # the controller follows the direction of the solve
+    def arguments(self, backwards: bool = False, jumps: Jumps | None = None) -> dict[str, Any]:  # noqa: D102
+        del backwards, jumps  # the controller follows the direction of the solve, and its grid
         known = self.count if isinstance(self.count, int) else None
         keep = known is not None and self.adjoint == "keep"
         adjoint = KeepAdjoint() if keep else diffrax.RecursiveCheckpointAdjoint(known)
@@ -172,16 +176,20 @@ class Adaptive(Plan):
         check_range(self, "rtol", "atol", above=0)
         check_range(self, "max_steps", least=1)
 
-    def arguments(self, backwards: bool = False) -> dict[str, Any]:  # noqa: D102
+    def arguments(self, backwards: bool = False, jumps: Jumps | None = None) -> dict[str, Any]:  # noqa: D102
+        controller = diffrax.PIDController(
+            rtol=self.rtol,
+            atol=self.atol,
+            pcoeff=self.pcoeff,
+            icoeff=self.icoeff,
+            dcoeff=self.dcoeff,
+        )
+        if jumps is not None:  # one at an end of the solve is none
+            inside = jnp.where((jumps > 0) & (jumps < 1), jumps, 2.0)
+            controller = diffrax.ClipStepSizeController(controller, jump_ts=inside)
         return {
             "solver": SOLVERS[self.solver](),
-            "stepsize_controller": diffrax.PIDController(
-                rtol=self.rtol,
-                atol=self.atol,
-                pcoeff=self.pcoeff,
-                icoeff=self.icoeff,
-                dcoeff=self.dcoeff,
-            ),
+            "stepsize_controller": controller,
             "dt0": -FIRST_STEP if backwards else FIRST_STEP,
             "max_steps": self.max_steps,
             "adjoint": diffrax.RecursiveCheckpointAdjoint(),

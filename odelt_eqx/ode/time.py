@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from equinox.internal import nondifferentiable_backward
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from odelt_eqx.ode.plan import Plan
+from odelt_eqx.ode.plan import Jumps, Plan
 
 Field = Callable[[Float[Array, ""], PyTree, PyTree], PyTree]
 """`(t, y, args) -> dy/dt`: a scalar time, and arrays whose first axis is the batch."""
@@ -46,6 +46,7 @@ def integrate_time(
     *,
     backwards: bool = False,
     at: Float[Array, " times"] | None = None,
+    jumps: Jumps | None = None,
 ) -> TimeSolution:
     """Solve `dy/dt = field(t, y, args)` from t = 0 to t = 1.
 
@@ -56,9 +57,10 @@ def integrate_time(
         args: what else `field` needs: arrays whose first axis is the batch.
         backwards: solve from t = 1 to t = 0.
         at: times whose states are returned, in the order of the solve; None for its end alone.
+        jumps: times where the field is not continuous, which an adaptive plan steps to.
     """
     start, end = (1.0, 0.0) if backwards else (0.0, 1.0)
-    arguments = plan.arguments(backwards)
+    arguments = plan.arguments(backwards, jumps)
 
     def solve(y: PyTree, args: PyTree) -> TimeSolution:
         solution = diffrax.diffeqsolve(

@@ -10,8 +10,15 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
 
-from odelt_eqx.errors import InputError, SolveError, check_range, find_by_name
-from odelt_eqx.network import Classes, Condition, Network, check_batch, check_depth
+from odelt_eqx.errors import InputError, SolveError, find_by_name
+from odelt_eqx.network import (
+    Classes,
+    Condition,
+    Network,
+    check_batch,
+    check_depth,
+    check_guidance,
+)
 from odelt_eqx.ode.plan import (
     Adaptive,
     FixedSteps,
@@ -37,6 +44,9 @@ class SampleConfig(eqx.Module):
             without a length ODE. In Python also an array with the depth of each example.
         guidance: classifier-free guidance weight; 1 runs the condition alone, 0 the null condition
             alone. In Python also an array with the weight of each example.
+        guidance_interval: guidance acts from the first time until before the second (arXiv
+            2404.07724), and the condition alone is evaluated at other times; None for all times.
+            Examples with adaptive steps of their own compute both halves at all times.
         exit_tolerance: a network evaluation of an example stops at the first edge of the length
             where the last group changed `u` by less than this share of it; None runs to `depth`.
         as_published: ask the network for the reference's step index, `floor(log2 steps)` under
@@ -44,19 +54,20 @@ class SampleConfig(eqx.Module):
             Euler's, the mean velocity over that step.
 
     Raises:
-        InputError: `exit_tolerance` is not positive.
+        InputError: `exit_tolerance` is not positive, or `guidance_interval` is not two rising
+            times in [0, 1].
     """
 
     time: FixedSteps | Adaptive = FixedSteps()
     length: FixedSteps | Adaptive | None = None
     depth: int | Literal["full", "plain"] = "full"
     guidance: float = 1.0
+    guidance_interval: tuple[float, float] | None = None
     exit_tolerance: float | None = None
     as_published: bool = False
 
     def __check_init__(self) -> None:
-        if not isinstance(self.exit_tolerance, Tracer):
-            check_range(self, "exit_tolerance", above=0)
+        _check_values(vars(self))
 
 
 def resolve(
@@ -69,10 +80,10 @@ def resolve(
 ) -> SampleConfig:
     """Return how a call runs the network, in the form that is compiled.
 
-    What may change without compiling is an array: step counts, tolerances, and a guidance that is
-    neither 0 nor 1. "full" and a length of None are replaced by the network's own. `options` are
-    fields of `config` that a caller replaces. In a call that is `traced`, which may be
-    differentiated, counts stay numbers and both plans keep their adjoint.
+    What may change without compiling is an array: step counts, tolerances, an interval, and a
+    guidance that is neither 0 nor 1. "full" and a length of None are replaced by the network's own.
+    `options` are fields of `config` that a caller replaces. In a call that is `traced`, which may
+    be differentiated, counts stay numbers and both plans keep their adjoint.
 
     Raises:
         InputError: an option is unknown, or a shape, a label or the depth does not fit the network.
@@ -80,11 +91,11 @@ def resolve(
     _check_options(options)
     chosen = vars(config) | options
     guidance, tolerance = chosen["guidance"], chosen["exit_tolerance"]
+    interval = None if _is(guidance, 1) else chosen["guidance_interval"]
     check_batch(network, x, condition)
     _check_labels(network, condition)
-    guided = np.ndim(guidance) > 0 or guidance not in (0, 1)
-    if condition is None and guided:
-        raise InputError(f"a network without conditions has no guidance; got {guidance}")
+    guided = isinstance(guidance, Tracer) or np.ndim(guidance) > 0 or guidance not in (0, 1)
+    check_guidance(network.condition_type, guidance)
     if np.ndim(guidance) and np.shape(guidance) != x.shape[:1]:
         raise InputError(f"guidance must be a number or have shape {x.shape[:1]}; got {guidance}")
     depth = network.depth if _is(chosen["depth"], "full") else chosen["depth"]
@@ -98,7 +109,8 @@ def resolve(
         length=length if isinstance(length, FixedSteps) else as_arrays(length),
         depth=check_depth(depth, network.depths),
         as_published=chosen["as_published"],
-        guidance=jnp.asarray(guidance, jnp.float32) if guided else guidance,
+        guidance=jnp.asarray(guidance, jnp.float32) if guided else float(guidance),
+        guidance_interval=None if interval is None else tuple(map(jnp.float32, interval)),
         exit_tolerance=None if tolerance is None else jnp.asarray(tolerance, jnp.float32),
     )
 
@@ -133,18 +145,28 @@ def _replace(config: SampleConfig, **values: Any) -> SampleConfig:
     return eqx.tree_at(fields, config, list(values.values()), is_leaf=lambda x: x is None)
 
 
-def _is(value: Any, name: str) -> bool:
-    """Whether a value is this string; an array is not compared."""
-    return isinstance(value, str) and value == name
+def _is(value: Any, constant: str | int) -> bool:
+    """Whether a value is this string or number; an array is not compared."""
+    return np.ndim(value) == 0 and not isinstance(value, Array | Tracer) and value == constant
 
 
 def _check_options(options: dict[str, Any]) -> None:
     names = [field.name for field in dataclasses.fields(SampleConfig)]
     for name in options:
         find_by_name("sampling option", name, dict.fromkeys(names, True))
-    tolerance = options.get("exit_tolerance")
+    _check_values(options)
+
+
+def _check_values(options: dict[str, Any]) -> None:
+    tolerance, interval = options.get("exit_tolerance"), options.get("guidance_interval")
     if tolerance is not None and not isinstance(tolerance, Tracer) and not tolerance > 0:
         raise InputError(f"exit_tolerance must be positive; got {tolerance}")
+    if interval is None or any(isinstance(time, Tracer) for time in interval):
+        return
+    if len(interval) != 2 or not 0 <= interval[0] < interval[1] <= 1:
+        raise InputError(
+            f"guidance_interval must be two rising times in [0, 1]; got {tuple(interval)}"
+        )
 
 
 def _check_labels(network: Network, condition: Condition | None) -> None:

@@ -1,6 +1,7 @@
 """The velocity field that the time ODE integrates, put together from a network and its options."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import equinox as eqx
@@ -108,6 +109,12 @@ def field_args(condition: Condition | None, config: SampleConfig) -> Args:
     return condition, differs(config.depth), differs(config.guidance)
 
 
+def jumps(config: SampleConfig) -> Float[Array, "2"] | None:
+    """Return the times where guidance starts and ends, for `integrate_time`."""
+    interval = config.guidance_interval
+    return None if interval is None else jnp.stack(jax.tree.map(jnp.asarray, interval))
+
+
 def velocity_field(
     network: Network, config: SampleConfig, index: StepIndex
 ) -> Callable[..., tuple[Float[Array, "batch *shape"], LengthStats]]:
@@ -115,16 +122,25 @@ def velocity_field(
 
     def field(t: Float[Array, ""], x: Array, args: Args) -> tuple[Array, LengthStats]:
         condition, depth, guidance = args
-        return guided_velocity(
-            network,
-            t,
-            x,
-            index(t),
-            condition,
-            config.guidance if guidance is None else guidance,
-            config.depth if depth is None else depth,
-            length=config.length,
-            exit_tolerance=config.exit_tolerance,
-        )
+
+        def velocity(guidance: float | Array) -> tuple[Array, LengthStats]:
+            return guided_velocity(
+                network,
+                t,
+                x,
+                index(t),
+                condition,
+                guidance,
+                config.depth if depth is None else depth,
+                length=config.length,
+                exit_tolerance=config.exit_tolerance,
+            )
+
+        guided = partial(velocity, config.guidance if guidance is None else guidance)
+        if config.guidance_interval is None:
+            return guided()
+        start, end = config.guidance_interval
+        inside = (start <= t) & ((t < end) | (end == 1))
+        return jax.lax.cond(inside, guided, partial(velocity, 1.0))
 
     return field

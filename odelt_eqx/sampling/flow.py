@@ -20,6 +20,7 @@ from odelt_eqx.sampling.config import SampleConfig, raise_failures, resolve
 from odelt_eqx.sampling.field import (
     SolveStats,
     field_args,
+    jumps,
     solve_stats,
     step_index,
     velocity_field,
@@ -192,7 +193,7 @@ def _run(
     start, condition = constrain_batch(replicate((start, condition)))
     index = step_index(config, model.flow_index, backwards=backwards)
     field, args = velocity_field(model, config, index), field_args(condition, config)
-    solve = {"args": args, "backwards": backwards, "at": at}
+    solve = {"args": args, "backwards": backwards, "at": at, "jumps": jumps(config)}
     if count:
         solution, total = integrate_time_counted(field, start, config.time, **solve)
         stats = solve_stats(solution, total)

@@ -19,6 +19,7 @@ from odelt_eqx.sampling.config import SampleConfig, raise_failures, resolve
 from odelt_eqx.sampling.field import (
     SolveStats,
     field_args,
+    jumps,
     solve_stats,
     step_index,
     velocity_field,
@@ -96,7 +97,9 @@ def _run(
     index = step_index(config, model.flow_index, backwards=True)
     field = with_divergence(velocity_field(distribute(model), config, index))
     start, args = (data, jnp.zeros(len(data))), (field_args(condition, config), signs)
-    solution, total = integrate_time_counted(field, start, config.time, args, backwards=True)
+    solution, total = integrate_time_counted(
+        field, start, config.time, args, backwards=True, jumps=jumps(config)
+    )
     noise, change = jax.tree.map(lambda state: state[-1], solution.states)
     return replicate((noise, change, solve_stats(solution, total)))
 

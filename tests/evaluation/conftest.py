@@ -20,10 +20,16 @@ def judge() -> Judge:
     return Judge(Pixels().open((8, 8, 1)), digits("train"), digits("held-out"), classes=10)
 
 
-def train_points(run: Path, sample: odelt.SampleConfig, name: str, classes: int | None) -> Path:
+def train_points(
+    run: Path,
+    sample: odelt.SampleConfig,
+    name: str,
+    classes: int | None,
+    class_dropout: float = 0.1,
+) -> Path:
     config = TrainConfig(
         model=odelt.VectorNetConfig(size=2, num_classes=classes, **NETWORK),
-        objective=FlowMatching(),
+        objective=FlowMatching(class_dropout),
         optimizer=OptimizerConfig(warmup=1),
         data=Toy(name, count=400),
         sample=sample,

@@ -63,14 +63,14 @@ def test_sheets_stay_small(shape, classes, count, wide, shown):
 
 def test_a_grid_has_a_row_for_each_depth_and_time_plan(model, judge, tmp_path):
     config = GridConfig(
-        steps=(1, 3), solvers=("bosh3",), tolerances=(1e-1,), count=20, batch_size=10
+        steps=(1, 3), adaptive=("bosh3",), tolerances=(1e-1,), count=20, batch_size=10
     )
     rows = measure(model, judge, config, tmp_path)
     assert [row.config for row in rows] == config.sample_configs((2, 4))
     fixed = [(row.depth, row.accepted, row.evaluations, row.blocks) for row in rows]
     fixed = [numbers for numbers, row in zip(fixed, rows, strict=True) if row.solver == "euler"]
     assert fixed == [(d, steps, steps, d * steps) for d in (2, 4) for steps in (1, 3)]
-    adaptive = [row for row in rows if row.solver == "bosh3, 0.1"]
+    adaptive = [row for row in rows if row.time == "bosh3, 0.1"]
     assert [row.depth for row in adaptive] == [2, 4]
     assert all(row.blocks == row.depth * row.evaluations for row in adaptive)
     assert all(row.milliseconds > 0 for row in rows)
@@ -78,11 +78,34 @@ def test_a_grid_has_a_row_for_each_depth_and_time_plan(model, judge, tmp_path):
     assert all((tmp_path / "samples" / row.samples).exists() for row in rows)
 
 
+def test_solvers_grids_and_guidance_are_axes():
+    config = GridConfig(
+        steps=(2, 4),
+        solvers=("euler", "ab3"),
+        grids=("uniform", "cosine"),
+        depths=(2,),
+        guidance=(1.0, 3.0),
+        guidance_intervals=((0.0, 1.0), (0.2, 0.7)),
+    )
+    rows = [
+        dataclasses.replace(row(), config=sample, accepted=1.0 * sample.time.steps)
+        for sample in config.sample_configs((2, 4))
+    ]
+    assert len(rows) == len(set(rows)) == 8 * 3
+    assert {found.guidance for found in rows} == {"1", "3 from 0 to 1", "3 from 0.2 to 0.7"}
+    assert {found.solver for found in rows} == {"euler", "ab3", "euler, cosine", "ab3, cosine"}
+    assert [found.time for found in rows[4:8:2]] == [
+        "2 time steps, ab3",
+        "2 time steps, ab3, cosine",
+    ]
+    assert from_dict(to_dict(rows[-1]), Row, "a row") == rows[-1]
+
+
 def test_samples_do_not_depend_on_the_batches(model, judge, tmp_path):
     """Of 25 samples, batches of 10 leave a part of one; each has adaptive steps of its own."""
     config = GridConfig(
         steps=(2,),
-        solvers=("bosh3",),
+        adaptive=("bosh3",),
         tolerances=(1e-2,),
         depths=(2,),
         guidance=(1.5,),
@@ -163,7 +186,7 @@ def test_a_row_is_known_by_all_that_it_depends_on(model, judge, tmp_path):
     ("change", "message"),
     [
         ({"steps": (0,)}, r"steps must be positive numbers; got \(0,\)"),
-        ({"steps": ()}, "there is nothing to measure: give steps, or solvers and tolerances"),
+        ({"steps": ()}, "there is nothing to measure: give steps, solvers and grids, or adaptive"),
         ({"guidance": ()}, "there is nothing to measure"),
         ({"likelihood": -1}, "likelihood must not be negative; got -1"),
         ({"count": 1}, "count must be at least 2; got 1"),

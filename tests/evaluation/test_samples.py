@@ -8,6 +8,7 @@ from pathlib import Path
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -19,13 +20,16 @@ from odelt_eqx.data.latents import prepare_latents
 from odelt_eqx.data.prepare import PrepareConfig
 from odelt_eqx.evaluation.features import open_autoencoder
 from odelt_eqx.evaluation.grid import GridConfig
+from odelt_eqx.evaluation.measure import class_count
 from odelt_eqx.evaluation.report import evaluate
 from odelt_eqx.evaluation.samples import SampleRequest, save_samples
 from odelt_eqx.interop import load_autoencoder
 from odelt_eqx.presets import preset
+from odelt_eqx.training.checkpoint import run_config
 from odelt_eqx.training.train import train
 from tests.conftest import GOLDEN, golden_weight
 from tests.data.makers import write_images
+from tests.evaluation.conftest import train_points
 
 FOUR_STEPS = odelt.SampleConfig(time=odelt.FixedSteps(steps=4))
 HEUN = odelt.SampleConfig(time=odelt.FixedSteps(steps=32, solver="heun"), depth=2)
@@ -106,6 +110,26 @@ def test_vectors_are_points_and_come_back(moons, tmp_path):
 def test_a_network_without_conditions_is_sampled(checkerboard, tmp_path):
     paths, _ = save_samples(checkerboard, SampleRequest(count=3, out=tmp_path / "out"))
     assert np.load(paths[1])["vectors"].shape == (3, 2)
+
+
+def test_a_run_that_never_learned_its_labels_asks_for_none(script, tmp_path):
+    """A row of the table of labels that no gradient has reached is never read."""
+    run = train_points(tmp_path / "run", odelt.SampleConfig(), "moons", 2, class_dropout=1.0)
+    model, out = odelt.load(run), tmp_path / "out"
+    paths, _ = save_samples(run, SampleRequest(count=4, out=out))
+    arrays = np.load(paths[1])
+    assert arrays["labels"].tolist() == [0] * 4
+    embedding = lambda model: model.condition_embedding.condition.weight
+    spoiled = eqx.tree_at(embedding, model, embedding(model).at[:2].set(np.nan))
+    for labels in (None, [0, 1, 0, 1]):
+        samples = odelt.sample(
+            spoiled, jnp.asarray(arrays["noise"]), labels, run_config(run).sample
+        )
+        np.testing.assert_allclose(samples, arrays["vectors"], rtol=1e-6)
+    assert class_count(run_config(run).model) == 1  # no class accuracy, no columns of classes
+    status, _, errors = script(run, "--labels", 1, "--out", out)
+    assert status != 0
+    assert errors.endswith("error: this run was trained without its conditions: leave out labels\n")
 
 
 @pytest.fixture

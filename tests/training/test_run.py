@@ -5,13 +5,24 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import odelt_eqx as odelt
 from odelt_eqx.config import load_config, save_config
 from odelt_eqx.data import open_source
-from odelt_eqx.objective import TRAIN_TYPES, FlowMatching, LengthConsistency, Shortcut
+from odelt_eqx.interop import PublishedShortcut
+from odelt_eqx.objective import (
+    TRAIN_TYPES,
+    FlowMatching,
+    LengthConsistency,
+    LiveReflow,
+    MeanFlow,
+    Networks,
+    Shortcut,
+    TrainingTime,
+)
 from odelt_eqx.presets import of_type, preset
 from odelt_eqx.progress import Progress
 from odelt_eqx.training.info import describe
@@ -180,3 +191,37 @@ def test_an_unknown_training_type_suggests_the_nearest():
 def test_an_unknown_preset_suggests_the_nearest():
     with pytest.raises(odelt.InputError, match="no preset is called 'digit'; did you mean digits"):
         preset("digit")
+
+
+LEARNED = [
+    (preset("digits").objective, 10, "both"),
+    (preset("celeba-b").objective, 10, "null"),
+    (FlowMatching(class_dropout=1.0), 10, "null"),
+    (LiveReflow(guidance=0.0), 10, "null"),
+    (LengthConsistency(FlowMatching(), every=8), 1, "null"),
+    (LengthConsistency(MeanFlow(class_dropout=0.0)), 10, "condition"),
+    (PublishedShortcut(Shortcut(class_dropout=1.0)), 10, "null"),
+]
+
+
+@pytest.mark.parametrize(("objective", "classes", "learned"), LEARNED, ids=str)
+def test_a_run_knows_which_conditions_it_learns(objective, classes, learned):
+    start = preset("digits")
+    model = dataclasses.replace(start.model, num_classes=classes)
+    config = dataclasses.replace(start, model=model, objective=objective)
+    assert config.model.learned == config.model.condition_type.learned == learned
+    if learned != "both":
+        with pytest.raises(odelt.InputError, match=r"has no guidance|guidance must be 1"):
+            dataclasses.replace(config, sample=odelt.SampleConfig(guidance=1.5))
+        with pytest.raises(odelt.InputError, match=f"learned is {learned}, but.*teaches both"):
+            dataclasses.replace(start, model=dataclasses.replace(start.model, learned=learned))
+
+
+def test_a_shortcut_cannot_be_guided_by_a_null_condition_that_nothing_trains():
+    objective = Shortcut(every=2, guidance=1.5, class_dropout=0.0)
+    shape = dataclasses.replace(POINTS_RUN.model, ignore_step=False)
+    config = dataclasses.replace(POINTS_RUN, model=shape, objective=objective)
+    network, labels = config.model.build(key=jax.random.key(0)), jnp.zeros(4, int)
+    draws = objective.draw(jax.random.key(0), 4, network, TrainingTime(0, 1))
+    with pytest.raises(odelt.InputError, match="never learned the null condition"):
+        objective.targets(draws, jnp.zeros((4, 2)), labels, Networks.all(network))
