@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 from PIL import Image
 
@@ -137,8 +138,9 @@ def save_curves(grid: Grid, path: Path) -> None:
     for row in grid.rows:
         curves.setdefault((row.depth, row.guidance, row.solver), []).append(row)
     guidances = list(dict.fromkeys(guidance for _, guidance, _ in curves))
-    others = sorted({solver for _, _, solver in curves} - {"euler"})
-    markers = dict(zip(["euler", *others], itertools.cycle("os^vDPX*"), strict=False))
+    alphas = {guidance: max(0.25, 1 - 0.3 * i) for i, guidance in enumerate(guidances)}
+    solvers = sorted({solver for _, _, solver in curves}, key=lambda name: (name != "euler", name))
+    markers = dict(zip(solvers, itertools.cycle("os^vDPX*"), strict=False))
     colours = depth_colours(sorted({depth for depth, _, _ in curves}))
     figure = Figure(figsize=(8.5, 3 * len(metrics)), layout="constrained")
     panels = figure.subplots(len(metrics), 2, sharey="row", sharex="col", squeeze=False)
@@ -146,8 +148,6 @@ def save_curves(grid: Grid, path: Path) -> None:
         line[0].set_ylabel(names[metric])
         for cost, axis in zip(costs, line, strict=True):
             for (depth, guidance, solver), rows in curves.items():
-                label = f"depth {depth}" + ("" if solver == "euler" else f", {solver}")
-                label += f", guidance {guidance}" if len(guidances) > 1 else ""
                 axis.errorbar(
                     [getattr(row, cost) for row in rows],
                     [getattr(row.quality, metric) for row in rows],
@@ -155,10 +155,9 @@ def save_curves(grid: Grid, path: Path) -> None:
                     color=colours[depth],
                     marker=markers[solver],
                     ls="-" if solver == "euler" else ":",
-                    alpha=max(0.25, 1 - 0.3 * guidances.index(guidance)),
-                    label=label,
+                    alpha=alphas[guidance],
                 )
-            axis.axhline(getattr(real, metric), color="grey", ls="--", label="real samples")
+            axis.axhline(getattr(real, metric), color="grey", ls="--")
             axis.set_xscale("log")
             axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
             axis.minorticks_off()
@@ -171,6 +170,12 @@ def save_curves(grid: Grid, path: Path) -> None:
         panels[-1, 0].set_ylim(0, None)
     if len(metrics) == 2:
         panels[0, 0].yaxis.set_major_formatter(PercentFormatter(1))
-    legend = panels[0, 0].get_legend_handles_labels()
-    figure.legend(*legend, loc="outside lower center", fontsize=8, ncols=4)
+    legend = {f"depth {depth}": Line2D([], [], color=colours[depth]) for depth in colours}
+    if len(solvers) > 1:
+        legend |= {name: Line2D([], [], color="k", ls="", marker=m) for name, m in markers.items()}
+    if len(guidances) > 1:
+        names = {f"guidance {guidance}": alpha for guidance, alpha in alphas.items()}
+        legend |= {name: Line2D([], [], color="k", alpha=alpha) for name, alpha in names.items()}
+    legend["real samples"] = Line2D([], [], color="grey", ls="--")
+    figure.legend(legend.values(), legend.keys(), loc="outside lower center", fontsize=8, ncols=4)
     save_figure(figure, path)

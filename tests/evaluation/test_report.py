@@ -17,7 +17,9 @@ from odelt_eqx.evaluation.report import evaluate
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*samples do not determine")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-CONFIG = GridConfig(steps=(1, 2), guidance=(1.0, 2.0), count=80, batch_size=40)
+CONFIG = GridConfig(
+    steps=(1, 2), guidance=(1.0, 2.0), guidance_intervals=((0.0, 0.4),), count=80, batch_size=40
+)
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +44,8 @@ def test_evaluation_writes_a_grid_two_figures_and_a_page(results):
     settings = [(c["depth"], c["guidance"], c["time"]["steps"]) for c in configs]
     assert settings == [(d, w, t) for d in (2, 4) for w in (1, 2) for t in (1, 2)]
     for row in document["rows"]:
-        guided = 1 if row["config"]["guidance"] == 1 else 2
-        assert row["evaluations"] == guided * row["config"]["time"]["steps"]
+        guided = row["config"]["guidance"] == 2  # at t = 0, not at t = 0.5
+        assert row["evaluations"] == guided + row["config"]["time"]["steps"]
         assert row["memory"] > 1000
         assert row["quality"]["frechet_error"] > 0
     for image in (figure, curves):
@@ -92,7 +94,8 @@ def test_the_page_needs_no_other_file_and_executes_nothing_else(results):
     assert len(data["rows"]) == 8
     assert all(row["sheet"].startswith("data:image/png;base64,") for row in data["rows"])
     command = data["rows"][3]["command"]
-    options = " --depth 2 --guidance 2.0 time:fixed-steps --time.steps 2"
+    options = " --depth 2 --guidance 2.0 --guidance-interval 0.0 0.4 time:fixed-steps"
+    options += " --time.steps 2"
     assert command.endswith(options)
     for row in load_grid(results[0]).rows:
         assert Image.open(results[0] / "samples" / row.samples).size == (91, 37)  # 10 x 4 digits
@@ -159,18 +162,18 @@ def test_the_sliders_select_the_samples_in_a_browser(results):
     shown = lambda text: re.search(r'<img id="sheet"[^>]* src="([^"]*)"', text)[1]
     sheet = {(row["time"], row["depth"], row["config"]["guidance"]): row["sheet"] for row in rows}
 
-    linked = browse(page, "#time=1&depth=4&guidance=2")
+    linked = browse(page, "#time=1&depth=4&guidance=2%20from%200%20to%200.4")
     assert shown(linked) == sheet["2 time steps", 4, 2]
     assert linked.count('class="dot') == len(rows) == linked.count('class="strip')
     assert linked.count('class="strip other') == len(rows) / 2  # of the other guidance
     turned = browse(
         page,
-        "#time=1&depth=4&guidance=2",
+        "#time=1&depth=4&guidance=2%20from%200%20to%200.4",
         "const slider = document.getElementById('depth'); slider.value = 0;"
         "slider.dispatchEvent(new Event('input'));",
     )
     assert shown(turned) == sheet["2 time steps", 2, 2]
-    assert "--depth 2 --guidance 2.0 time:fixed-steps --time.steps 2" in turned
+    assert "--depth 2 --guidance 2.0 --guidance-interval 0.0 0.4 time:fixed" in turned
     clicked = browse(
         page, script="document.querySelector('.strip').dispatchEvent(new MouseEvent('click'));"
     )
