@@ -7,8 +7,9 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 
+from odelt_eqx.data.labels import number_ids
 from odelt_eqx.data.source import ArraySource, DataSet, Split
 from odelt_eqx.data.splits import HeldOut
 from odelt_eqx.errors import InputError, reason
@@ -56,18 +57,23 @@ class Idx(DataSet):
             `t10k`.
         pad: black pixels added on each side; 2 makes 32 x 32 of 28 x 28.
         class_names: by label; the labels themselves by default.
+        renumber: number the labels that occur in the training data as classes from 0 on.
     """
 
     folder: Path
     pad: int = 0
     class_names: tuple[str, ...] = ()
+    renumber: bool = False
 
     def _open(self, split: Split) -> ArraySource:
-        images, labels = self._read(split, "images"), self._read(split, "labels")
-        images = _check_shapes(images, labels, self.folder)
+        images, ids = self._read(split, "images"), self._read(split, "labels")
+        images = _check_shapes(images, ids, self.folder)
+        known = ids if split == "train" else self._read("train", "labels")
+        what = f"{self.folder} ({split} labels)"
+        names, labels = number_ids(ids, what, self.class_names, self.renumber, known)
         sides = (self.pad, self.pad)
         images = np.pad(images, ((0, 0), sides, sides, (0, 0)))
-        return ArraySource(images, labels.astype(np.int32), class_names=self.class_names)
+        return ArraySource(images, labels, class_names=names)
 
     def _read(self, split: Split, kind: str) -> UInt8[np.ndarray, "..."]:
         for prefix in PREFIXES[split]:
@@ -107,6 +113,9 @@ class Npz(DataSet):
     Args:
         path: holds `images` (count, height, width) or (count, height, width, channels), bytes or
             floats in [-1, 1]; optionally `labels` (count,) and `class_names`.
+        range: the values of `images` that are black and white; by default 0 and 255 of bytes, -1
+            and 1 of floats.
+        renumber: number the labels that occur in the training data as classes from 0 on.
         held_out_path: a file of the same kind that is the held-out split.
         held_out: which examples are held out without such a file; their names are their indices,
             so append new ones.
@@ -115,33 +124,70 @@ class Npz(DataSet):
     path: Path
     held_out_path: Path | None = None
     held_out: HeldOut = HeldOut()
+    range: tuple[float, float] | None = None
+    renumber: bool = False
+
+    def __post_init__(self) -> None:
+        if self.range is not None and not -np.inf < self.range[0] < self.range[1] < np.inf:
+            raise InputError(f"range must be two rising numbers; got {self.range}")
 
     def _open(self, split: Split) -> ArraySource:
-        path = self.held_out_path if split == "held-out" and self.held_out_path else self.path
-        source = _read_npz(path)
-        if self.held_out_path is not None:
-            return source
-        chosen = self.held_out.select(map(str, range(len(source))), split)
-        x, condition = source.x[chosen], source.condition[chosen]
-        return ArraySource(x, condition, class_names=source.class_names)
+        images, ids, given = self._read(self.path)
+        class_names, labels = number_ids(ids, self.path, given, self.renumber)
+        if self.held_out_path is None:
+            chosen = self.held_out.select(map(str, range(len(images))), split)
+            images, labels = images[chosen], labels[chosen]
+        elif split == "held-out":
+            images, own, _ = self._read(self.held_out_path)
+            _, labels = number_ids(own, self.held_out_path, class_names, self.renumber, ids)
+        return ArraySource(images, labels, class_names=class_names)
+
+    def _read(self, path: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+        """Return images as bytes or in [-1, 1], labels as they are, and the names of classes."""
+        arrays = read_arrays(path, "a file of images and labels", "images")
+        labels = arrays.get("labels", np.zeros(arrays["images"].shape[:1], np.int32))
+        images = _check_shapes(arrays["images"], labels, path)
+        if self.range is not None or images.dtype != np.uint8:
+            images = _scale(images, self.range, path)
+        return images, labels, tuple(map(str, arrays.get("class_names", ())))
 
 
-def _read_npz(path: Path) -> ArraySource:
-    arrays = read_arrays(path, "a file of images and labels", "images")
-    labels = arrays.get("labels", np.zeros(arrays["images"].shape[:1], np.int32))
-    images = _check_shapes(arrays["images"], labels, path)
-    if images.dtype != np.uint8:
-        if images.dtype.kind != "f" or not np.abs(images).max(initial=0) <= 1:
-            raise InputError(f"images in {path} must be bytes or floats in [-1, 1]")
-        images = images.astype(np.float32)
-    class_names = tuple(map(str, arrays.get("class_names", ())))
-    return ArraySource(images, labels.astype(np.int32), class_names=class_names)
+def _scale(
+    images: np.ndarray, values: tuple[float, float] | None, path: Path
+) -> Float[np.ndarray, "count height width channels"]:
+    """Return images as float32 in [-1, 1]; an InputError if their values are not as declared."""
+    if images.dtype.kind not in "fiu":
+        raise InputError(f"images in {path} are of type {images.dtype}, not numbers")
+    found = f"{images.dtype} from {images.min(initial=0):g} to {images.max(initial=0):g}"
+    if values is None and images.dtype.kind != "f":
+        raise InputError(
+            f"images in {path} are {found}, not bytes: say what is black and what is white by "
+            "data.range, as in --data.range 0 4095"
+        )
+    black, white = values or (-1.0, 1.0)
+    if not (images.min(initial=black) >= black and images.max(initial=white) <= white):
+        raise InputError(
+            f"images in {path} are {found}, outside {black:g} to {white:g}; say what is black and "
+            "what is white by data.range, as in --data.range 0 1"
+        )
+    if values is None and images.size and images.min() >= 0:
+        raise InputError(
+            f"images in {path} are {found}, and nothing lies below 0: give --data.range 0 1 if 0 "
+            "is black, --data.range -1 1 if it is grey"
+        )
+    scaled = images.astype(np.float32)
+    return scaled if values is None else (scaled - black) * np.float32(2 / (white - black)) - 1
 
 
 def _check_shapes(images: np.ndarray, labels: np.ndarray, path: Path) -> np.ndarray:
     """Return images with a channel axis, or raise an InputError if the shapes do not fit."""
     if images.ndim == 3:
         images = images[..., None]
+    if images.ndim == 4 and images.shape[1] in (1, 3, 4) and images.shape[3] > 4:
+        raise InputError(
+            f"{path} has images of shape {images.shape}, with channels first; store them last: "
+            "numpy.moveaxis(images, 1, -1)"
+        )
     if images.ndim != 4 or labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
         raise InputError(
             f"{path} has images of shape {images.shape} and labels of shape {labels.shape}, "

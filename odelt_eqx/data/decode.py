@@ -5,11 +5,17 @@ from io import BytesIO
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
 
 from odelt_eqx.errors import InputError, reason
 
 MAX_PIXELS = 2**26
-"""An image that claims more is taken for a decompression bomb."""
+"""An image of more pixels is not decoded."""
+MAX_JPEG_PIXELS = 2**29
+"""A JPEG may have more, as phones make them: it is decoded at a reduced scale."""
+WHITES = (255, 1023, 4095, 16383, 65535)
+"""The brightest values of images of 8, 10, 12, 14 and 16 bits."""
+END_OF_JPEG = b"\xff\xd9"
 
 
 class BadImageError(ValueError):
@@ -25,16 +31,19 @@ def check_shape(size: int, channels: int) -> None:
 
 
 def decode_image(
-    data: bytes, size: int, channels: int = 3
+    data: bytes, size: int, channels: int = 3, white: int = WHITES[-1]
 ) -> UInt8[np.ndarray, "size size channels"]:
     """Return the central square of an image, resized.
 
     | an image that | is |
     |---|---|
     | is empty, truncated or of an unknown format | refused |
-    | claims more than `MAX_PIXELS` pixels | refused before any is decoded |
-    | has floats or 32-bit integers for pixels | refused, unless the values fit 16 bits |
-    | has 16-bit grey levels | scaled to 8 bits; 16-bit colours keep their high byte |
+    | is a JPEG that lacks its end marker, but no pixel | used |
+    | is a JPEG of up to `MAX_JPEG_PIXELS` pixels | decoded at 1/2, 1/4 or 1/8 if that is enough |
+    | has more than `MAX_PIXELS` pixels all the same | refused before any is decoded |
+    | has floats for pixels | refused |
+    | has integers of more than 8 bits | scaled so that `white` is 255; above it, refused |
+    | has 16-bit colours | their high byte is used |
     | is in CMYK, YCbCr, LAB or has a palette | converted to RGB; colour profiles are ignored |
     | has transparency of any kind | composed on white |
     | is animated or has pages | its first frame |
@@ -43,7 +52,8 @@ def decode_image(
 
     The square is resized by Pillow's antialiased triangle filter, as the reference's images were.
 
-    `size` is the height and width of the result, in pixels; `channels` is 3, or 1 for grey levels.
+    `size` is the height and width of the result, in pixels; `channels` is 3, or 1 for grey levels;
+    `white` is the brightest value of images of more than 8 bits, see `brightest`.
 
     Raises:
         BadImageError: the image is refused.
@@ -51,18 +61,67 @@ def decode_image(
     if not data:
         raise BadImageError("empty file")
     try:
-        with Image.open(BytesIO(data)) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise BadImageError(f"{image.width} x {image.height}, over {MAX_PIXELS:,} pixels")
-            image.draft("RGB", (2 * size, 2 * size))  # a JPEG far too large is decoded at a half
-            square = _crop(ImageOps.exif_transpose(image))
-            opaque = _convert(square, "RGB" if channels == 3 else "L")
-            resized = opaque.resize((size, size), Image.Resampling.BILINEAR)
-            return np.asarray(resized).reshape(size, size, channels)
+        return _decode(data, size, channels, white)
     except BadImageError:
         raise
     except Exception as error:  # decoders raise anything on a damaged file
+        if (pixels := _decode_without_end(data, size, channels)) is not None:
+            return pixels
         raise BadImageError(reason(error).split(" <_io.")[0]) from None
+
+
+def brightest(data: bytes) -> int:
+    """Return the largest value of an image of more than 8 bits; 255 for others, also damaged ones.
+
+    A data set of 12-bit images comes in 16-bit files: its range is not that of the container.
+    """
+    try:
+        with _open(data, 1) as image:
+            return int(np.asarray(image).max()) if image.mode.startswith("I") else 255
+    except Exception:  # decoders raise anything; `decode_image` will say what is wrong
+        return 255
+
+
+def _decode(data: bytes, size: int, channels: int, white: int) -> UInt8[np.ndarray, "h w c"]:
+    with _open(data, size) as image:
+        square = _crop(ImageOps.exif_transpose(image))
+        opaque = _convert(square, "RGB" if channels == 3 else "L", white)
+        resized = opaque.resize((size, size), Image.Resampling.BILINEAR)
+        return np.asarray(resized).reshape(size, size, channels)
+
+
+def _open(data: bytes, size: int) -> Image.Image:
+    """Open an image to be decoded at a size of at least twice `size`, if it is so large."""
+    # Pillow takes a large image for a bomb before it knows that it will be decoded at a half.
+    jpeg = data.startswith(b"\xff\xd8\xff")
+    image = JpegImageFile(BytesIO(data)) if jpeg else Image.open(BytesIO(data))
+    (width, height), limit = image.size, MAX_PIXELS
+    image.draft("RGB", (2 * size, 2 * size))  # a JPEG far too large is decoded at a half
+    if jpeg and not image.info.get("progressive"):  # of which all coefficients are kept
+        limit = MAX_JPEG_PIXELS
+    for pixels, most in ((width * height, limit), (image.width * image.height, MAX_PIXELS)):
+        if pixels > most:
+            raise BadImageError(f"{width} x {height}, over {most:,} pixels")
+    return image
+
+
+def _decode_without_end(
+    data: bytes, size: int, channels: int
+) -> UInt8[np.ndarray, "size size channels"] | None:
+    """Return the pixels of a JPEG that lacks nothing but its end marker; otherwise None.
+
+    Where pixels are missing, what follows the data decides what is decoded in their place.
+    """
+    if not data.startswith(b"\xff\xd8\xff"):
+        return None
+    try:
+        one, other = (
+            _decode(data + filling + END_OF_JPEG, size, channels, WHITES[-1])
+            for filling in (b"", b"\x55" * 4096)
+        )
+    except Exception:  # decoders raise anything on a damaged file
+        return None
+    return one if np.array_equal(one, other) else None
 
 
 def _crop(image: Image.Image) -> Image.Image:
@@ -72,15 +131,17 @@ def _crop(image: Image.Image) -> Image.Image:
     return image.crop((left, top, left + side, top + side))
 
 
-def _convert(image: Image.Image, mode: str) -> Image.Image:
+def _convert(image: Image.Image, mode: str, white: int) -> Image.Image:
     """Return an opaque 8-bit image, "RGB" or "L"."""
     if image.mode == "F":
         raise BadImageError("pixels are floats, whose range is not known")
     if image.mode.startswith("I"):
         levels = np.asarray(image).astype(np.int64)
-        if levels.min() < 0 or levels.max() > 65535:
-            raise BadImageError("pixels are integers of more than 16 bits")
-        image = Image.fromarray(np.round(levels / 257).astype(np.uint8))
+        if levels.min() < 0 or levels.max() > white:
+            raise BadImageError(
+                f"pixels are integers from {levels.min()} to {levels.max()}, outside 0 to {white}"
+            )
+        image = Image.fromarray(np.round(levels * (255 / white)).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

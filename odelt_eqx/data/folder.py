@@ -1,32 +1,39 @@
-"""A folder of images, decoded each time they are read."""
+"""Images as they are found, decoded each time they are read."""
 
 import dataclasses
-from functools import partial
+import warnings
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 
 from odelt_eqx.data.decode import BadImageError, check_shape, decode_image
-from odelt_eqx.data.raw import RawImages, find_in_folder
+from odelt_eqx.data.raw import RawImages, find_raw_images, find_white
 from odelt_eqx.data.source import DataSet, ImageSource, Split
 from odelt_eqx.data.splits import HeldOut
-from odelt_eqx.errors import InputError
+from odelt_eqx.errors import InputError, check_range
 
 
 @dataclasses.dataclass(frozen=True)
 class Folder(DataSet):
-    """A folder of images; its subfolders are the classes, if it has any.
+    """A folder of images, a zip, a tar or Parquet files; see `odelt_eqx.data.raw` for classes.
 
     From a few thousand images on, `scripts/prepare.py` pays: it decodes each once.
 
     Args:
-        folder: holds images, or one folder per class, sorted by name.
+        folder: the folder or file. In a folder, subfolders are the classes, by name, or splits if
+            they are called `train` and `val` or `test`; files of labels come before either.
         size: height and width of the images, in pixels, cropped to squares.
         channels: 3, or 1 for grey levels.
-        held_out_folder: a folder of the same kind that is the held-out split.
-        held_out: which images are held out without such a folder; their names are their paths in
-            `folder`.
+        held_out_folder: images of the same kind that are the held-out split.
+        held_out: which images are held out if neither that nor their names say so; their names
+            are their paths in `folder`.
+        image: column of Parquet files that holds encoded images.
+        label: column of Parquet files, `metadata.csv` or `.jsonl` that holds classes.
+        renumber: number the integers that occur as classes from 0 on.
+        white: brightest value of images of more than 8 bits; by default it is found in some.
+        max_failures: stop if a larger share of the images, and more than one, cannot be used. In
+            place of each, the next one is read.
     """
 
     folder: Path
@@ -34,30 +41,64 @@ class Folder(DataSet):
     channels: int = 3
     held_out_folder: Path | None = None
     held_out: HeldOut = HeldOut()
+    image: str = "image"
+    label: str = "label"
+    renumber: bool = False
+    white: int | None = None
+    max_failures: float = 0.01
 
     def __post_init__(self) -> None:
         check_shape(self.size, self.channels)
+        check_range(self, "white", least=1)
+        check_range(self, "max_failures", least=0, most=1)
 
     def _open(self, split: Split) -> ImageSource:
-        images = find_in_folder(self.folder)
+        images = self._find(self.folder)
+        white = self.white or find_white(images)
         if self.held_out_folder is None:
-            images = images.take(np.flatnonzero(self.held_out.select(images.names, split)))
+            images = images.split(split, self.held_out)
         elif split == "held-out":
-            images = find_in_folder(self.held_out_folder).relabel(images.class_names)
-        read = partial(_read, images, self.size, self.channels)
+            images = self._find(self.held_out_folder).relabel(images.class_names)
+        read = _Reader(images, self.size, self.channels, white, self.max_failures)
         shape = (self.size, self.size, self.channels)
         return ImageSource(read, len(images), shape, images.class_names)
 
+    def _find(self, path: Path) -> RawImages:
+        return find_raw_images(path, self.image, self.label, self.renumber)
 
-def _read(
-    images: RawImages, size: int, channels: int, index: int
-) -> tuple[UInt8[np.ndarray, "size size channels"], int]:
-    """Return the pixels and the label of an image."""
-    try:
-        data = images.read(images.locations[index])
-        return decode_image(data, size, channels), int(images.labels[index])
-    except (OSError, BadImageError) as error:
-        raise InputError(
-            f"{images.path / images.names[index]} cannot be used: {error}; remove it, or have "
-            "scripts/prepare.py skip all such images"
-        ) from None
+
+@dataclasses.dataclass(frozen=True)
+class _Reader:
+    """Reads the pixels and the label of an image, or of the next one that can be used."""
+
+    images: RawImages
+    size: int
+    channels: int
+    white: int
+    max_failures: float
+    unusable: set[int] = dataclasses.field(default_factory=set)  # those that this process has met
+
+    def __call__(self, index: int) -> tuple[UInt8[np.ndarray, "size size channels"], int]:
+        images = self.images
+        while True:
+            try:
+                data = images.read(images.locations[index])
+                pixels = decode_image(data, self.size, self.channels, self.white)
+                return pixels, int(images.labels[index])
+            except Exception as error:  # a damaged archive raises anything
+                self._skip(index, error)
+            index = (index + 1) % len(images)
+
+    def _skip(self, index: int, error: Exception) -> None:
+        """Note that an image cannot be used, or raise an InputError if there are too many."""
+        name, count = f"{self.images.path}/{self.images.names[index]}", len(self.images)
+        reason = str(error) if isinstance(error, BadImageError | OSError) else repr(error)
+        if index not in self.unusable:
+            self.unusable.add(index)
+            warnings.warn(f"{name} is skipped: {reason}", stacklevel=2)
+        failures = len(self.unusable)
+        if failures > max(1, self.max_failures * count) or failures == count:
+            raise InputError(
+                f"{failures} of {count} images cannot be used, the last {name}: {reason}; remove "
+                "them, raise data.max-failures, or see what scripts/prepare.py lists"
+            ) from None

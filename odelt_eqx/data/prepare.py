@@ -17,7 +17,7 @@ from jaxtyping import Bool
 
 from odelt_eqx.data.decode import BadImageError, check_shape, decode_image
 from odelt_eqx.data.pipeline import follow_parent
-from odelt_eqx.data.raw import RawImages, find_raw_images
+from odelt_eqx.data.raw import RawImages, find_raw_images, find_white
 from odelt_eqx.data.records import INDEX, VERSION, Index, Layout, write_shard
 from odelt_eqx.data.source import Split
 from odelt_eqx.data.splits import HeldOut
@@ -49,12 +49,14 @@ class PrepareConfig:
         held_out_source: images of the same kind that are the held-out split.
         held_out: which images are held out without such a source.
         image: column of Parquet files that holds encoded images.
-        label: column of Parquet files that holds classes.
+        label: column of Parquet files, `metadata.csv` or `.jsonl` that holds classes.
+        renumber: number the integers that occur as classes from 0 on.
+        white: brightest value of images of more than 8 bits; by default it is found in some.
         chunk: images per shard, including those held out.
         workers: processes; one per core by default.
         part: the share of the work to do: 3/16 is the third of sixteen. The shards do not depend
             on how they are shared out.
-        max_failures: stop if a larger share of the images cannot be used.
+        max_failures: stop if a larger share of the images, and more than one, cannot be used.
     """
 
     size: int = 256
@@ -63,6 +65,8 @@ class PrepareConfig:
     held_out: HeldOut = HeldOut()
     image: str = "image"
     label: str = "label"
+    renumber: bool = False
+    white: int | None = None
     chunk: int = 2048
     workers: int = dataclasses.field(default_factory=lambda: len(os.sched_getaffinity(0)))
     part: str = "1/1"
@@ -70,7 +74,7 @@ class PrepareConfig:
 
     def __post_init__(self) -> None:
         check_shape(self.size, self.channels)
-        check_range(self, "chunk", "workers", least=1)
+        check_range(self, "chunk", "workers", "white", least=1)
         check_range(self, "max_failures", least=0, most=1)
         part_slice(self.part)
 
@@ -91,7 +95,7 @@ def prepare(source: Path, out: Path, config: PrepareConfig) -> list[Path]:
     are listed in `skipped.jsonl` with the reason. The source is only read.
 
     Args:
-        source: a folder of images, a zip, an uncompressed tar, or Parquet files.
+        source: a folder of images, a zip, uncompressed tars, or Parquet files.
         out: folder of the shards; see `odelt_eqx.data.records`.
 
     Returns:
@@ -112,7 +116,7 @@ def prepare(source: Path, out: Path, config: PrepareConfig) -> list[Path]:
     failures = sum(len(outcome.skipped) for outcome in _load_outcomes(own))
 
     def check_failures() -> None:
-        if failures > config.max_failures * total:
+        if failures > max(min(1, total - 1), config.max_failures * total):
             raise InputError(
                 f"{failures} of {total} images cannot be used, more than max_failures "
                 f"{config.max_failures:g}; {out / SKIPPED} says why"
@@ -141,7 +145,8 @@ def prepare(source: Path, out: Path, config: PrepareConfig) -> list[Path]:
         shards[split] = {chunk.shard(split).name: len(own) for chunk, own in pairs if own}
         counts = np.bincount(np.concatenate(labels).astype(int), minlength=len(class_names))
         classes[split] = tuple(counts.tolist())
-    held_out = None if config.held_out_source else config.held_out
+    by_hash = config.held_out_source is None and chunks[0].images.held_out is None
+    held_out = config.held_out if by_hash else None
     layout = chunks[0].layout
     index = Index(layout, class_names, shards, classes, held_out, len(skipped))
     with write_errors(out):
@@ -156,6 +161,7 @@ class _Chunk:
     number: int
     images: RawImages
     held_out: Bool[np.ndarray, " count"]
+    white: int
     layout: Layout
     folder: Path
 
@@ -186,8 +192,8 @@ def _make_chunks(
     for path in sources:
         if out.resolve().is_relative_to(path.resolve()):
             raise InputError(f"{out} lies in {path}, which is only read; choose another folder")
-    found = [find_raw_images(path, config.image, config.label) for path in sources]
-    class_names = found[0].class_names
+    found = [find_raw_images(p, config.image, config.label, config.renumber) for p in sources]
+    class_names, white = found[0].class_names, config.white or find_white(found[0])
     chunks: list[_Chunk] = []
     for images in found:
         relabelled = images.relabel(class_names)
@@ -195,8 +201,10 @@ def _make_chunks(
             part = relabelled.take(range(first, min(first + config.chunk, len(images))))
             held_out = np.full(len(part), images is not found[0])
             if config.held_out_source is None:
-                held_out = config.held_out.select(part.names, "held-out")
-            chunks.append(_Chunk(len(chunks), part, held_out, layout, out))
+                held_out = part.held_out
+                if held_out is None:
+                    held_out = config.held_out.select(part.names, "held-out")
+            chunks.append(_Chunk(len(chunks), part, held_out, white, layout, out))
     return chunks, class_names
 
 
@@ -231,7 +239,8 @@ def _write_chunk(chunk: _Chunk) -> _Outcome:
             write = {s: stack.enter_context(write_shard(chunk.shard(s))) for s in SPLITS}
             for index, name in enumerate(images.names):
                 try:
-                    pixels = decode_image(images.read(images.locations[index]), size, channels)
+                    data = images.read(images.locations[index])
+                    pixels = decode_image(data, size, channels, chunk.white)
                 except BadImageError as error:
                     outcome.skipped.append((name, str(error)))
                     continue

@@ -7,7 +7,9 @@ import dataclasses
 import itertools
 import json
 import os
+import re
 import tarfile
+import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
@@ -15,10 +17,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
-from odelt_eqx.data.decode import BadImageError
-from odelt_eqx.data.source import UNLABELLED, Indices
+from odelt_eqx.data.decode import WHITES, BadImageError, brightest
+from odelt_eqx.data.labels import (
+    UNLABELLED,
+    held_out_items,
+    labels_in_files,
+    note_columns,
+    number_names,
+    number_values,
+    split_names,
+)
+from odelt_eqx.data.source import Indices, Split
+from odelt_eqx.data.splits import HeldOut
 from odelt_eqx.errors import InputError, reason
 
 SUFFIXES = {
@@ -41,6 +53,7 @@ class RawImages:
         class_names: by label.
         locations: location of each, an argument of `read`.
         read: returns the bytes at a location; raises what the archive raises.
+        held_out: which of them are held out, where the names of folders or files say so.
     """
 
     path: Path
@@ -49,6 +62,7 @@ class RawImages:
     class_names: tuple[str, ...]
     locations: Sequence[Any]
     read: Callable[[Any], bytes]
+    held_out: Bool[np.ndarray, " count"] | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -57,8 +71,17 @@ class RawImages:
         """Return the images with these indices."""
         names = [self.names[index] for index in indices]
         locations = [self.locations[index] for index in indices]
-        labels = self.labels[np.asarray(indices, int)]
-        return dataclasses.replace(self, names=names, labels=labels, locations=locations)
+        rows = np.asarray(indices, int)
+        held_out = None if self.held_out is None else self.held_out[rows]
+        return dataclasses.replace(
+            self, names=names, labels=self.labels[rows], locations=locations, held_out=held_out
+        )
+
+    def split(self, split: Split, by: HeldOut) -> "RawImages":
+        """Return the images of a split; `by` decides where no names of folders or files do."""
+        if self.held_out is None:
+            return self.take(np.flatnonzero(by.select(self.names, split)))
+        return self.take(np.flatnonzero(self.held_out == (split == "held-out")))
 
     def relabel(self, class_names: tuple[str, ...]) -> "RawImages":
         """Return the images labelled by other class names, which include theirs.
@@ -72,92 +95,173 @@ class RawImages:
         return dataclasses.replace(self, labels=labels[self.labels], class_names=class_names)
 
 
-def find_raw_images(path: Path, image: str = "image", label: str = "label") -> RawImages:
+def find_raw_images(
+    path: Path, image: str = "image", label: str = "label", renumber: bool = False
+) -> RawImages:
     """Return the images in a folder, an archive or Parquet files.
 
-    The class of an image is the first folder in which the paths of all differ; in Parquet files it
-    is a column.
+    The class of an image is what files of labels say (`odelt_eqx.data.labels`), or else the first
+    folder in which the paths of all differ; in Parquet files it is a column. Folders or files
+    called `train` and `val` or `test` are splits, not classes.
 
     Args:
-        path: a folder of images, a `.zip`, a `.tar`, a `.parquet` or a folder of those.
+        path: a folder of images, a `.zip`, a `.tar`, a `.parquet` or a folder of the last two.
         image: column of Parquet files that holds encoded images, as bytes or as Hugging Face's
-            struct of bytes and path.
+            struct of bytes and path; the only such column if there is none of this name.
         label: column that holds classes, as integers or names; without it there are no classes.
+        renumber: number the integers that occur as classes from 0 on.
 
     Raises:
         InputError: there are no images, or they cannot be read.
     """
+    how = {"label": label, "renumber": renumber}
     if path.is_dir():
         tables = sorted(p for p in path.rglob("*.parquet") if p.is_file())
         if tables:
-            return _find_in_parquet(path, tables, image, label)
-        return find_in_folder(path)
+            return _find_in_parquet(path, tables, image, **how)
+        files = _list_folder(path)
+        if not any(map(_is_image, files)) and any(name.endswith(".tar") for name in files):
+            tars = [path / name for name in files if name.endswith(".tar")]
+            return _find_in_tars(path, tars, **how)
+        return _label_by_path(path, files, partial(_read_file, path), **how)
     if not path.is_file():
         raise InputError(f"there is no folder or file {path}")
     if path.suffix == ".parquet":
-        return _find_in_parquet(path, [path], image, label)
+        return _find_in_parquet(path, [path], image, **how)
+    if not zipfile.is_zipfile(path):
+        return _find_in_tars(path, [path], **how)
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                members = {name: name for name in sorted(archive.namelist())}
-            return _label_by_path(path, members, partial(_read_zip, path))
-        with tarfile.open(path, "r:") as archive:
-            files = {m.name: (m.offset_data, m.size) for m in archive if m.isreg()}
-            members = dict(sorted(files.items()))
-    except (tarfile.TarError, zipfile.BadZipFile, OSError) as error:
-        raise InputError(
-            f"{path} cannot be read as a zip, an uncompressed tar or Parquet: {reason(error)}; "
-            "members of a compressed tar cannot be read one by one, decompress it first"
-        ) from None
-    return _label_by_path(path, members, partial(_read_tar, path))
+        with zipfile.ZipFile(path) as archive:
+            # Windows writes backslashes.
+            members = {name.replace("\\", "/"): name for name in sorted(archive.namelist())}
+    except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
+        raise InputError(f"{path} cannot be read as a zip: {reason(error)}") from None
+    return _label_by_path(path, members, partial(_read_zip, path), **how)
 
 
-def find_in_folder(folder: Path) -> RawImages:
-    """Return the images in a folder and its subfolders, by path; hidden ones are ignored.
+def find_white(images: RawImages) -> int:
+    """Return the brightest value of a data set whose images have more than 8 bits.
 
-    Raises:
-        InputError: there is no such folder, or no image in it.
+    It is that of 8, 10, 12, 14 or 16 bits, the least that holds what a few of the images hold.
     """
-    if not folder.is_dir():
-        raise InputError(f"there is no folder {folder}")
-    paths = []
+    chosen = np.unique(np.linspace(0, len(images) - 1, min(len(images), 64)).astype(int))
+    values = []
+    for index in chosen:
+        try:
+            values.append(brightest(images.read(images.locations[index])))
+        except Exception:  # archives raise anything; reading it will say what is wrong
+            continue
+    highest = max(values, default=255)
+    white = next((white for white in WHITES if white >= highest), WHITES[-1])
+    if highest > WHITES[0]:
+        warnings.warn(
+            f"{images.path}: values up to {highest} are found in images of more than 8 bits, so "
+            f"{white} is white; the option white says otherwise",
+            stacklevel=2,
+        )
+    return white
+
+
+def _list_folder(folder: Path) -> dict[str, str]:
+    """Return the files in a folder and its subfolders, by path; hidden ones are left out.
+
+    Links to folders are followed, but no folder is listed twice: not under a link if it is listed
+    under its own name.
+    """
+    hide = lambda names: sorted(name for name in names if not name.startswith("."))
+    own, root, paths = set(), folder.resolve(), []
+    for parent, subfolders, _ in os.walk(root):
+        subfolders[:] = hide(subfolders)
+        own.add(_identity(parent))
+    listed = {_identity(folder)}
     for parent, subfolders, files in os.walk(folder, followlinks=True):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         relative = Path(parent).relative_to(folder)
+        names, subfolders[:] = hide(subfolders), []
+        for name in names:
+            path = os.path.join(parent, name)
+            linked = Path(os.path.realpath(path)) != root / relative / name
+            if (new := _identity(path)) not in (listed | own if linked else listed):
+                listed.add(new)
+                subfolders.append(name)
         paths += [(relative / name).as_posix() for name in sorted(files)]
-    return _label_by_path(folder, {path: path for path in paths}, partial(_read_file, folder))
+    return {path: path for path in paths}
 
 
-def _label_by_path(path: Path, members: dict[str, Any], read: Callable[[Any], bytes]) -> RawImages:
-    """Return the images among files, given by name with their location, and their classes."""
+def _identity(path: str | Path) -> tuple[int, int]:
+    """Return what tells a folder from all others."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def _find_in_tars(path: Path, files: Sequence[Path], **how: Any) -> RawImages:
+    """Return the images in tar archives; several are told apart by their names."""
+    members: dict[str, Any] = {}
+    for file in files:
+        start = "" if file == path else f"{file.relative_to(path).as_posix()}/"
+        try:
+            with tarfile.open(file, "r:") as archive:
+                found = {m.name: (str(file), m.offset_data, m.size) for m in archive if m.isreg()}
+        except (tarfile.TarError, OSError) as error:
+            raise InputError(
+                f"{file} cannot be read as a zip, an uncompressed tar or Parquet: {reason(error)}; "
+                "members of a compressed tar cannot be read one by one, decompress it first"
+            ) from None
+        members |= {start + name: found[name] for name in sorted(found)}
+    return _label_by_path(path, members, _read_tar, tars=len(files) > 1, **how)
+
+
+def _label_by_path(
+    path: Path,
+    members: dict[str, Any],
+    read: Callable[[Any], bytes],
+    label: str = "label",
+    renumber: bool = False,
+    tars: bool = False,
+) -> RawImages:
+    """Return the images among files, given by name with their location, and their classes.
+
+    Names of several `tars` begin with that of the archive, which may be a split but is no class.
+    """
     names = list(filter(_is_image, members))
     if not names:
         raise InputError(f"{path} holds no images ({', '.join(sorted(SUFFIXES))})")
     folders = [name.split("/")[:-1] for name in names]
+    depth = _common(folders)
+    tops = [parts[depth] if len(parts) > depth else "" for parts in folders]
+    splits, held_out = split_names(tops), None
+    if splits is not None:
+        used = held_out_items(splits, path)
+        names, folders = [names[i] for i in used], [folders[i] for i in used]
+        held_out = np.fromiter(used.values(), bool)
+    if splits is not None or tars:
+        folders = [parts[:depth] + parts[depth + 1 :] for parts in folders]
+        depth = _common(folders)
+    values = labels_in_files(path, members, read, names, label)
+    if values is not None:
+        class_names, labels = number_values(values, path, renumber=renumber)
+    else:
+        classes = [parts[depth] if len(parts) > depth else "" for parts in folders]
+        class_names, labels = number_names(classes)
+        if class_names == ("",):
+            class_names = UNLABELLED
+        elif "" in class_names:
+            raise InputError(
+                f"{path} has images beside folders of images: {names[classes.index('')]}; move it "
+                "into a folder, or the folders elsewhere"
+            )
+    locations = [members[name] for name in names]
+    return RawImages(path, names, labels, class_names, locations, read, held_out)
+
+
+def _common(folders: Sequence[list[str]]) -> int:
+    """Return how many folders all paths begin with."""
     pairs = zip(min(folders), max(folders), strict=False)
-    depth = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
-    classes = [parts[depth] if len(parts) > depth else "" for parts in folders]
-    class_names, labels = _number(classes)
-    if class_names == ("",):
-        class_names = UNLABELLED
-    elif "" in class_names:
-        raise InputError(
-            f"{path} has images beside folders of images: {names[classes.index('')]}; move it "
-            "into a folder, or the folders elsewhere"
-        )
-    return RawImages(path, names, labels, class_names, [members[name] for name in names], read)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _is_image(name: str) -> bool:
     name = name.rsplit("/", 1)[-1]
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
-
-
-def _number(classes: Sequence[str]) -> tuple[tuple[str, ...], Int[np.ndarray, " count"]]:
-    """Return the distinct class names, sorted, and the label of each item."""
-    class_names = tuple(sorted(set(classes)))
-    labels = {name: label for label, name in enumerate(class_names)}
-    return class_names, np.asarray([labels[name] for name in classes], np.int32)
 
 
 def _check_size(size: int) -> None:
@@ -182,15 +286,17 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)
 
 
-def _read_tar(path: Path, location: tuple[int, int]) -> bytes:
-    offset, size = location
+def _read_tar(location: tuple[str, int, int]) -> bytes:
+    path, offset, size = location
     _check_size(size)
-    with path.open("rb") as file:
+    with open(path, "rb") as file:
         file.seek(offset)
         return file.read(size)
 
 
-def _find_in_parquet(path: Path, files: list[Path], image: str, label: str) -> RawImages:
+def _find_in_parquet(
+    path: Path, files: list[Path], image: str, label: str, renumber: bool
+) -> RawImages:
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -198,45 +304,64 @@ def _find_in_parquet(path: Path, files: list[Path], image: str, label: str) -> R
         raise InputError(
             "Parquet files need pyarrow: pip install 'odelt-eqx[parquet]', or pip install pyarrow"
         ) from None
-    names, locations, values, class_names = [], [], [], ()
-    for file in files:
+    relative = [file.name if file == path else file.relative_to(path).as_posix() for file in files]
+    splits = _splits_of_files(relative, path)
+    names, locations, values, held_out, class_names = [], [], [], [], ()
+    for file, name in zip(files, relative, strict=True):
+        if splits is not None and name not in splits:
+            continue
         try:
             table = pq.ParquetFile(file)
+            image = _image_column(table.schema_arrow, image, file)
             columns = table.schema_arrow.names
-            if image not in columns:
-                raise InputError(
-                    f"{file} has no column {image!r}; it has {', '.join(columns)}: name one by "
-                    "--image"
-                )
             if label in columns:
                 values += table.read([label])[label].to_pylist()
                 class_names = class_names or _huggingface_names(table.schema_arrow.metadata, label)
+            else:
+                others = [other for other in columns if other != image]
+                if others:
+                    note_columns(path, label, others)
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{file} cannot be read: {reason(error)}") from None
         groups = [table.metadata.row_group(i).num_rows for i in range(table.num_row_groups)]
         rows = [(str(file), group, row) for group, n in enumerate(groups) for row in range(n)]
-        name = file.name if file == path else file.relative_to(path).as_posix()
         names += [f"{name}#{row}" for row in range(len(rows))]
         locations += rows
+        held_out += [splits is not None and splits[name]] * len(rows)
     if not names:
         raise InputError(f"{path} has no rows")
-    class_names, labels = _label_by_value(path, values, len(names), class_names)
-    return RawImages(path, names, labels, class_names, locations, partial(_read_parquet, image))
+    labels = np.zeros(len(names), np.int32)
+    if values:
+        if len(values) != len(names) or None in values:
+            raise InputError(f"some rows of {path} have no class; name another column by --label")
+        class_names, labels = number_values(values, path, class_names, renumber)
+    read = partial(_read_parquet, image)
+    parts = None if splits is None else np.asarray(held_out)
+    return RawImages(path, names, labels, class_names or UNLABELLED, locations, read, parts)
 
 
-def _label_by_value(
-    path: Path, values: list[Any], count: int, class_names: tuple[str, ...]
-) -> tuple[tuple[str, ...], Int[np.ndarray, " count"]]:
-    """Return the class names and the label of each of `count` rows."""
-    if not values:
-        return UNLABELLED, np.zeros(count, np.int32)
-    if len(values) != count or not all(isinstance(value, int | str) for value in values):
-        raise InputError(f"some rows of {path} have no class; name another column by --label")
-    if isinstance(values[0], str):
-        return _number(values)
-    if min(values) < 0:
-        raise InputError(f"{path} has the class {min(values)}: are these rows unlabelled?")
-    return class_names or tuple(map(str, range(max(values) + 1))), np.asarray(values, np.int32)
+def _splits_of_files(names: Sequence[str], what: Path) -> dict[str, bool] | None:
+    """Return the files that are used, and whether each is held out; None if none names a split."""
+    for part in (0, -1):  # the first folder, or the file itself
+        splits = split_names([name.split("/")[part] for name in names])
+        if splits is not None:
+            return {names[index]: out for index, out in held_out_items(splits, what).items()}
+    return None
+
+
+def _image_column(schema: Any, image: str, file: Path) -> str:
+    """Return the column of images: `image`, or the only one of bytes or of a struct with bytes."""
+    if image in schema.names:
+        return image
+    kinds = {field.name: str(field.type) for field in schema}
+    found = [
+        name for name, kind in kinds.items() if re.match(r"(large_)?binary|struct<.*bytes", kind)
+    ]
+    if len(found) != 1:
+        raise InputError(
+            f"{file} has no column {image!r}; it has {', '.join(schema.names)}: name one by --image"
+        )
+    return found[0]
 
 
 def _huggingface_names(metadata: dict[bytes, bytes] | None, label: str) -> tuple[str, ...]:

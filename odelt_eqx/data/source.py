@@ -12,8 +12,6 @@ from odelt_eqx.errors import InputError
 
 Split = Literal["train", "held-out"]
 Indices = Sequence[int] | Int[np.ndarray, " count"]
-UNLABELLED = ("all",)
-"""Class names of data without classes."""
 
 
 class Example(TypedDict):

@@ -11,12 +11,14 @@ from google.protobuf.message import DecodeError
 from jaxtyping import UInt8
 
 from odelt_eqx.data.decode import check_shape, decode_image
+from odelt_eqx.data.labels import UNLABELLED
 from odelt_eqx.data.records import Records
-from odelt_eqx.data.source import UNLABELLED, DataSet, ImageSource, Split
+from odelt_eqx.data.source import DataSet, ImageSource, Split
 from odelt_eqx.data.splits import HeldOut
 from odelt_eqx.errors import InputError, reason
 from odelt_eqx.files import read_json
 
+MAX_CLASSES = 1_000_000
 HELD_OUT = ("validation", "test")
 """Names of held-out splits; the first that exists is taken."""
 
@@ -75,14 +77,31 @@ class Tfds(DataSet):
         indices = np.arange(sum(counts))
         if not held_out:
             indices = indices[self.held_out.select(map(str, indices), split)]
-        path = self.folder / f"{self.label}.labels.txt"
-        names = path.read_text().strip().split("\n") if path.is_file() else UNLABELLED
-        read = partial(self._read, Records(self.folder, files), indices)
+        names = self._class_names()
+        read = partial(self._read, Records(self.folder, files), indices, len(names))
         shape = (self.size, self.size, self.channels)
-        return ImageSource(read, len(indices), shape, tuple(names))
+        return ImageSource(read, len(indices), shape, names)
+
+    def _class_names(self) -> tuple[str, ...]:
+        """Return the names of the classes, or their numbers where they have no names."""
+        path = self.folder / f"{self.label}.labels.txt"
+        if path.is_file():
+            return tuple(path.read_text().strip().split("\n"))
+        path = self.folder / "features.json"
+        if not path.is_file():
+            return UNLABELLED
+        features = read_json(path, "a description of features")
+        try:
+            feature = features["featuresDict"]["features"].get(self.label, {})
+            count = int(feature["classLabel"]["numClasses"]) if "classLabel" in feature else 0
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{path} is not a description of features: {error!r}") from None
+        if not 0 <= count <= MAX_CLASSES:
+            raise InputError(f"{path} says that there are {count} classes; at most {MAX_CLASSES:,}")
+        return tuple(map(str, range(count))) or UNLABELLED
 
     def _read(
-        self, records: Records, indices: np.ndarray, index: int
+        self, records: Records, indices: np.ndarray, classes: int, index: int
     ) -> tuple[UInt8[np.ndarray, "size size channels"], int]:
         """Return the pixels and the label of an image."""
         record = int(indices[index])
@@ -90,12 +109,18 @@ class Tfds(DataSet):
             features = parse_example(records[record])
             (encoded,) = features[self.image]
             (label,) = features.get(self.label, [0])
-            return decode_image(encoded, self.size, self.channels), label
+            pixels = decode_image(encoded, self.size, self.channels)
         except (DecodeError, KeyError, ValueError, TypeError) as error:
             raise InputError(
                 f"example {record} of {self} has no feature {self.image!r} that is an image: "
                 f"{reason(error)}"
             ) from None
+        if not 0 <= label < classes:
+            raise InputError(
+                f"example {record} of {self} has the label {label}, which is none of its "
+                f"{classes} classes; {self.label}.labels.txt names them, one a line"
+            )
+        return pixels, label
 
 
 def _shard_lengths(folder: Path) -> dict[str, list[int]]:

@@ -6,7 +6,8 @@ from typing import Literal
 
 import numpy as np
 
-from odelt_eqx.data.source import UNLABELLED, ArraySource, DataSet, Split
+from odelt_eqx.data.labels import UNLABELLED
+from odelt_eqx.data.source import ArraySource, DataSet, Split
 from odelt_eqx.errors import check_range
 
 NOISE = 0.05

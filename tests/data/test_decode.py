@@ -1,9 +1,13 @@
 """Unusual images are decoded as documented, damaged ones are refused with the reason."""
 
+import warnings
+
 import numpy as np
 import pytest
 from PIL import Image
 
+import odelt_eqx as odelt
+from odelt_eqx.data import Folder, HeldOut
 from odelt_eqx.data.decode import BadImageError, decode_image
 from tests.data.bad_images import LEVELS, UNUSABLE, USABLE, encoded
 
@@ -74,3 +78,65 @@ def test_a_large_jpeg_is_close_to_an_exact_resize():
     image = Image.fromarray(np.stack([np.tile(ramp, (1024, 1))] * 3, -1))
     exact = np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR)).astype(int)
     assert np.abs(decode_image(encoded(image, "JPEG", quality=95), 32) - exact).max() <= 3
+
+
+def in_folder(folder, files, **options):
+    """Write files of images and return all pixels and notes of reading them as a data set."""
+    for name, content in files.items():
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content)
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        source = Folder(folder, size=8, channels=1, held_out=HeldOut(0.0), **options).open("train")
+        values = np.stack([source[i]["x"] for i in range(len(source))])
+    return np.round(127.5 * (values + 1)), [str(note.message) for note in notes]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "top", "white", "suffix"),
+    [
+        (np.uint16, 4095, 4095, "png"),
+        (np.uint16, 3900, 4095, "tif"),
+        (np.uint16, 255, 255, "png"),
+        (np.int32, 255, 255, "tif"),
+        (np.int32, 60_000, 65535, "tif"),
+    ],
+)
+def test_the_range_is_that_of_the_data_set(tmp_path, dtype, top, white, suffix):
+    ramp = np.linspace(0, top, 64).reshape(8, 8)
+    dark = encoded(Image.fromarray((ramp / 2).astype(dtype)), {"tif": "TIFF"}.get(suffix, "PNG"))
+    light = encoded(Image.fromarray(ramp.astype(dtype)), {"tif": "TIFF"}.get(suffix, "PNG"))
+    files = {f"0.{suffix}": dark, f"1.{suffix}": light}
+    values, notes = in_folder(tmp_path / "a", files)
+    assert values.min() == 0
+    assert values[1].max() == round(255 * top / white)
+    assert values[0].max() == pytest.approx(values[1].max() / 2, abs=1)
+    assert [f"{white} is white" in note for note in notes] == [True] * (white > 255)
+    skipped, notes = in_folder(tmp_path / "b", files, white=int(ramp.max() / 2))
+    assert (skipped == skipped[0]).all()  # the brighter one is none of this range
+    assert "1.png is skipped" in notes[0] or "1.tif is skipped" in notes[0]
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}])
+def test_a_jpeg_without_its_end_is_used_and_a_cut_one_skipped(tmp_path, options):
+    noise = Image.effect_noise((64, 64), 99)
+    whole = encoded(noise, "JPEG", **options)
+    files = {f"{i}.jpg": whole for i in range(6)} | {"short.jpg": whole[:-2]}
+    values, notes = in_folder(tmp_path, files | {"cut.jpg": whole[: len(whole) // 2]})
+    assert (values == values[0]).all()
+    assert len(values) == 8
+    assert ["cut.jpg is skipped: image file is truncated" in note for note in notes] == [True]
+    for cut in (3, 4, 30, len(whole) // 3):
+        with pytest.raises(BadImageError):
+            decode_image(whole[:-cut], 64)
+    with pytest.raises(odelt.InputError, match=r"2 of 9 images cannot be used, the last .*jpg: "):
+        in_folder(tmp_path, {"also.jpg": whole[: len(whole) // 3]})
+
+
+def test_a_large_jpeg_is_decoded_at_a_reduced_scale():
+    image = Image.new("RGB", (12_000, 9_000), "red")
+    assert (decode_image(encoded(image, "JPEG", quality=30), 16)[..., 0] > 250).all()
+    with pytest.raises(BadImageError, match="12000 x 9000, over 67,108,864 pixels"):
+        decode_image(encoded(image.convert("1"), "PNG"), 16)
+    with pytest.raises(BadImageError, match="12000 x 9000, over 67,108,864 pixels"):
+        decode_image(encoded(image, "JPEG", quality=30), 5000)  # only at its full scale

@@ -131,10 +131,13 @@ def test_an_error_in_a_worker_is_the_same_line_as_in_this_process(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     Image.new("RGB", (4, 4)).save(tmp_path / "b.png")
     source = Folder(tmp_path, size=2, held_out=HeldOut(0.0)).open("train")
-    (tmp_path / "a.png").unlink()
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).unlink()
     for loading in (Loading(), Loading(workers=1)):
         batches = stream(source, 2, 0, loading=loading)
-        with pytest.raises(odelt.InputError, match=r"a\.png cannot be used"):
+        with pytest.raises(
+            odelt.InputError, match=r"2 of 2 images cannot be used, the last .*\.png"
+        ):
             next(batches)
         batches.close()
 

@@ -214,9 +214,9 @@ def test_parquet_files_of_other_columns_are_refused_in_one_line(tmp_path):
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     path = tmp_path / "a.parquet"
     for columns, message in (
-        ({"photo": [b""]}, "has no column 'image'; it has photo"),
+        ({"photo": [b""], "mask": [b""]}, "has no column 'image'; it has photo, mask: name one"),
         ({"image": [b""], "label": [None]}, "some rows of .* have no class"),
-        ({"image": [b""], "label": [-1]}, "has the class -1"),
+        ({"image": [b""], "label": [-1]}, "has the label -1"),
     ):
         pq.write_table(pa.table(columns), path)
         with pytest.raises(odelt.InputError, match=message):

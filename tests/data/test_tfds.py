@@ -83,3 +83,29 @@ def test_other_folders_and_features_are_refused_in_one_line(tmp_path):
     with pytest.raises(odelt.InputError, match="is not from a version of a data set of TensorFlow"):
         Tfds(tmp_path, 4).open("train")
     assert np.isfinite(Tfds(folder, 4).open("held-out")[0]["x"]).all()
+
+
+def test_a_label_of_no_class_is_refused(tmp_path):
+    folder = write_tfds(tmp_path / "1")
+    (folder / "label.labels.txt").write_text("cat\n")
+    with pytest.raises(odelt.InputError, match=r"example 1 .* label 1, which is none of its 1 cl"):
+        Tfds(folder, 4).open("train")[1]
+    (folder / "label.labels.txt").unlink()
+    with pytest.raises(odelt.InputError, match=r"label 1, which is none of its 1 .*labels\.txt"):
+        Tfds(folder, 4).open("train")[1]
+
+
+@pytest.mark.parametrize("classes", ["3", 3])
+def test_classes_without_names_are_counted_in_the_description(tmp_path, classes):
+    folder = write_tfds(tmp_path / "1")
+    (folder / "label.labels.txt").unlink()
+    feature = {"classLabel": {"numClasses": classes}}
+    content = {"featuresDict": {"features": {"label": feature}}}
+    (folder / "features.json").write_text(json.dumps(content))
+    source = Tfds(folder, 4).open("train")
+    assert source.class_names == ("0", "1", "2")
+    assert source[1]["condition"] == 1
+    for text in ('{"featuresDict": []}', "[]", json.dumps(content).replace("3", "99999999999")):
+        (folder / "features.json").write_text(text)
+        with pytest.raises(odelt.InputError, match=r"features\.json"):
+            Tfds(folder, 4).open("train")

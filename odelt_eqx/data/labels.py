@@ -1,0 +1,227 @@
+"""Classes and splits as people write them down: numbers, names, folders, files of labels."""
+
+import csv
+import io
+import json
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from odelt_eqx.errors import InputError
+
+UNLABELLED = ("all",)
+"""Class names of data without classes."""
+SPARSE = 10
+"""Numbers that reach so many times their count are not those of classes, numbered from 0."""
+SPLITS = re.compile(r"(train|val|test)(?:ing|id|idation)?(?![a-z])", re.IGNORECASE)
+"""How the name of a folder or file says that it is a split."""
+
+Labels = Int[np.ndarray, " count"]
+
+
+def number_names(names: Sequence[str]) -> tuple[tuple[str, ...], Labels]:
+    """Return the distinct class names and the label of each item; numbers are in their order."""
+    distinct = set(names)
+    numeric = all(re.fullmatch(r"[0-9]{1,18}", name) for name in distinct)
+    ordered = sorted(distinct, key=lambda name: (int(name) if numeric else 0, name))
+    labels = {name: label for label, name in enumerate(ordered)}
+    return tuple(ordered), np.asarray([labels[name] for name in names], np.int32)
+
+
+def number_ids(
+    ids: np.ndarray,
+    what: object,
+    class_names: Sequence[str] = (),
+    renumber: bool = False,
+    known: np.ndarray | None = None,
+) -> tuple[tuple[str, ...], Labels]:
+    """Return the class names and the labels of items whose classes are integers.
+
+    Args:
+        ids: class of each item.
+        what: the file that they come from.
+        class_names: by label; the integers themselves by default.
+        renumber: number the integers that occur from 0 on, in their order.
+        known: the integers of the training data, which decide what the classes are; `ids` by
+            default.
+
+    Raises:
+        InputError: a label is that of no class.
+    """
+    ids = ids.astype(np.int64)
+    values = np.unique(ids if known is None else known.astype(np.int64))
+    count, offer = len(class_names), ""
+    if renumber:
+        count = count or len(values)
+        if count != len(values):
+            raise InputError(f"{what} has {len(values)} classes and {count} class names")
+        names = class_names or values
+        labels, wrong = np.searchsorted(values, ids), ~np.isin(ids, values)
+    else:
+        highest = int(values.max(initial=-1))
+        offer = "; renumber gives the numbers that occur classes from 0 on"
+        if not count and highest >= max(100, SPARSE * len(values)):
+            raise InputError(
+                f"{what} has the label {highest}, but only {len(values)} different ones{offer}"
+            )
+        count = count or highest + 1
+        names, labels, wrong = class_names or range(count), ids, (ids < 0) | (ids >= count)
+    if wrong.any():
+        place = int(np.argmax(wrong))
+        raise InputError(
+            f"{what} has the label {ids[place]} (item {place}), which is none of its {count} "
+            f"classes{'' if renumber else f', 0 to {count - 1}'}{offer}"
+        )
+    return tuple(map(str, names)), labels.astype(np.int32)
+
+
+def number_values(
+    values: Sequence[Any], what: object, class_names: Sequence[str] = (), renumber: bool = False
+) -> tuple[tuple[str, ...], Labels]:
+    """Return the class names and the labels of items whose classes are integers or names.
+
+    Raises:
+        InputError: an item has neither.
+    """
+    for kind in (str, int):
+        if all(isinstance(value, kind) and not isinstance(value, bool) for value in values):
+            if kind is str:
+                return number_names(values)
+            if max(map(abs, values), default=0) >= 2**63:
+                raise InputError(f"{what} has the label {max(values, key=abs)}, which is no class")
+            return number_ids(np.asarray(values, np.int64), what, class_names, renumber)
+    first = str if isinstance(values[0], str) else int
+    wrong = next((value for value in values if not isinstance(value, first)), values[0])
+    raise InputError(f"{what} has items whose class is neither a number nor a name, like {wrong!r}")
+
+
+def split_names(parts: Sequence[str]) -> list[str] | None:
+    """Return the split that each folder or file name says, "train", "val" or "test".
+
+    None unless all say one, and one of them is "train".
+    """
+    found = {part: SPLITS.match(part) for part in set(parts)}
+    if not all(found.values()):
+        return None
+    names = [match[1].lower() for part in parts if (match := found[part])]
+    return names if "train" in names and len(set(names)) > 1 else None
+
+
+def held_out_items(splits: Sequence[str], what: object) -> dict[int, bool]:
+    """Return the items that are used, by index, and whether they are held out.
+
+    A split for validation is held out, or else one for testing, which is otherwise not used.
+    """
+    held_out = "val" if "val" in splits else "test"
+    if "test" in splits and held_out == "val":
+        warnings.warn(f"{what}: 'val' is held out, 'test' is not used", stacklevel=2)
+    used = {"train": False, held_out: True}
+    return {index: used[name] for index, name in enumerate(splits) if name in used}
+
+
+def labels_in_files(
+    path: Path,
+    members: Mapping[str, Any],
+    read: Callable[[Any], bytes],
+    names: Sequence[str],
+    column: str,
+) -> list[Any] | None:
+    """Return the class of each image as files beside the images say; None if there are none.
+
+    | read | made by |
+    |---|---|
+    | `dataset.json`: `{"labels": [[name, class], ...]}` | EDM2, StyleGAN |
+    | `metadata.csv`, `metadata.jsonl`: `file_name` and a column of classes | Hugging Face |
+    | `NAME.cls`, or `NAME.json` with a key of that name, beside the image | WebDataset |
+
+    Args:
+        path: the folder or archive, for messages.
+        members: all files in it, by name with their location.
+        read: returns the bytes at a location.
+        names: the images among them.
+        column: the column or key that holds the class.
+
+    Raises:
+        InputError: such a file is damaged, or lacks an image.
+    """
+    tables = {"dataset.json": _read_dataset_json, "metadata.csv": _read_csv}
+    tables |= {"metadata.jsonl": _read_json_lines}
+    found: dict[str, Any] = {}
+    for name, parse in tables.items():
+        for member in sorted(m for m in members if m.rsplit("/", 1)[-1] == name):
+            folder, where = member[: -len(name)], f"{path}/{member}"
+            try:
+                labels = parse(read(members[member]).decode(), column, where)
+            except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
+                raise InputError(f"{where} is not a file of labels: {error!r}"[:300]) from None
+            found |= {folder + image: label for image, label in labels.items()}
+    if not found:
+        found = _read_beside(path, members, read, names, column)
+    if not found:
+        return None
+    if missing := [name for name in names if name not in found]:
+        raise InputError(
+            f"{path} has files of labels that lack {len(missing)} of its images: {missing[0]}"
+        )
+    return [found[name] for name in names]
+
+
+def _read_dataset_json(text: str, column: str, where: str) -> dict[str, Any]:
+    del column, where
+    return {str(name): label for name, label in json.loads(text)["labels"] or ()}
+
+
+def _read_csv(text: str, column: str, where: str) -> dict[str, Any]:
+    return _choose(list(csv.DictReader(io.StringIO(text))), column, where)
+
+
+def _read_json_lines(text: str, column: str, where: str) -> dict[str, Any]:
+    return _choose([json.loads(line) for line in text.splitlines() if line.strip()], column, where)
+
+
+def _choose(rows: list[dict[str, Any]], column: str, where: str) -> dict[str, Any]:
+    """Return the class of each file by its name; nothing, with a note, without such a column."""
+    columns = [name for name in (rows[0] if rows else ()) if name != "file_name"]
+    if column not in columns:
+        if columns:
+            note_columns(where, column, columns)
+        return {}
+    return {str(row["file_name"]): row[column] for row in rows}
+
+
+def note_columns(where: object, column: str, others: Sequence[str]) -> None:
+    """Warn that a table has no column of classes but others, which may be chosen."""
+    warnings.warn(
+        f"{where} has no column {column!r}, so there are no classes; it has {', '.join(others)}: "
+        "choose one by the option label",
+        stacklevel=2,
+    )
+
+
+def _read_beside(
+    path: Path,
+    members: Mapping[str, Any],
+    read: Callable[[Any], bytes],
+    names: Sequence[str],
+    column: str,
+) -> dict[str, Any]:
+    """Return the classes in files that share the name of an image but for the suffix."""
+    found: dict[str, Any] = {}
+    for name in names:
+        stem = name.rsplit(".", 1)[0]
+        if f"{stem}.cls" in members:
+            text = read(members[f"{stem}.cls"]).decode(errors="replace").strip()
+            found[name] = int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else text
+        elif f"{stem}.json" in members:
+            try:
+                content = json.loads(read(members[f"{stem}.json"]))
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"{path}/{stem}.json is not JSON: {error!r}"[:300]) from None
+            if isinstance(content, dict) and column in content:
+                found[name] = content[column]
+    return found

@@ -1,0 +1,288 @@
+"""Classes and splits are what people wrote down, in every kind of source."""
+
+import io
+import json
+import os
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import odelt_eqx as odelt
+from odelt_eqx.data import Folder, HeldOut, Idx, Npz
+from odelt_eqx.data.labels import number_ids, number_names, split_names
+from odelt_eqx.data.prepare import PrepareConfig, prepare
+from odelt_eqx.data.records import load_index
+from tests.data.makers import write_fashion, write_idx, write_images
+
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
+
+
+def png(grey):
+    out = io.BytesIO()
+    Image.new("RGB", (4, 4), (grey,) * 3).save(out, "PNG")
+    return out.getvalue()
+
+
+def read_all(path, split="train", **options):
+    """Return the class name of each image, by its grey level."""
+    source = Folder(path, size=4, **options).open(split)
+    greys = [round(float(source[i]["x"][0, 0, 0] + 1) * 127.5) for i in range(len(source))]
+    labels = [source.class_names[int(source[i]["condition"])] for i in range(len(source))]
+    return dict(zip(greys, labels, strict=True))
+
+
+HELD_OUT = HeldOut(0.0)
+
+
+# Numbers.
+
+
+def test_a_label_of_no_class_is_refused_with_its_place(tmp_path):
+    write_fashion(tmp_path)
+    write_idx(tmp_path / "train-labels-idx1-ubyte.gz", np.arange(64) % 26 + 1)
+    names = tuple("abcdefghijklmnopqrstuvwxyz")
+    with pytest.raises(
+        odelt.InputError, match=r"the label 26 \(item 25\).*its 26 classes, 0 to 25"
+    ):
+        Idx(tmp_path, class_names=names).open("train")
+    write_idx(tmp_path / "t10k-labels-idx1-ubyte.gz", np.arange(32) % 5 + 1)
+    source = Idx(tmp_path, class_names=names, renumber=True)
+    assert source.open("train").condition[:3].tolist() == [0, 1, 2]
+    assert source.open("held-out").condition[:6].tolist() == [0, 1, 2, 3, 4, 0]
+
+
+def test_a_held_out_label_that_training_lacks_is_refused(tmp_path):
+    write_fashion(tmp_path)
+    write_idx(tmp_path / "t10k-labels-idx1-ubyte.gz", np.full(32, 11))
+    with pytest.raises(odelt.InputError, match=r"held-out labels.* has the label 11 \(item 0\)"):
+        Idx(tmp_path).open("held-out")
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "message"),
+    [
+        (np.arange(8) % 4 - 1, (), r"the label -1 \(item 0\)"),
+        (np.arange(8) % 5, ("a", "b"), r"the label 2 \(item 2\), .*2 classes, 0 to 1"),
+        (np.array([0, 1, 2**40, 1, 0, 0, 0, 0]), (), r"the label 1099511627776, but only 3"),
+        (np.array([0, 2**64 - 1, 0, 0, 0, 0, 0, 0], np.uint64), (), r"the label -1 \(item 1\)"),
+    ],
+)
+def test_labels_of_arrays_are_those_of_classes(tmp_path, labels, names, message):
+    arrays = {"images": np.zeros((8, 2, 2, 1), np.uint8), "labels": labels}
+    np.savez(tmp_path / "a.npz", **arrays, **({"class_names": np.array(names)} if names else {}))
+    with pytest.raises(odelt.InputError, match=message):
+        Npz(tmp_path / "a.npz").open("train")
+
+
+def test_sparse_numbers_may_be_renumbered():
+    ids = np.array([7, 5_000_000, 7, -3])
+    names, labels = number_ids(ids, "a file", renumber=True)
+    assert (names, labels.tolist()) == (("-3", "7", "5000000"), [1, 2, 1, 0])
+    _, other = number_ids(np.array([5_000_000]), "a file", renumber=True, known=ids)
+    assert other.tolist() == [2]
+    with pytest.raises(odelt.InputError, match=r"the label 8 \(item 0\)"):
+        number_ids(np.array([8]), "a file", renumber=True, known=ids)
+    with pytest.raises(odelt.InputError, match="3 classes and 2 class names"):
+        number_ids(ids, "a file", ("a", "b"), renumber=True)
+
+
+def test_names_that_are_numbers_are_in_their_order():
+    assert number_names(["10", "2", "1", "2"])[0] == ("1", "2", "10")
+    assert number_names(["10", "2", "b"])[0] == ("10", "2", "b")
+
+
+def test_sparse_labels_of_parquet_are_refused_and_renumbered(tmp_path):
+    columns = {"image": [png(9 * i) for i in range(8)], "label": [0, 1, 2, 5_000_000] * 2}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    with pytest.raises(odelt.InputError, match=r"5000000, but only 4 different ones; renumber"):
+        prepare(tmp_path / "a.parquet", tmp_path / "out", PrepareConfig(size=4, workers=1))
+    config = PrepareConfig(size=4, workers=1, renumber=True)
+    prepare(tmp_path / "a.parquet", tmp_path / "out", config)
+    assert load_index(tmp_path / "out").class_names == ("0", "1", "2", "5000000")
+
+
+# Splits.
+
+
+@pytest.mark.parametrize(
+    ("parts", "splits"),
+    [
+        (["train", "val", "test"], ["train", "val", "test"]),
+        (["training", "validation"], ["train", "val"]),
+        (["train-00000-of-2.parquet", "test-0.parquet"], ["train", "test"]),
+        (["train", "plane"], None),
+        (["trains", "tests"], None),
+        (["val", "test"], None),
+        (["train", "train"], None),
+        ([""], None),
+    ],
+)
+def test_names_say_what_a_split_is(parts, splits):
+    assert split_names(parts) == splits
+
+
+@pytest.mark.filterwarnings("ignore:.*'test' is not used")
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_folders_called_train_and_val_are_splits(tmp_path, kind):
+    for split, count in (("train", 8), ("val", 3), ("test", 4)):
+        write_images(tmp_path / "data" / split, ("cat", "dog"), count)
+    path = tmp_path / "data"
+    if kind == "zip":
+        path = tmp_path / "data.zip"
+        with zipfile.ZipFile(path, "w") as archive:
+            for file in sorted((tmp_path / "data").rglob("*.png")):
+                archive.write(file, file.relative_to(tmp_path / "data"))
+    source = Folder(path, size=4)
+    assert source.open("train").class_names == ("cat", "dog")
+    assert [len(source.open(split)) for split in ("train", "held-out")] == [16, 6]
+    prepare(path, tmp_path / "out", PrepareConfig(size=4, workers=1))
+    index = load_index(tmp_path / "out")
+    assert index.classes == {"train": (8, 8), "held-out": (3, 3)}
+    assert index.held_out is None
+
+
+def test_parquet_files_called_train_and_test_are_splits(tmp_path):
+    (tmp_path / "data").mkdir()
+    for split, count in (("train", 10), ("test", 6)):
+        rows = [{"bytes": png(9 * i), "path": None} for i in range(count)]
+        table = pa.table({"image": rows, "label": [i % 3 for i in range(count)]})
+        pq.write_table(table, tmp_path / "data" / f"{split}-00000-of-00001.parquet")
+    source = Folder(tmp_path, size=4)
+    assert [len(source.open(split)) for split in ("train", "held-out")] == [10, 6]
+    assert source.open("train").num_classes == 3
+
+
+def test_other_columns_of_classes_are_named_and_chosen(tmp_path):
+    columns = {"img": [png(9 * i) for i in range(10)]}
+    columns |= {
+        "fine_label": [i % 5 for i in range(10)],
+        "coarse_label": [i % 2 for i in range(10)],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    with pytest.warns(UserWarning, match="it has fine_label, coarse_label: choose one by"):
+        assert set(read_all(tmp_path / "a.parquet").values()) == {"all"}
+    found = read_all(tmp_path / "a.parquet", label="fine_label")
+    assert {int(label) for label in found.values()} == set(range(5))
+
+
+# Files of labels.
+
+
+def labelled(tmp_path, files):
+    """Write images of grey levels 0, 10, 20, ... and other files; return a folder, zip and tar."""
+    contents = {f"x/{i}.png": png(10 * i) for i in range(6)} | files
+    for name, content in contents.items():
+        path = tmp_path / "folder" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content)
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name, content in contents.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return [tmp_path / "folder", tmp_path / "a.zip", tmp_path / "a.tar"]
+
+
+ROWS = [(f"{i}.png", "ab"[i % 2]) for i in range(6)]
+LABEL_FILES = [
+    {"dataset.json": json.dumps({"labels": [[f"x/{n}", "ab".index(c)] for n, c in ROWS]})},
+    {"x/metadata.csv": "file_name,label\n" + "".join(f"{n},{c}\n" for n, c in ROWS)},
+    {
+        "metadata.jsonl": "".join(
+            json.dumps({"file_name": f"x/{n}", "label": c}) + "\n" for n, c in ROWS
+        )
+    },
+    {f"x/{n[:-4]}.cls": c for n, c in ROWS},
+    {f"x/{n[:-4]}.cls": str("ab".index(c)) for n, c in ROWS} | {"x/0.json": "{}"},
+    {f"x/{n[:-4]}.json": json.dumps({"label": "ab".index(c)}) for n, c in ROWS},
+]
+
+
+@pytest.mark.parametrize("files", LABEL_FILES, ids=lambda files: next(iter(files)))
+def test_files_of_labels_are_read_in_folders_and_archives(tmp_path, files):
+    encoded = {name: text.encode() for name, text in files.items()}
+    for path in labelled(tmp_path, encoded):
+        found = read_all(path, held_out=HELD_OUT)
+        assert [found[10 * i] in "a0" for i in range(6)] == [True, False] * 3
+        assert len(set(found.values())) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("dataset.json", b"[]", "is not a file of labels"),
+        ("dataset.json", b"[" * 200_000, "is not a file of labels"),
+        ("dataset.json", b'{"labels": [["x/0.png", 0]]}', "lack 5 of its images: x/1.png"),
+        ("dataset.json", b'{"labels": [["x/0.png", [1]]]}', "lack 5"),
+        ("metadata.csv", b"file_name,label\n\xff\xfe,1\n", "is not a file of labels"),
+        ("metadata.jsonl", b"null\n", "is not a file of labels"),
+        ("metadata.jsonl", b'{"file_name": 3, "label": 1}\n{"label": 1}', "not a file of labels"),
+        ("x/0.json", b"{", "0.json is not JSON"),
+        ("x/0.cls", b"1", "lack 5 of its images"),
+    ],
+)
+def test_a_damaged_file_of_labels_is_one_line(tmp_path, name, content, message):
+    for path in labelled(tmp_path, {name: content}):
+        with pytest.raises(odelt.InputError, match=message) as error:
+            read_all(path)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("values", [[0, "a", 1, 2, 3, 4], [[1]] * 6, [0.5] * 6, [True] * 6])
+def test_a_class_is_a_number_or_a_name(tmp_path, values):
+    content = json.dumps({"labels": [[f"x/{i}.png", v] for i, v in enumerate(values)]}).encode()
+    with pytest.raises(odelt.InputError, match="class is neither a number nor a name"):
+        read_all(labelled(tmp_path, {"dataset.json": content})[1])
+
+
+def test_a_table_without_the_column_of_classes_names_the_others(tmp_path):
+    table = "file_name,colour,kind\n" + "".join(f"x/{i}.png,red,{i % 3}\n" for i in range(6))
+    path = labelled(tmp_path, {"metadata.csv": table.encode()})[0]
+    with pytest.warns(UserWarning, match="no column 'label'.*it has colour, kind: choose"):
+        assert set(read_all(path, held_out=HELD_OUT).values()) == {"all"}
+    assert sorted(set(read_all(path, label="kind", held_out=HELD_OUT).values())) == ["0", "1", "2"]
+
+
+# Names of files.
+
+
+def test_a_zip_of_windows_keeps_its_classes(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for number, name in enumerate(("cat", "dog")):
+            for i in range(3):
+                content = png(100 * number + 10 * i)
+                archive.writestr(zipfile.ZipInfo(f"{name}\\{i}.png"), content)
+    found = read_all(tmp_path / "a.zip", held_out=HELD_OUT)
+    assert found == {0: "cat", 10: "cat", 20: "cat", 100: "dog", 110: "dog", 120: "dog"}
+
+
+def test_a_link_to_a_folder_that_is_listed_anyway_is_not_followed(tmp_path):
+    write_images(tmp_path / "data", ("cat", "dog"), 3)
+    os.symlink("..", tmp_path / "data" / "cat" / "up")
+    os.symlink("dog", tmp_path / "data" / "again")
+    write_images(tmp_path / "elsewhere", ("x",), 2)
+    os.symlink(tmp_path / "elsewhere" / "x", tmp_path / "data" / "emu")
+    os.symlink(tmp_path / "elsewhere", tmp_path / "data" / "fox")
+    source = Folder(tmp_path / "data", size=4, held_out=HELD_OUT).open("train")
+    assert source.class_names == ("cat", "dog", "emu")
+    assert len(source) == 8
+
+
+def test_several_tars_are_one_source_and_their_names_may_be_splits(tmp_path):
+    for part, count in (("train-000", 4), ("train-001", 4), ("test-000", 2)):
+        with tarfile.open(tmp_path / f"{part}.tar", "w") as archive:
+            for i in range(count):
+                for suffix, content in (("png", png(10 * i)), ("cls", str(i % 2).encode())):
+                    info = tarfile.TarInfo(f"{i:06d}.{suffix}")
+                    info.size = len(content)
+                    archive.addfile(info, io.BytesIO(content))
+    source = Folder(tmp_path, size=4)
+    assert [len(source.open(split)) for split in ("train", "held-out")] == [8, 2]
+    assert source.open("train").class_names == ("0", "1")
