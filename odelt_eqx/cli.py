@@ -7,13 +7,18 @@ import warnings
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
+import jax
 import tyro
 
 from odelt_eqx.config import TrainConfig
+from odelt_eqx.data import open_source
 from odelt_eqx.errors import DivergedError, InputError, Interrupted, SolveError
+from odelt_eqx.nn import DiTConfig
 from odelt_eqx.parallel import is_main_process
 from odelt_eqx.presets import of_type, preset
 
+TOKENS = {True: 64, False: 256}
+"""Tokens of an image that a CPU and other devices train at a fair speed."""
 Arguments = TypeVar("Arguments", bound=Any)
 
 
@@ -57,6 +62,40 @@ def parse(default: Arguments, words: list[str], description: str | None = None) 
     start = typed(**fields | {"config": fixed(**vars(config))})
     found = tyro.cli(typed, default=start, args=words, description=description)
     return kind(**vars(found) | {"config": TrainConfig(**vars(found.config))})
+
+
+def follow_data(config: TrainConfig, words: list[str]) -> TrainConfig:
+    """Return `config` with a network for its data, but for what the command line says of it.
+
+    The shape and the classes are those of the data. The patches of images of another size than the
+    preset's are so large that at most `TOKENS` of them are left.
+    """
+    model = config.model
+    source = open_source(config.data, "train")
+    found: dict[str, Any] = {}
+    if isinstance(model, DiTConfig) and len(source.shape) == 3:
+        side, _, found["channels"] = source.shape
+        found["image_size"] = side
+        if side != model.image_size:
+            most = TOKENS[jax.default_backend() == "cpu"]
+            sizes = (p for p in range(1, side + 1) if side % p == 0 and (side // p) ** 2 <= most)
+            found["patch_size"] = next(sizes)
+    elif not isinstance(model, DiTConfig) and len(source.shape) == 1:
+        (found["size"],) = source.shape
+    if model.num_classes is not None:
+        found["num_classes"] = source.num_classes
+    typed = {word.split("=")[0].replace("-", "_") for word in words}
+    new = {
+        name: value
+        for name, value in found.items()
+        if f"__model.{name}" not in typed and getattr(model, name) != value
+    }
+    if not new:
+        return config
+    listed = ", ".join(f"model.{name} {value}" for name, value in new.items())
+    if is_main_process():
+        print(f"note: {listed}: as the data are", file=sys.stderr)
+    return dataclasses.replace(config, model=dataclasses.replace(model, learned="both", **new))
 
 
 def _with_type(kind: type, name: str, annotation: Any) -> Any:

@@ -23,6 +23,7 @@ class Train:
         run: run folder; runs/PRESET or runs/PRESET-TYPE by default.
         resume: continue from the newest checkpoint in the run folder.
         overwrite: delete the run in the run folder first.
+        evaluate: measure the grid of the trained network; scripts/evaluate.py does it later.
         processes: the processes of a distributed run.
     """
 
@@ -30,6 +31,7 @@ class Train:
     run: Path
     resume: bool = False
     overwrite: bool = False
+    evaluate: bool = True
     processes: Processes = Processes()
 
 
@@ -43,7 +45,11 @@ def run() -> None:
     )
     args = cli.parse(default, words, description)
     args.processes.join()
-    train(args.config, args.run, resume=args.resume, overwrite=args.overwrite)
+    config = cli.follow_data(args.config, words)
+    train(config, args.run, resume=args.resume, overwrite=args.overwrite)
+    if not args.evaluate:
+        cli.print_results(args.run)
+        return
     command = f"python scripts/evaluate.py {args.run}"
     cli.print_results(*evaluate(args.run, GridConfig(), command=command), *validate(args.run))
 

@@ -112,7 +112,9 @@ def save_grid_samples(grid: Grid, judge: Judge, folder: Path) -> None:
         shown = range(min(sheet_columns(grid.shape, judge.classes), grid.count))
         for axis in axes[-1]:
             ticks = (np.array(shown) + 0.5) * (grid.shape[1] + 1)
-            axis.set_xticks(ticks, [str(i % judge.classes) for i in shown])
+            names = [judge.class_names[i % judge.classes] for i in shown]
+            slant = 40 if max(map(len, names)) > 3 else 0
+            axis.set_xticks(ticks, names, rotation=slant, ha="right" if slant else "center")
             axis.tick_params(length=0)
         axes[-1, 0].set_xlabel("class asked for")
     else:

@@ -198,6 +198,7 @@ class Grid:
     bounds: Bounds
     rows: tuple[Row, ...]
     likelihood: tuple[Bits, ...] = ()
+    class_names: tuple[str, ...] = ()
 
     @property
     def frechet(self) -> str:

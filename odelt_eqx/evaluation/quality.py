@@ -137,6 +137,12 @@ class Judge:
         return f"given statistics ({digest})"
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes that samples are asked for."""
+        names = self.train.class_names
+        return names if len(names) == self.classes else tuple(map(str, range(self.classes)))
+
+    @property
     def accuracy_by(self) -> str:
         """Description of how classes are recognised."""
         if self.features.logits is not None:

@@ -99,6 +99,7 @@ def evaluate(
             bounds=bounds,
             rows=rows,
             likelihood=bits,
+            class_names=judge.class_names,
         )
         save_grid_samples(grid, judge, folder)
         write_text(folder / "grid.md", grid.markdown())
@@ -134,10 +135,10 @@ def _page(
     data = {**to_dict(grid), "rows": rows, "frechet": grid.frechet, "strip": [1, 1], "classes": []}
     if len(grid.shape) == 3:
         height, width, _ = grid.shape
-        classes = class_count(trained.model)
-        columns = min(sheet_columns(grid.shape, classes), grid.count)
+        names = grid.class_names
+        columns = min(sheet_columns(grid.shape, len(names)), grid.count)
         data["strip"] = [columns * (width + 1) + 1, height + 1]
-        data["classes"] = [i % classes for i in range(columns)]
+        data["classes"] = [names[i % len(names)] for i in range(columns)]
     template = files("odelt_eqx.evaluation").joinpath("report.html").read_text("utf-8")
     return Template(template).substitute(
         title=escape(grid.run),

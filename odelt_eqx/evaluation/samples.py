@@ -3,7 +3,7 @@
 import dataclasses
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Int
 from matplotlib.figure import Figure
 
-from odelt_eqx.errors import InputError, SolveError, check_range, reason
+from odelt_eqx.errors import InputError, SolveError, check_range, find_by_name, reason
 from odelt_eqx.evaluation.features import Samples, decode, open_autoencoder
 from odelt_eqx.evaluation.figures import plot_points, save_figure
 from odelt_eqx.evaluation.grid import recommend
@@ -31,7 +31,7 @@ from odelt_eqx.sampling import (
     sample_with_stats,
     trajectory,
 )
-from odelt_eqx.training.checkpoint import run_config
+from odelt_eqx.training.checkpoint import load_class_names, run_config
 
 STRIP_ROWS = 10  # samples in a film strip
 
@@ -41,7 +41,7 @@ class SampleRequest:
     """Which samples are generated.
 
     Args:
-        labels: classes, in turn; all of them by default.
+        labels: classes by name or number, in turn; all of them by default.
         count: number of samples.
         seed: seed of the noise.
         renoise: predict the data and add noise again at each step instead of following the flow,
@@ -59,7 +59,7 @@ class SampleRequest:
         InputError: `count` is not positive, or options exclude each other.
     """
 
-    labels: tuple[int, ...] = ()
+    labels: tuple[int | str, ...] = ()
     count: int = 100
     seed: int = 0
     renoise: bool = False
@@ -99,7 +99,7 @@ def save_samples(
     paths = [out.with_name(f"{out.name}{end}") for end in (".png", ".npz")]
     with network_on_devices(run) as network:
         autoencoder = open_autoencoder(request.autoencoder, network.shape)
-        noise, labels = _start(network, request, config)
+        noise, labels = _start(run, network, request, config)
         condition = condition_of(network, labels)
         if request.renoise:
             key = jax.random.fold_in(jax.random.key(request.seed), 1)
@@ -152,12 +152,13 @@ def _name(network: Network) -> str:
 
 
 def _start(
-    network: Network, request: SampleRequest, config: SampleConfig
+    run: Path, network: Network, request: SampleRequest, config: SampleConfig
 ) -> tuple[Array, Int[np.ndarray, " count"]]:
     """Return the noise to start from and the labels to ask for."""
     if request.labels and learns_null_only(network):
         raise InputError("this run was trained without its conditions: leave out labels")
-    classes = request.labels or range(class_count(network))
+    names = load_class_names(run) or tuple(map(str, range(class_count(network))))
+    classes = [_label_of(label, names) for label in request.labels] or range(class_count(network))
     if request.from_images is None:
         noise = sample_noise(request.seed, np.arange(request.count), network.shape)
         return noise, np.resize(classes, request.count).astype(np.int32)
@@ -170,6 +171,20 @@ def _start(
         raise InputError(f"{request.from_images} is not {what}: {reason(error)}") from None
     noise = invert(network, data, condition_of(network, own), config)
     return noise, np.resize(classes, len(own)).astype(np.int32) if request.labels else own
+
+
+def _label_of(label: int | str, class_names: Sequence[str]) -> int:
+    """Return the label of a class that is asked for by its name, or else by its number."""
+    if str(label) in class_names:
+        return class_names.index(str(label))
+    if isinstance(label, int) and 0 <= label < len(class_names):
+        return label
+    if isinstance(label, int):
+        raise InputError(
+            f"labels must lie between 0 and {len(class_names) - 1}, or be names of classes; "
+            f"got {label}"
+        )
+    return find_by_name("class", label, {name: i for i, name in enumerate(class_names)})
 
 
 def _save_image(

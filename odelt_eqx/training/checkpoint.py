@@ -21,6 +21,7 @@ from orbax.checkpoint import checkpoint_managers as managers
 
 from odelt_eqx.config import TrainConfig, load_config
 from odelt_eqx.errors import InputError, reason
+from odelt_eqx.files import read_json
 from odelt_eqx.nn import AnyNetworkConfig, DiT, VectorNet, unstacked
 from odelt_eqx.parallel import on_main_process
 from odelt_eqx.serialize import from_dict, to_dict
@@ -31,6 +32,7 @@ AnyNetwork = DiT | VectorNet
 Weights = Literal["model", "ema"]
 
 CONFIG = "config.json"
+CLASSES = "classes.json"
 CHECKPOINTS = "checkpoints"
 DAMAGED = "damaged"
 
@@ -258,6 +260,18 @@ def run_config(run: str | Path) -> TrainConfig:
     if not path.is_file():
         raise InputError(f"{run} is not a run folder: it has no {CONFIG}")
     return load_config(path)
+
+
+def load_class_names(run: str | Path) -> tuple[str, ...] | None:
+    """Return the names of the classes that a run was trained on; None if it does not know them.
+
+    Raises:
+        InputError: the file of names is damaged.
+    """
+    path = Path(run) / CLASSES
+    if not path.is_file():
+        return None
+    return from_dict(read_json(path, "a list of class names"), tuple[str, ...], str(path))
 
 
 def can_resume(run: Path) -> bool:

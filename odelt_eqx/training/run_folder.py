@@ -3,15 +3,23 @@
 import fcntl
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from odelt_eqx.config import TrainConfig, flat, save_config
 from odelt_eqx.errors import InputError
-from odelt_eqx.files import temporary_path, write_errors
+from odelt_eqx.files import temporary_path, write_errors, write_json
 from odelt_eqx.parallel import on_main_process
-from odelt_eqx.training.checkpoint import CHECKPOINTS, CONFIG, Checkpoints, can_resume, run_config
+from odelt_eqx.training.checkpoint import (
+    CHECKPOINTS,
+    CLASSES,
+    CONFIG,
+    Checkpoints,
+    can_resume,
+    load_class_names,
+    run_config,
+)
 
 LOCK = ".lock"
 HINT = "existing checkpoints are intact; --resume continues from there"
@@ -39,17 +47,25 @@ def check_run_folder(config: TrainConfig, run: Path, resume: bool, overwrite: bo
 
 
 @contextmanager
-def open_run(config: TrainConfig, run: Path, resume: bool) -> Iterator[Checkpoints]:
-    """Lock the run folder, start it unless it is resumed, and open its checkpoints."""
+def open_run(
+    config: TrainConfig, run: Path, resume: bool, class_names: Sequence[str]
+) -> Iterator[Checkpoints]:
+    """Lock the run folder, start it unless it is resumed, and open its checkpoints.
+
+    Raises:
+        InputError: another process holds the lock, or the run was begun with other classes.
+    """
     with write_errors(run, HINT), ExitStack() as stack:
 
         def prepare() -> None:
             with write_errors(run, HINT):
                 stack.enter_context(lock(run))
                 if resume:
+                    _check_classes(run, class_names)
                     save_config(config, run / CONFIG)  # mutable fields may have changed
                 else:
                     start_run(config, run)
+                write_json(run / CLASSES, list(class_names))
 
         on_main_process(prepare)
         yield stack.enter_context(Checkpoints(run, keep=config.keep, keep_every=config.keep_every))
@@ -100,6 +116,19 @@ def _in_use(run: Path) -> bool:
     if not run.is_dir():
         return run.exists()
     return bool({path.name for path in run.iterdir()} - {LOCK, temporary_path(run / CONFIG).name})
+
+
+def _check_classes(run: Path, class_names: Sequence[str]) -> None:
+    """Raise an InputError if the data have other classes than when the run began."""
+    known = load_class_names(run)
+    if known is None or known == tuple(class_names):
+        return
+    changes = {"is new": set(class_names) - set(known), "is gone": set(known) - set(class_names)}
+    listed = [f"{min(names)!r} {what}" for what, names in changes.items() if names]
+    raise InputError(
+        f"{run} was begun with other classes: {', '.join(listed) or 'their order differs'}; labels "
+        "would mean something else"
+    )
 
 
 def _check_same(config: TrainConfig, run: Path) -> None:

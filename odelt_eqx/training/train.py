@@ -85,7 +85,7 @@ def train(
         with closing(open_stream(unseen, size)) as batches:
             held_out = to_devices(next(batches))
 
-        checkpoints = stack.enter_context(open_run(config, run, resume))
+        checkpoints = stack.enter_context(open_run(config, run, resume, data.class_names))
         if resume:
             state = place(checkpoints.restore(state), mesh)
         done = int(state.step)
@@ -139,7 +139,7 @@ def train(
 
 
 def _check_fits(config: TrainConfig, data: Source) -> None:
-    """Raise an InputError if the network has another shape or fewer classes than the data."""
+    """Raise an InputError if the network has another shape or other classes than the data."""
     model = config.model
     if model.shape != data.shape:
         fields = "model.size" if len(model.shape) == 1 else "model.image_size and model.channels"
@@ -147,9 +147,10 @@ def _check_fits(config: TrainConfig, data: Source) -> None:
             f"the network takes examples of shape {model.shape}, {config.data} has {data.shape}; "
             f"set {fields} to it"
         )
-    if model.num_classes is not None and model.num_classes < data.num_classes:
+    if model.num_classes not in (None, data.num_classes) and model.learned != "null":
         raise InputError(
-            f"model.num_classes is {model.num_classes}, {config.data} has {data.num_classes}"
+            f"model.num_classes is {model.num_classes}, {config.data} has {data.num_classes}: set "
+            "it to that"
         )
 
 
@@ -171,5 +172,6 @@ def _check_held_out(config: TrainConfig, state: TrainState, size: int, key: Key[
         eqx.filter_eval_shape(config.objective.draw, key, size, state.model, time)
     except InputError as error:
         raise InputError(
-            f"{size} examples are held out, too few for this objective: {error}"
+            f"{size} examples are held out, too few to measure this objective on ({error}): raise "
+            "data.held-out.share, or give more data"
         ) from None

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -52,6 +53,20 @@ def test_samples_are_a_sheet_and_arrays_and_repeat_by_seed(tiny_run, tmp_path):
     np.testing.assert_array_equal(more["noise"][:4], first["noise"])  # each sample has its own
     plain = draw("d", dataclasses.replace(FOUR_STEPS, depth="plain"))
     assert np.abs(first["images"] - plain["images"]).max() > 0
+
+
+def test_classes_are_asked_for_by_name(tiny_run, tmp_path):
+    """A name comes before a number: in folders called 1, 2 and 10, `10` is the last one."""
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    names = [*("1", "2", "10", "cat", "dog", "emu", "fox", "gnu", "hen"), "ibis"]
+    (run / "classes.json").write_text(json.dumps(names))
+    request = SampleRequest(labels=("cat", 10, "ibis", 7), count=4, out=tmp_path / "out")
+    paths, _ = save_samples(run, request, FOUR_STEPS)
+    assert np.load(paths[1])["labels"].tolist() == [3, 2, 9, 7]
+    for label, message in (("cta", "'cta'; did you mean cat"), (99, "names of classes; got 99")):
+        with pytest.raises(odelt.InputError, match=message):
+            save_samples(run, dataclasses.replace(request, labels=(label,)), FOUR_STEPS)
 
 
 def test_a_film_strip_and_the_way_back_from_images(tiny_run, tmp_path):

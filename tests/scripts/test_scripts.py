@@ -11,6 +11,7 @@ import pytest
 import odelt_eqx as odelt
 from odelt_eqx.nn.flops import velocity_flops
 from odelt_eqx.objective import TRAIN_TYPES
+from odelt_eqx.training.checkpoint import run_config
 from tests.conftest import GOLDEN, TINY
 from tests.data.makers import write_images
 
@@ -142,10 +143,27 @@ def test_prepare_makes_shards_that_train_reads(command, tmp_path):
     words = ("--size", 8, "--workers", 1, "--held-out.share", 0.3)
     status, printed, _ = command("prepare.py", source, out, *words)
     assert (status, printed.split()) == (0, [str(out / "skipped.jsonl"), str(out / "index.json")])
-    words = ("--model.num-classes", 1, "--run", "nowhere", "data:shards", "--data.folder", out)
+    words = ("--model.num-classes", 5, "--run", "nowhere", "data:shards", "--data.folder", out)
     status, _, errors = command("train.py", *words)
     assert status == 2
-    assert f"the network takes examples of shape (8, 8, 1), {out} has (8, 8, 3)" in errors
+    assert errors.startswith(
+        "note: model.channels 3: as the data are\nerror: model.num_classes is 5"
+    )
+    status, _, errors = command("train.py", *words[2:])
+    assert "3 examples are held out, too few to measure this objective on" in errors
+    assert "raise data.held-out.share" in errors
+
+
+def test_the_network_follows_the_data(command, tmp_path):
+    folder, run = write_images(tmp_path / "images", count=20), tmp_path / "run"
+    words = ("--model.hidden-size", 16, "--model.num-heads", 2, "--batch-size", 8, "--steps", 1)
+    words += ("--run", run, "--no-evaluate", "data:folder", "--data.folder", folder)
+    words += ("--data.size", 24, "--data.held-out.share", 0.4)
+    status, printed, errors = command("train.py", *words)
+    shape = "model.channels 3, model.image_size 24, model.patch_size 3, model.num_classes 2"
+    assert f"note: {shape}: as the data are\n" in errors
+    assert (status, printed) == (0, f"{run}\n")
+    assert run_config(run).model.shape == (24, 24, 3)
 
 
 NO_SHARDS = "error: shards/imagenet-latents is not a folder of shards: it has no index.json"
@@ -251,7 +269,7 @@ MISTAKES = [
     (("evaluate.py", "nowhere"), "nowhere is not a run folder"),
     (("evaluate.py", "RUN", "--depths", "5"), "depth must be one of 2, 4 (in blocks); got 5"),
     (("sample.py", "RUN", "--depth", "3"), "depth must be one of 2, 4 (in blocks); got 3"),
-    (("sample.py", "RUN", "--labels", "12"), "labels must lie between 0 and 9, or be 10 for none"),
+    (("sample.py", "RUN", "--labels", "12"), "labels must lie between 0 and 9, or be names"),
     (("sample.py", "RUN", "--count", "0"), "count must be at least 1; got 0"),
     (("sample.py", "RUN", "time:fixed-steps", "--time.steps", "0"), "steps must be at least 1"),
     (("sample.py", "RUN", "time:adaptive", "--time.rtol", "-1"), "rtol must be positive; got -1"),

@@ -23,7 +23,7 @@ POINTS_RUN = TrainConfig(
     ),
     objective=FlowMatching(),
     optimizer=OptimizerConfig(learning_rate=1e-3, warmup=2),
-    data=Toy("checkerboard", count=200),
+    data=Toy("moons", count=200),
     steps=6,
     batch_size=16,
     log_every=2,

@@ -169,6 +169,24 @@ def test_a_damaged_config_is_one_line(tmp_path, damage, message):
         load_config(path)
 
 
+@pytest.mark.parametrize(
+    ("known", "message"),
+    [
+        (["upper", "lower", "side"], "'side' is gone"),
+        (["upper"], "'lower' is new"),
+        (["lower", "upper"], "their order differs"),
+        (3, "does not fit this version"),
+    ],
+)
+def test_a_run_is_not_resumed_with_other_classes(points_run, tmp_path, known, message):
+    run = tmp_path / "run"
+    shutil.copytree(points_run, run)
+    assert json.loads((run / "classes.json").read_text()) == ["upper", "lower"]
+    (run / "classes.json").write_text(json.dumps(known))
+    with pytest.raises(odelt.InputError, match=message):
+        train(POINTS_RUN, run, resume=True)
+
+
 @pytest.mark.parametrize("name", TRAIN_TYPES)
 def test_a_preset_may_be_trained_by_any_type(name):
     """At every depth, as the preset is, and with what it says of labels."""
