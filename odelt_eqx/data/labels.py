@@ -97,7 +97,8 @@ def number_values(
             return number_ids(np.asarray(values, np.int64), what, class_names, renumber)
     first = str if isinstance(values[0], str) else int
     wrong = next((value for value in values if not isinstance(value, first)), values[0])
-    raise InputError(f"{what} has items whose class is neither a number nor a name, like {wrong!r}")
+    shown = repr(wrong)[:100]
+    raise InputError(f"{what} has items whose class is neither a number nor a name, like {shown}")
 
 
 def split_names(parts: Sequence[str]) -> list[str] | None:
@@ -186,10 +187,11 @@ def _read_json_lines(text: str, column: str, where: str) -> dict[str, Any]:
 
 def _choose(rows: list[dict[str, Any]], column: str, where: str) -> dict[str, Any]:
     """Return the class of each file by its name; nothing, with a note, without such a column."""
-    columns = [name for name in (rows[0] if rows else ()) if name != "file_name"]
+    columns = list(rows[0]) if rows else []
     if column not in columns:
-        if columns:
-            note_columns(where, column, columns)
+        others = [name for name in columns if name != "file_name"]
+        if others and len(others) < len(columns):
+            note_columns(where, column, others)
         return {}
     return {str(row["file_name"]): row[column] for row in rows}
 
@@ -197,8 +199,8 @@ def _choose(rows: list[dict[str, Any]], column: str, where: str) -> dict[str, An
 def note_columns(where: object, column: str, others: Sequence[str]) -> None:
     """Warn that a table has no column of classes but others, which may be chosen."""
     warnings.warn(
-        f"{where} has no column {column!r}, so there are no classes; it has {', '.join(others)}: "
-        "choose one by the option label",
+        f"{where} has no column {column!r} of classes; it has {', '.join(others)}: choose one by "
+        "the option label",
         stacklevel=2,
     )
 

@@ -144,7 +144,7 @@ def find_white(images: RawImages) -> int:
 
     It is that of 8, 10, 12, 14 or 16 bits, the least that holds what a few of the images hold.
     """
-    chosen = np.unique(np.linspace(0, len(images) - 1, min(len(images), 64)).astype(int))
+    chosen = np.unique(np.linspace(0, len(images) - 1, min(len(images), 16)).astype(int))
     values = []
     for index in chosen:
         try:
@@ -333,7 +333,9 @@ def _find_in_parquet(
     labels = np.zeros(len(names), np.int32)
     if values:
         if len(values) != len(names) or None in values:
-            raise InputError(f"some rows of {path} have no class; name another column by --label")
+            raise InputError(
+                f"some rows of {path} have no class; name another column by the option label"
+            )
         class_names, labels = number_values(values, path, class_names, renumber)
     read = partial(_read_parquet, image)
     parts = None if splits is None else np.asarray(held_out)
@@ -359,7 +361,8 @@ def _image_column(schema: Any, image: str, file: Path) -> str:
     ]
     if len(found) != 1:
         raise InputError(
-            f"{file} has no column {image!r}; it has {', '.join(schema.names)}: name one by --image"
+            f"{file} has no column {image!r}; it has {', '.join(schema.names)}: name one by the "
+            "option image"
         )
     return found[0]
 

@@ -245,12 +245,19 @@ def test_a_class_is_a_number_or_a_name(tmp_path, values):
 def test_a_table_without_the_column_of_classes_names_the_others(tmp_path):
     table = "file_name,colour,kind\n" + "".join(f"x/{i}.png,red,{i % 3}\n" for i in range(6))
     path = labelled(tmp_path, {"metadata.csv": table.encode()})[0]
-    with pytest.warns(UserWarning, match="no column 'label'.*it has colour, kind: choose"):
+    with pytest.warns(
+        UserWarning, match="no column 'label' of classes; it has colour, kind: choose"
+    ):
         assert set(read_all(path, held_out=HELD_OUT).values()) == {"all"}
     assert sorted(set(read_all(path, label="kind", held_out=HELD_OUT).values())) == ["0", "1", "2"]
 
 
 # Names of files.
+
+
+def test_a_table_of_something_else_is_ignored(tmp_path):
+    path = labelled(tmp_path, {"metadata.csv": b"camera,place\nx,y\n"})[0]
+    assert set(read_all(path, held_out=HELD_OUT).values()) == {"all"}
 
 
 def test_a_zip_of_windows_keeps_its_classes(tmp_path):
