@@ -25,7 +25,7 @@ class OptimizerConfig:
 
     Args:
         learning_rate: the rate between warm-up and decay.
-        warmup: steps of the linear rise from zero.
+        warmup: steps of the linear rise from zero, at most a tenth of the run.
         beta1: decay of the first moment.
         beta2: decay of the second moment.
         weight_decay: decoupled weight decay, on every parameter.

@@ -64,6 +64,14 @@ def pixels(samples: Float[Array, "batch *shape"]) -> Float[Array, "batch feature
     return jnp.clip(samples, -1, 1).reshape(len(samples), -1)
 
 
+def coarse_pixels(
+    side: int, images: Float[Array, "batch height width channels"]
+) -> Float[Array, "batch features"]:
+    """Return the pixels of images that are clipped to [-1, 1] and averaged down to a square."""
+    shape = (len(images), side, side, images.shape[-1])
+    return jax.image.resize(jnp.clip(images, -1, 1), shape, "linear").reshape(len(images), -1)
+
+
 def inception_features(
     network: InceptionV3, resize: Callable[[Array], Array], images: Float[Array, "batch *shape"]
 ) -> Float[Array, "batch 2048"]:
@@ -73,7 +81,10 @@ def inception_features(
         InputError: the samples are not images of 1 or 3 channels.
     """
     if images.ndim != 4 or images.shape[-1] not in (1, 3):
-        raise InputError(f"Inception takes images of 1 or 3 channels; got {images.shape[1:]}")
+        raise InputError(
+            f"Inception takes images of 1 or 3 channels; got {images.shape[1:]}: if these are "
+            "latents, name the weights that decode them by the option autoencoder"
+        )
     return network(resize(jnp.broadcast_to(images, (*images.shape[:3], 3))))
 
 
@@ -101,11 +112,19 @@ def resize_as_clean_fid(images: Float[Array, "b h w 3"]) -> Float[Array, "b 299 
 
 @dataclasses.dataclass(frozen=True)
 class Pixels:
-    """The pixels of images, or the values of vectors."""
+    """The pixels of images, averaged down to at most a few hundred, or the values of vectors.
+
+    A Fréchet distance costs the cube of the number of features, and needs more samples than that.
+    """
 
     def open(self, shape: tuple[int, ...]) -> Features:
         """Return the features of samples of `shape`."""
-        return Features("pixels" if len(shape) == 3 else "values", pixels)
+        if len(shape) != 3:
+            return Features("values", pixels)
+        side = 16 if shape[2] == 1 else 8
+        if max(shape[:2]) <= side:
+            return Features("pixels", pixels)
+        return Features(f"pixels {side}×{side}", eqx.Partial(coarse_pixels, side))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,6 +182,13 @@ def open_autoencoder(path: str | None, shape: tuple[int, ...]) -> Autoencoder | 
             f"{path} decodes latents of {channels} channels; the network makes shape {shape}"
         )
     return autoencoder
+
+
+def decoded_shape(autoencoder: Autoencoder | None, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of a sample of `shape` when it is decoded."""
+    if autoencoder is None:
+        return shape
+    return eqx.filter_eval_shape(autoencoder.decode, jnp.zeros((1, *shape))).shape[1:]
 
 
 def decode(autoencoder: Autoencoder | None, samples: Samples) -> Float[np.ndarray, "batch *_"]:

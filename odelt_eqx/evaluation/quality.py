@@ -6,14 +6,13 @@ from collections.abc import Callable
 from functools import cached_property, reduce
 from pathlib import Path
 
-import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
 from odelt_eqx.data.source import Source, read_batches, sample_indices
 from odelt_eqx.errors import InputError
-from odelt_eqx.evaluation.features import Features, Rows, Samples, decode
+from odelt_eqx.evaluation.features import Features, Rows, Samples, decode, decoded_shape
 from odelt_eqx.evaluation.metrics import (
     Statistics,
     jackknife_frechet_distance,
@@ -121,10 +120,7 @@ class Judge:
         batch_size: int = 250,
     ):
         self.features, self.train, self.held_out = features, train, held_out
-        self.autoencoder, self.shape = autoencoder, held_out.shape
-        if autoencoder is not None:
-            latent = jnp.zeros((1, *held_out.shape))
-            self.shape = eqx.filter_eval_shape(autoencoder.decode, latent).shape[1:]
+        self.autoencoder, self.shape = autoencoder, decoded_shape(autoencoder, held_out.shape)
         self.classes = classes or 1
         self._reference, self._batch_size = reference, batch_size
 

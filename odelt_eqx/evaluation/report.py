@@ -14,7 +14,7 @@ import jax
 
 from odelt_eqx.config import TrainConfig, flat
 from odelt_eqx.data import open_source
-from odelt_eqx.evaluation.features import FeaturesConfig, Pixels, open_autoencoder
+from odelt_eqx.evaluation.features import FeaturesConfig, Pixels, decoded_shape, open_autoencoder
 from odelt_eqx.evaluation.figures import SAMPLES, save_curves, save_grid_samples, sheet_columns
 from odelt_eqx.evaluation.grid import GRID, Grid, GridConfig, Row, markdown_table
 from odelt_eqx.evaluation.measure import Meter, class_count, network_on_devices
@@ -59,13 +59,14 @@ def evaluate(
     model = trained.model
     for depth in config.depths:
         check_depth(depth, model.depths)
+    autoencoder = open_autoencoder(config.autoencoder, model.shape)
     judge = Judge(
-        features.open(model.shape),
+        features.open(decoded_shape(autoencoder, model.shape)),
         open_source(trained.data, "train"),
         open_source(trained.data, "held-out"),
         classes=class_count(model),
         reference=config.reference and load_statistics(config.reference),
-        autoencoder=open_autoencoder(config.autoencoder, model.shape),
+        autoencoder=autoencoder,
         batch_size=config.batch_size,
     )
     names = ["grid.png", "grid.md", GRID, "curves.png", "report.html"]

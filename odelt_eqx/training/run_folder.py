@@ -1,5 +1,6 @@
 """A run folder: what may be done with it, how it starts, and its lock."""
 
+import dataclasses
 import fcntl
 import shutil
 import sys
@@ -24,8 +25,20 @@ from odelt_eqx.training.checkpoint import (
 LOCK = ".lock"
 HINT = "existing checkpoints are intact; --resume continues from there"
 READING = ("data.folder", "data.path", "loading.threads", "loading.workers", "loading.buffer")
-MUTABLE = ("logging.", "sample.", "sharding", *READING)
-"""Fields of a config that may change when a run is resumed: none affects the weights."""
+TIMES = ("log_every", "eval_every", "save_every", "keep", "keep_every")
+MUTABLE = (
+    "logging.",
+    "sample.",
+    "sharding",
+    "accumulate",
+    "optimizer.max_skipped",
+    *READING,
+    *TIMES,
+)
+"""Fields of a config that may change when a run is resumed: none affects the weights.
+
+`steps` may be raised as well, which moves the end of the schedule.
+"""
 
 
 def check_run_folder(config: TrainConfig, run: Path, resume: bool, overwrite: bool) -> None:
@@ -78,6 +91,9 @@ def start_run(config: TrainConfig, run: Path) -> None:
     new one replaces it. Whenever this is interrupted, the folder is empty or a run without
     checkpoints, which can be overwritten.
     """
+    if config.optimizer.warmup > config.steps // 10:
+        short = f"optimizer.warmup is a tenth of the run, {config.steps // 10} steps"
+        print(f"note: {short}, not {config.optimizer.warmup}", file=sys.stderr)
     if dead := config.model.dead_blocks:
         print(f"note: the last {dead} blocks are in no full group: not run", file=sys.stderr)
     run.mkdir(parents=True, exist_ok=True)
@@ -133,7 +149,15 @@ def _check_classes(run: Path, class_names: Sequence[str]) -> None:
 
 def _check_same(config: TrainConfig, run: Path) -> None:
     """Raise an InputError that names the first immutable fields that differ from the run's."""
-    asked, saved = flat(config), flat(run_config(run))
+    begun = run_config(run)
+    if begun.steps < config.steps and config.objective.taught_by != "stages":
+        print(
+            f"note: the run now has {config.steps} steps, it had {begun.steps}: the learning rate "
+            "stays until the last tenth of them",
+            file=sys.stderr,
+        )
+        begun = dataclasses.replace(begun, steps=config.steps)
+    asked, saved = flat(config), flat(begun)
     different = [
         f"{name} is {asked.get(name)}, was {saved.get(name)}"
         for name in sorted(asked.keys() | saved.keys())

@@ -101,6 +101,27 @@ def test_pixels_of_images_are_clipped_and_values_of_vectors_are_not():
     assert (features.name, features.width((4, 4, 3)), features.width((2,))) == ("pixels", 48, 2)
 
 
+@pytest.mark.parametrize(
+    ("shape", "name", "width"),
+    [
+        ((8, 8, 3), "pixels", 192),
+        ((16, 16, 1), "pixels", 256),
+        ((28, 28, 1), "pixels 16×16", 256),
+        ((256, 256, 3), "pixels 8×8", 192),
+        ((32, 32, 4), "pixels 8×8", 256),
+    ],
+)
+def test_features_of_large_images_are_few(shape, name, width):
+    features = Pixels().open(shape)
+    assert (features.name, features.width(shape)) == (name, width)
+    ramp = np.broadcast_to(np.linspace(-2, 2, shape[0], dtype=np.float32)[:, None, None], shape)
+    (found,) = features(ramp[None])
+    assert found.mean() == pytest.approx(0, abs=1e-4)
+    rows = found.reshape(-1, int(np.sqrt(width / shape[2])), shape[2])
+    assert (np.diff(rows[:, 0, 0]) > -1e-5).all()
+    np.testing.assert_allclose(rows, rows[:, :1, :1] + np.zeros_like(rows), atol=1e-5)
+
+
 def test_features_may_be_any_function():
     features = Features("means", lambda x: jnp.mean(x, axis=(1, 2)))
     assert features(images(4)).shape == (2, 3)

@@ -23,7 +23,7 @@ def test_too_few_held_out_examples_are_one_line(tmp_path):
     data = Idx(write_fashion(tmp_path / "data", held_out=4))
     model = dataclasses.replace(TINY_RUN.model, image_size=28)
     config = dataclasses.replace(TINY_RUN, data=data, model=model)
-    with pytest.raises(odelt.InputError, match="4 examples are held out, too few for this objec"):
+    with pytest.raises(odelt.InputError, match="4 examples are held out, too few to measure"):
         train(config, tmp_path / "run")
 
 

@@ -11,7 +11,7 @@ import pytest
 
 import odelt_eqx as odelt
 from odelt_eqx.config import load_config, save_config
-from odelt_eqx.data import open_source
+from odelt_eqx.data import Npz, open_source
 from odelt_eqx.interop import PublishedShortcut
 from odelt_eqx.objective import (
     TRAIN_TYPES,
@@ -26,6 +26,7 @@ from odelt_eqx.objective import (
 from odelt_eqx.presets import of_type, preset
 from odelt_eqx.progress import Progress
 from odelt_eqx.training.info import describe
+from odelt_eqx.training.run_folder import open_run
 from odelt_eqx.training.train import train
 from tests.conftest import TINY_RUN
 from tests.training.conftest import POINTS_RUN
@@ -134,9 +135,26 @@ def test_there_must_be_something_to_resume(tiny_run, tmp_path):
 
 
 def test_a_run_is_resumed_with_its_own_config_only(tiny_run):
-    other = dataclasses.replace(TINY_RUN, steps=7)
-    with pytest.raises(odelt.InputError, match=r"another config: steps is 7, was 6$"):
+    other = dataclasses.replace(TINY_RUN, steps=5)
+    with pytest.raises(odelt.InputError, match=r"another config: steps is 5, was 6$"):
         train(other, tiny_run, resume=True)
+
+
+def test_a_run_may_go_on_for_longer_and_be_saved_otherwise(points_run, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(points_run, run)
+    optimizer = dataclasses.replace(POINTS_RUN.optimizer, max_skipped=3)
+    often = {"save_every": 1, "log_every": 1, "eval_every": 4, "keep": 3, "accumulate": 2}
+    state = train(
+        dataclasses.replace(POINTS_RUN, steps=20, optimizer=optimizer, **often), run, resume=True
+    )
+    assert int(state.step) == 20
+    assert "note: the run now has 20 steps, it had 6" in capsys.readouterr().err
+    saved = {path.name for path in (run / "checkpoints").iterdir()}
+    assert {"18", "19", "20"} <= saved
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rates = {row["step"]: row["learning_rate"] for row in rows if "learning_rate" in row}
+    assert rates[20] < rates[18] == POINTS_RUN.optimizer.learning_rate
 
 
 CHANGED = [FlowMatching(0.2), Shortcut(8, 1.5), LengthConsistency(teacher_depth="deeper")]
@@ -183,8 +201,12 @@ def test_a_run_is_not_resumed_with_other_classes(points_run, tmp_path, known, me
     shutil.copytree(points_run, run)
     assert json.loads((run / "classes.json").read_text()) == ["upper", "lower"]
     (run / "classes.json").write_text(json.dumps(known))
-    with pytest.raises(odelt.InputError, match=message):
-        train(POINTS_RUN, run, resume=True)
+    names = open_source(POINTS_RUN.data, "train").class_names
+    with (
+        pytest.raises(odelt.InputError, match=message),
+        open_run(POINTS_RUN, run, resume=True, class_names=names),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("name", TRAIN_TYPES)
@@ -209,6 +231,14 @@ def test_an_unknown_training_type_suggests_the_nearest():
 def test_an_unknown_preset_suggests_the_nearest():
     with pytest.raises(odelt.InputError, match="no preset is called 'digit'; did you mean digits"):
         preset("digit")
+
+
+def test_images_that_are_no_squares_are_refused(tmp_path):
+    np.savez(tmp_path / "a.npz", images=np.zeros((60, 8, 12, 1), np.uint8))
+    config = dataclasses.replace(TINY_RUN, data=Npz(tmp_path / "a.npz"))
+    with pytest.raises(odelt.InputError, match="images of 8 x 12, a network takes squares: crop"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 LEARNED = [
