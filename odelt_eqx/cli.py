@@ -17,8 +17,8 @@ from odelt_eqx.nn import DiTConfig
 from odelt_eqx.parallel import is_main_process
 from odelt_eqx.presets import of_type, preset
 
-TOKENS = {True: 64, False: 256}
-"""Tokens of an image that a CPU and other devices train at a fair speed."""
+TOKENS = {"cpu": 64}
+"""Tokens of an image that a device trains at a fair speed; 256 on others."""
 Arguments = TypeVar("Arguments", bound=Any)
 
 
@@ -68,7 +68,7 @@ def follow_data(config: TrainConfig, words: list[str]) -> TrainConfig:
     """Return `config` with a network for its data, but for what the command line says of it.
 
     The shape and the classes are those of the data. The patches of images of another size than the
-    preset's are so large that at most `TOKENS` of them are left.
+    preset's are so large that a CPU has 64 of them at most and other devices 256.
     """
     model = config.model
     source = open_source(config.data, "train")
@@ -77,7 +77,7 @@ def follow_data(config: TrainConfig, words: list[str]) -> TrainConfig:
         side, _, found["channels"] = source.shape
         found["image_size"] = side
         if side != model.image_size:
-            most = TOKENS[jax.default_backend() == "cpu"]
+            most = TOKENS.get(jax.default_backend(), 256)
             sizes = (p for p in range(1, side + 1) if side % p == 0 and (side // p) ** 2 <= most)
             found["patch_size"] = next(sizes)
     elif not isinstance(model, DiTConfig) and len(source.shape) == 1:

@@ -41,10 +41,10 @@ def sample(
     Args:
         noise: standard normal draws, (batch, *shape), float32.
         condition: class labels (batch,), also as a list or as floats; vectors (batch, size); or
-            None without a condition.
+            None without a condition. A model that was trained without its conditions ignores it.
         config: how the network is run.
         **options: fields of `SampleConfig` to replace: `time`, `length`, `depth`, `guidance`,
-            `exit_tolerance`.
+            `guidance_interval`, `exit_tolerance`.
 
     Returns:
         Samples at t = 1, (batch, *shape), not clipped.
