@@ -57,7 +57,9 @@ class Folder(DataSet):
         white = self.white or find_white(images)
         if self.held_out_folder is None:
             images = images.split(split, self.held_out)
-        elif split == "held-out":
+        elif split == "train":
+            images = images.for_training()
+        else:
             images = self._find(self.held_out_folder).relabel(images.class_names)
         read = _Reader(images, self.size, self.channels, white, self.max_failures)
         shape = (self.size, self.size, self.channels)

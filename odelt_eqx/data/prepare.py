@@ -194,6 +194,8 @@ def _make_chunks(
             raise InputError(f"{out} lies in {path}, which is only read; choose another folder")
     found = [find_raw_images(p, config.image, config.label, config.renumber) for p in sources]
     class_names, white = found[0].class_names, config.white or find_white(found[0])
+    if config.held_out_source is not None:
+        found[0] = found[0].for_training()
     chunks: list[_Chunk] = []
     for images in found:
         relabelled = images.relabel(class_names)

@@ -83,6 +83,10 @@ class RawImages:
             return self.take(np.flatnonzero(by.select(self.names, split)))
         return self.take(np.flatnonzero(self.held_out == (split == "held-out")))
 
+    def for_training(self) -> "RawImages":
+        """Return the images without those that the names of folders or files hold out."""
+        return self if self.held_out is None else self.take(np.flatnonzero(~self.held_out))
+
     def relabel(self, class_names: tuple[str, ...]) -> "RawImages":
         """Return the images labelled by other class names, which include theirs.
 

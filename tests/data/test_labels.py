@@ -143,6 +143,13 @@ def test_folders_called_train_and_val_are_splits(tmp_path, kind):
     index = load_index(tmp_path / "out")
     assert index.classes == {"train": (8, 8), "held-out": (3, 3)}
     assert index.held_out is None
+    # Another source takes the place of `val`, which is not trained on all the same.
+    other = write_images(tmp_path / "other", ("cat", "dog"), 2)
+    source = Folder(path, size=4, held_out_folder=other)
+    assert [len(source.open(split)) for split in ("train", "held-out")] == [16, 4]
+    config = PrepareConfig(size=4, workers=1, held_out_source=other)
+    prepare(path, tmp_path / "again", config)
+    assert load_index(tmp_path / "again").classes == {"train": (8, 8), "held-out": (2, 2)}
 
 
 def test_parquet_files_called_train_and_test_are_splits(tmp_path):
