@@ -16,7 +16,7 @@ from measure import use_virtual_devices
 from odelt_eqx.config import TrainConfig
 from odelt_eqx.parallel import BATCH, DATA, FSDP, Layout, make_mesh, state_sharding
 from odelt_eqx.presets import preset
-from odelt_eqx.training.optimizer import make_optimizer
+from odelt_eqx.training.optimizer import ema_decay, make_optimizer
 from odelt_eqx.training.step import TrainState, init_state, make_train_step
 
 COLLECTIVE = re.compile(
@@ -95,7 +95,7 @@ def one_device() -> Mesh:
 def compile_step(run: TrainConfig, mesh: Mesh) -> Any:
     """Return the compiled training step on the devices of a mesh."""
     optimizer = make_optimizer(run.optimizer, run.steps)
-    step = make_train_step(run.objective, optimizer, steps=run.steps, ema=run.optimizer.ema)
+    step = make_train_step(run.objective, optimizer, steps=run.steps, ema=ema_decay(run))
     with jax.set_mesh(mesh):
         build = lambda key: init_state(run.model.build(key=key), optimizer)
         state = eqx.filter_eval_shape(build, jax.random.key(0))

@@ -30,6 +30,9 @@ class OptimizerConfig:
         beta2: decay of the second moment.
         weight_decay: decoupled weight decay, on every parameter.
         ema: decay per step of the EMA weights.
+        ema_warmup: the decay rises with the steps taken, `(1 + step) / (10 + step)`, until it is
+            `ema`: otherwise the average of a short run is mostly of its first weights. Not with
+            `init_from`, and not in runs that were begun before there was this field.
         clip_norm: a gradient whose norm over all parameters is larger is scaled to this norm; None
             for no limit.
         max_skipped: a step whose loss or gradient is not finite is skipped; so many in a row stop
@@ -45,6 +48,7 @@ class OptimizerConfig:
     beta2: float = 0.999
     weight_decay: float = 0.1
     ema: float = 0.999
+    ema_warmup: bool = True
     clip_norm: float | None = None
     max_skipped: int = 10
 
@@ -198,4 +202,7 @@ def load_config(path: Path) -> TrainConfig:
     Raises:
         InputError: the file is not such a config.
     """
-    return from_dict(read_json(path, "a config"), TrainConfig, str(path))
+    data = read_json(path, "a config")
+    if isinstance(data, dict) and isinstance(optimizer := data.get("optimizer"), dict):
+        optimizer.setdefault("ema_warmup", False)  # the run began before there was this field
+    return from_dict(data, TrainConfig, str(path))

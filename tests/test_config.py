@@ -1,6 +1,7 @@
 """Plans in configs: written, read, and obeyed."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import odelt_eqx as odelt
 from odelt_eqx.config import load_config, save_config
 from odelt_eqx.evaluation.samples import SampleRequest, save_samples
+from odelt_eqx.serialize import to_dict
 from odelt_eqx.training.weights import convert
 from tests.conftest import TINY, TINY_RUN
 
@@ -22,6 +24,14 @@ def test_the_length_plan_survives_a_config_and_a_safetensors_file(tmp_path, plan
     config = dataclasses.replace(TINY_RUN, model=model, sample=sample)
     save_config(config, tmp_path / "config.json")
     assert load_config(tmp_path / "config.json") == config
+
+
+def test_a_run_that_began_before_the_average_warmed_up_goes_on_without(tmp_path):
+    saved = to_dict(TINY_RUN)
+    del saved["optimizer"]["ema_warmup"]
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    assert TINY_RUN.optimizer.ema_warmup
+    assert not load_config(tmp_path / "config.json").optimizer.ema_warmup
     odelt.save_safetensors(odelt.DiT(model, key=jax.random.key(0)), tmp_path / "a.safetensors")
     assert odelt.load_safetensors(tmp_path / "a.safetensors").config == model
 

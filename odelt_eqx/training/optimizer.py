@@ -1,8 +1,9 @@
-"""The optimizer and its learning rate."""
+"""The optimizer, its learning rate, and the decay of the average of the weights."""
 
+import jax.numpy as jnp
 import optax
 
-from odelt_eqx.config import OptimizerConfig
+from odelt_eqx.config import OptimizerConfig, TrainConfig
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -17,6 +18,20 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
     return optax.join_schedules(
         [rise, optax.cosine_decay_schedule(config.learning_rate, fall)], [steps - fall]
     )
+
+
+def ema_decay(config: TrainConfig) -> optax.Schedule:
+    """Return the decay of the EMA as a function of the steps taken.
+
+    With `ema_warmup` the average is over about the last tenth of the steps taken, until that is
+    `1 / (1 - ema)` steps. A run with `init_from` begins with an average and keeps it.
+
+    Source: the rule is that of TensorFlow's `ExponentialMovingAverage` with `num_updates`.
+    """
+    ema = config.optimizer.ema
+    if config.init_from or not config.optimizer.ema_warmup:
+        return optax.constant_schedule(ema)
+    return lambda step: jnp.minimum((1.0 + step) / (10.0 + step), ema)
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:

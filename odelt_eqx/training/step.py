@@ -59,7 +59,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     *,
     steps: int,
-    ema: float = 0.999,
+    ema: float | optax.Schedule = 0.999,
     parts: int = 1,
     max_skipped: int = 10,
 ) -> Callable[[TrainState, X, Condition | None, Key[Array, ""]], tuple[TrainState, Metrics]]:
@@ -70,7 +70,7 @@ def make_train_step(
 
     Args:
         steps: steps of the whole run, which schedules refer to.
-        ema: decay of the moving average.
+        ema: decay of the moving average, or a function that returns it for the steps taken.
         parts: number of parts that a batch is trained in, one after another.
         max_skipped: after so many skipped steps in a row, every step is skipped.
 
@@ -98,7 +98,8 @@ def make_train_step(
         with jax.numpy_dtype_promotion("standard"):  # optax's own arithmetic needs it
             updates, opt_state = optimizer.update(gradient, state.opt_state, weights)
         model = eqx.apply_updates(state.model, updates)
-        average = _average(ema, state.ema, model)
+        decay = ema(state.step - state.skips.total) if callable(ema) else ema
+        average = _average(decay, state.ema, model)
         old = (state.model, state.ema, state.opt_state)
         model, average, opt_state = _select(taken, (model, average, opt_state), old)
         metrics = {"loss": error, "grad_norm": norm, "skipped": skips.total.astype(jnp.float32)}
@@ -194,7 +195,7 @@ def _update_teacher(state: TrainState, objective: Objective, steps: int) -> Trai
     return dataclasses.replace(state, teacher=_select(starts, state.ema, state.teacher))
 
 
-def _average(decay: float, average: Network, model: Network) -> Network:
+def _average(decay: float | Array, average: Network, model: Network) -> Network:
     """Return the moving average after a step."""
     update = lambda old, new: decay * old + (1 - decay) * new if eqx.is_inexact_array(old) else new
     return jax.tree.map(update, average, model)

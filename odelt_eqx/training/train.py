@@ -19,7 +19,7 @@ from odelt_eqx.parallel import check_batch_size, make_mesh, on_main_process, pla
 from odelt_eqx.progress import Progress
 from odelt_eqx.serialize import to_dict
 from odelt_eqx.training.logging import check_installed, log_previews, open_loggers
-from odelt_eqx.training.optimizer import learning_rate, make_optimizer
+from odelt_eqx.training.optimizer import ema_decay, learning_rate, make_optimizer
 from odelt_eqx.training.run_folder import check_run_folder, open_run
 from odelt_eqx.training.signals import StopSignals
 from odelt_eqx.training.skips import RecentBatches
@@ -75,7 +75,7 @@ def train(
             config.objective,
             optimizer,
             steps=config.steps,
-            ema=config.optimizer.ema,
+            ema=ema_decay(config),
             parts=config.accumulate,
             max_skipped=config.optimizer.max_skipped,
         )

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from odelt_eqx.config import OptimizerConfig
+from odelt_eqx.config import OptimizerConfig, TrainConfig
 from odelt_eqx.objective import FlowMatching, LengthConsistency, Networks, Shortcut, TrainingTime
-from odelt_eqx.training.optimizer import learning_rate, make_optimizer
+from odelt_eqx.training.optimizer import ema_decay, learning_rate, make_optimizer
 from odelt_eqx.training.step import held_out_loss, init_state, make_train_step, squared_error
 from tests.conftest import NETWORK, TINY
 
@@ -28,6 +28,31 @@ def test_the_rate_rises_stays_and_falls():
 def test_without_warm_up_the_rate_is_there_at_once():
     rate = learning_rate(OptimizerConfig(learning_rate=1e-3, warmup=0), steps=100)
     assert [float(rate(step)) for step in (0, 50)] == pytest.approx([1e-3, 1e-3])
+
+
+def test_the_average_of_a_short_run_forgets_its_first_weights():
+    config = TrainConfig(TINY, optimizer=OptimizerConfig(ema=0.995))
+    share = lambda config: np.prod([float(ema_decay(config)(step)) for step in range(300)])
+    assert share(config) < 1e-9
+    assert [float(ema_decay(config)(step)) for step in (0, 90, 5000)] == pytest.approx(
+        [0.1, 0.91, 0.995]
+    )
+    old = dataclasses.replace(config.optimizer, ema_warmup=False)
+    for kept in ({"optimizer": old}, {"init_from": "a run"}):  # the first weights are an average
+        assert share(dataclasses.replace(config, **kept)) == pytest.approx(0.995**300, rel=1e-3)
+
+
+def test_the_decay_follows_the_steps_that_were_taken():
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2, warmup=0), 100)
+    step = make_train_step(FlowMatching(), optimizer, ema=lambda taken: taken / 4, steps=100)
+    state = init_state(TINY.build(key=jax.random.key(0)), optimizer)
+    for index, data in enumerate((IMAGES, IMAGES * jnp.nan, IMAGES)):
+        before = jax.tree.map(jnp.copy, state.ema)
+        state, _ = step(state, data, LABELS, jax.random.key(index))
+    mean = lambda old, new: 0.25 * old + 0.75 * new  # one step had been taken
+    leaves = map(jax.tree.leaves, (state.ema, jax.tree.map(mean, before, state.model)))
+    for found, expected in zip(*leaves, strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_a_step_is_adamw_on_the_mean_squared_error_and_moves_the_average():
