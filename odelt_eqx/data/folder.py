@@ -63,7 +63,8 @@ class Folder(DataSet):
             images = self._find(self.held_out_folder).relabel(images.class_names)
         read = _Reader(images, self.size, self.channels, white, self.max_failures)
         shape = (self.size, self.size, self.channels)
-        return ImageSource(read, len(images), shape, images.class_names)
+        identity = "/".join(images.names), images.labels
+        return ImageSource(read, len(images), shape, images.class_names, identity)
 
     def _find(self, path: Path) -> RawImages:
         return find_raw_images(path, self.image, self.label, self.renumber)

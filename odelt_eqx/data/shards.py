@@ -3,7 +3,7 @@
 import dataclasses
 from functools import partial
 from pathlib import Path
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
 
@@ -24,10 +24,11 @@ class Shards(DataSet):
     def _open(self, split: Split) -> Source:
         index = load_index(self.folder)
         layout, records = index.layout, Records(self.folder, index.shards.get(split, {}))
+        identity = *index.shards.get(split, {}).items(), index.classes.get(split)
         if layout.kind == "latents":
-            return LatentSource(records, layout, index.class_names)
+            return LatentSource(records, layout, index.class_names, identity)
         read = partial(_read, records, layout)
-        return ImageSource(read, len(records), layout.shape, index.class_names)
+        return ImageSource(read, len(records), layout.shape, index.class_names, identity)
 
 
 def _read(records: Records, layout: Layout, index: SupportsIndex) -> tuple[np.ndarray, int]:
@@ -41,9 +42,11 @@ class LatentSource(Source):
 
     random = True
 
-    def __init__(self, records: Records, layout: Layout, class_names: tuple[str, ...]):
+    def __init__(
+        self, records: Records, layout: Layout, class_names: tuple[str, ...], identity: Any = None
+    ):
         _, height, width, moments = layout.shape
-        self._records, self._layout = records, layout
+        self._records, self._layout, self.identity = records, layout, identity
         self.shape, self.class_names = (height, width, moments // 2), class_names
 
     def __len__(self) -> int:

@@ -3,12 +3,13 @@
 import abc
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, SupportsIndex, TypedDict
+from typing import Any, Literal, SupportsIndex, TypedDict
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from odelt_eqx.errors import InputError
+from odelt_eqx.files import fingerprint
 
 Split = Literal["train", "held-out"]
 Indices = Sequence[int] | Int[np.ndarray, " count"]
@@ -21,6 +22,21 @@ class Example(TypedDict):
     condition: Int[np.ndarray, ""]
 
 
+@dataclasses.dataclass(frozen=True)
+class Contents:
+    """What a run remembers of the examples that it began with.
+
+    Args:
+        class_names: by label.
+        count: number of examples.
+        fingerprint: identifies their names and labels, in order.
+    """
+
+    class_names: tuple[str, ...]
+    count: int
+    fingerprint: str
+
+
 class Source(abc.ABC):
     """One split of a data set, as grain reads it; safe to read from any thread or process.
 
@@ -29,12 +45,15 @@ class Source(abc.ABC):
         class_names: name of each class, by label.
         levels: number of grey levels of a pixel, 256 for 8 bits; None for continuous values.
         random: whether `draw` differs from `__getitem__` even without mirror images.
+        identity: arrays, numbers and strings that other examples, or others in another order, would
+            not have: their names, where they have some, and their labels.
     """
 
     shape: tuple[int, ...]
     class_names: tuple[str, ...]
     levels: int | None = None
     random: bool = False
+    identity: Any = None
 
     @property
     def num_classes(self) -> int:
@@ -57,6 +76,11 @@ class Source(abc.ABC):
         if flip and rng.random() < 0.5:
             return {"x": example["x"][:, ::-1], "condition": example["condition"]}
         return example
+
+    @property
+    def contents(self) -> Contents:
+        """What is there, without reading it."""
+        return Contents(self.class_names, len(self), fingerprint(self.shape, self.identity))
 
     def describe(self) -> dict[str, str]:
         """Return a description of the data by topic."""
@@ -86,7 +110,7 @@ class ArraySource(Source):
         levels: int | None = None,
         class_names: Sequence[str] = (),
     ):
-        self.x, self.condition = x, condition
+        self.x, self.condition, self.identity = x, condition, condition
         self.shape = x.shape[1:]
         self.levels = 256 if x.dtype == np.uint8 else levels
         labels = range(int(condition.max(initial=-1)) + 1)
@@ -108,12 +132,14 @@ class ImageSource(Source):
         count: number of images.
         shape: (height, width, channels).
         class_names: by label.
+        identity: see `Source`.
     """
 
     read_image: Callable[[int], tuple[UInt8[np.ndarray, "height width channels"], int]]
     count: int
     shape: tuple[int, ...]
     class_names: tuple[str, ...]
+    identity: Any = None
     levels = 256
 
     def __len__(self) -> int:

@@ -80,7 +80,7 @@ class Tfds(DataSet):
         names = self._class_names()
         read = partial(self._read, Records(self.folder, files), indices, len(names))
         shape = (self.size, self.size, self.channels)
-        return ImageSource(read, len(indices), shape, names)
+        return ImageSource(read, len(indices), shape, names, (*files.items(), indices))
 
     def _class_names(self) -> tuple[str, ...]:
         """Return the names of the classes, or their numbers where they have no names."""

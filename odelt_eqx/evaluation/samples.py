@@ -31,7 +31,7 @@ from odelt_eqx.sampling import (
     sample_with_stats,
     trajectory,
 )
-from odelt_eqx.training.checkpoint import load_class_names, run_config
+from odelt_eqx.training.checkpoint import load_contents, run_config
 
 STRIP_ROWS = 10  # samples in a film strip
 
@@ -157,7 +157,8 @@ def _start(
     """Return the noise to start from and the labels to ask for."""
     if request.labels and learns_null_only(network):
         raise InputError("this run was trained without its conditions: leave out labels")
-    names = load_class_names(run) or tuple(map(str, range(class_count(network))))
+    contents = load_contents(run)
+    names = contents.class_names if contents else tuple(map(str, range(class_count(network))))
     classes = [_label_of(label, names) for label in request.labels] or range(class_count(network))
     if request.from_images is None:
         noise = sample_noise(request.seed, np.arange(request.count), network.shape)

@@ -20,6 +20,7 @@ from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import checkpoint_managers as managers
 
 from odelt_eqx.config import TrainConfig, load_config
+from odelt_eqx.data.source import Contents
 from odelt_eqx.errors import InputError, reason
 from odelt_eqx.files import read_json
 from odelt_eqx.nn import AnyNetworkConfig, DiT, VectorNet, unstacked
@@ -32,7 +33,7 @@ AnyNetwork = DiT | VectorNet
 Weights = Literal["model", "ema"]
 
 CONFIG = "config.json"
-CLASSES = "classes.json"
+CONTENTS = "data.json"
 CHECKPOINTS = "checkpoints"
 DAMAGED = "damaged"
 
@@ -262,16 +263,16 @@ def run_config(run: str | Path) -> TrainConfig:
     return load_config(path)
 
 
-def load_class_names(run: str | Path) -> tuple[str, ...] | None:
-    """Return the names of the classes that a run was trained on; None if it does not know them.
+def load_contents(run: str | Path) -> Contents | None:
+    """Return what a run remembers of the data that it began with; None if it does not.
 
     Raises:
-        InputError: the file of names is damaged.
+        InputError: the file is damaged.
     """
-    path = Path(run) / CLASSES
+    path = Path(run) / CONTENTS
     if not path.is_file():
         return None
-    return from_dict(read_json(path, "a list of class names"), tuple[str, ...], str(path))
+    return from_dict(read_json(path, "a description of data"), Contents, str(path))
 
 
 def can_resume(run: Path) -> bool:

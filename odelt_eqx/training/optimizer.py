@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import optax
 
 from odelt_eqx.config import OptimizerConfig, TrainConfig
+from odelt_eqx.training.step import Decay
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -20,7 +21,7 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
     )
 
 
-def ema_decay(config: TrainConfig) -> optax.Schedule:
+def ema_decay(config: TrainConfig) -> Decay:
     """Return the decay of the EMA as a function of the steps taken.
 
     With `ema_warmup` the average is over about the last tenth of the steps taken, until that is
@@ -30,7 +31,7 @@ def ema_decay(config: TrainConfig) -> optax.Schedule:
     """
     ema = config.optimizer.ema
     if config.init_from or not config.optimizer.ema_warmup:
-        return optax.constant_schedule(ema)
+        return lambda step: ema
     return lambda step: jnp.minimum((1.0 + step) / (10.0 + step), ema)
 
 

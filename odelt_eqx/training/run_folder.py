@@ -4,21 +4,23 @@ import dataclasses
 import fcntl
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from odelt_eqx.config import TrainConfig, flat, save_config
+from odelt_eqx.data.source import Contents
 from odelt_eqx.errors import InputError
 from odelt_eqx.files import temporary_path, write_errors, write_json
 from odelt_eqx.parallel import on_main_process
+from odelt_eqx.serialize import to_dict
 from odelt_eqx.training.checkpoint import (
     CHECKPOINTS,
-    CLASSES,
     CONFIG,
+    CONTENTS,
     Checkpoints,
     can_resume,
-    load_class_names,
+    load_contents,
     run_config,
 )
 
@@ -61,12 +63,12 @@ def check_run_folder(config: TrainConfig, run: Path, resume: bool, overwrite: bo
 
 @contextmanager
 def open_run(
-    config: TrainConfig, run: Path, resume: bool, class_names: Sequence[str]
+    config: TrainConfig, run: Path, resume: bool, contents: Contents
 ) -> Iterator[Checkpoints]:
     """Lock the run folder, start it unless it is resumed, and open its checkpoints.
 
     Raises:
-        InputError: another process holds the lock, or the run was begun with other classes.
+        InputError: another process holds the lock, or the run was begun with other data.
     """
     with write_errors(run, HINT), ExitStack() as stack:
 
@@ -74,11 +76,11 @@ def open_run(
             with write_errors(run, HINT):
                 stack.enter_context(lock(run))
                 if resume:
-                    _check_classes(run, class_names)
+                    _check_contents(run, contents)
                     save_config(config, run / CONFIG)  # mutable fields may have changed
                 else:
                     start_run(config, run)
-                write_json(run / CLASSES, list(class_names))
+                write_json(run / CONTENTS, to_dict(contents))
 
         on_main_process(prepare)
         yield stack.enter_context(Checkpoints(run, keep=config.keep, keep_every=config.keep_every))
@@ -134,16 +136,25 @@ def _in_use(run: Path) -> bool:
     return bool({path.name for path in run.iterdir()} - {LOCK, temporary_path(run / CONFIG).name})
 
 
-def _check_classes(run: Path, class_names: Sequence[str]) -> None:
-    """Raise an InputError if the data have other classes than when the run began."""
-    known = load_class_names(run)
-    if known is None or known == tuple(class_names):
+def _check_contents(run: Path, contents: Contents) -> None:
+    """Raise an InputError if the data have other classes or examples than when the run began."""
+    known = load_contents(run)
+    if known is None or known == contents:
         return
-    changes = {"is new": set(class_names) - set(known), "is gone": set(known) - set(class_names)}
-    listed = [f"{min(names)!r} {what}" for what, names in changes.items() if names]
+    if known.class_names != contents.class_names:
+        old, new = set(known.class_names), set(contents.class_names)
+        changes = {"is new": new - old, "is gone": old - new}
+        listed = [f"{min(names)!r} {what}" for what, names in changes.items() if names]
+        raise InputError(
+            f"{run} was begun with other classes: {', '.join(listed) or 'their order differs'}; "
+            "labels would mean something else"
+        )
+    change = f"{known.count:,} of them, now {contents.count:,}"
+    if known.count == contents.count:
+        change = f"{known.count:,} of other names or labels"
     raise InputError(
-        f"{run} was begun with other classes: {', '.join(listed) or 'their order differs'}; labels "
-        "would mean something else"
+        f"{run} was begun with other training examples, {change}: bring them back, or begin "
+        f"another run with --init-from {run}"
     )
 
 

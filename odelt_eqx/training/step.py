@@ -18,6 +18,8 @@ from odelt_eqx.training.skips import Skips
 
 Metrics = dict[str, Float[Array, ""]]
 X = Float[Array, "batch *shape"]
+Decay = Callable[[Int[Array, ""]], float | Float[Array, ""]]
+"""Decay of the EMA as a function of the steps taken."""
 
 
 class TrainState(eqx.Module):
@@ -59,7 +61,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     *,
     steps: int,
-    ema: float | optax.Schedule = 0.999,
+    ema: float | Decay = 0.999,
     parts: int = 1,
     max_skipped: int = 10,
 ) -> Callable[[TrainState, X, Condition | None, Key[Array, ""]], tuple[TrainState, Metrics]]:

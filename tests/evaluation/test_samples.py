@@ -60,7 +60,8 @@ def test_classes_are_asked_for_by_name(tiny_run, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(tiny_run, run)
     names = [*("1", "2", "10", "cat", "dog", "emu", "fox", "gnu", "hen"), "ibis"]
-    (run / "classes.json").write_text(json.dumps(names))
+    contents = json.loads((run / "data.json").read_text())
+    (run / "data.json").write_text(json.dumps(contents | {"class_names": names}))
     request = SampleRequest(labels=("cat", 10, "ibis", 7), count=4, out=tmp_path / "out")
     paths, _ = save_samples(run, request, FOUR_STEPS)
     assert np.load(paths[1])["labels"].tolist() == [3, 2, 9, 7]

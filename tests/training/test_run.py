@@ -11,7 +11,7 @@ import pytest
 
 import odelt_eqx as odelt
 from odelt_eqx.config import load_config, save_config
-from odelt_eqx.data import Npz, open_source
+from odelt_eqx.data import Folder, HeldOut, Npz, open_source
 from odelt_eqx.interop import PublishedShortcut
 from odelt_eqx.objective import (
     TRAIN_TYPES,
@@ -29,6 +29,7 @@ from odelt_eqx.training.info import describe
 from odelt_eqx.training.run_folder import open_run
 from odelt_eqx.training.train import train
 from tests.conftest import TINY_RUN
+from tests.data.makers import write_images
 from tests.training.conftest import POINTS_RUN
 
 MEASURED = {"step_seconds", "examples_per_second", "process_peak_resident_bytes"}
@@ -190,23 +191,41 @@ def test_a_damaged_config_is_one_line(tmp_path, damage, message):
 @pytest.mark.parametrize(
     ("known", "message"),
     [
-        (["upper", "lower", "side"], "'side' is gone"),
-        (["upper"], "'lower' is new"),
-        (["lower", "upper"], "their order differs"),
-        (3, "does not fit this version"),
+        ({"class_names": ["upper", "lower", "side"]}, "'side' is gone"),
+        ({"class_names": ["upper"]}, "'lower' is new"),
+        ({"class_names": ["lower", "upper"]}, "their order differs"),
+        ({"count": 7}, r"begun with other training examples, 7 of them, now 180: .*--init-from"),
+        ({"fingerprint": "0"}, "180 of other names or labels"),
+        ({"class_names": 3}, "does not fit this version"),
     ],
 )
-def test_a_run_is_not_resumed_with_other_classes(points_run, tmp_path, known, message):
+def test_a_run_is_not_resumed_with_other_data(points_run, tmp_path, known, message):
     run = tmp_path / "run"
     shutil.copytree(points_run, run)
-    assert json.loads((run / "classes.json").read_text()) == ["upper", "lower"]
-    (run / "classes.json").write_text(json.dumps(known))
-    names = open_source(POINTS_RUN.data, "train").class_names
+    saved = json.loads((run / "data.json").read_text())
+    assert saved["class_names"] == ["upper", "lower"]
+    (run / "data.json").write_text(json.dumps(saved | known))
+    contents = open_source(POINTS_RUN.data, "train").contents
     with (
         pytest.raises(odelt.InputError, match=message),
-        open_run(POINTS_RUN, run, resume=True, class_names=names),
+        open_run(POINTS_RUN, run, resume=True, contents=contents),
     ):
         pass
+
+
+def test_what_a_run_reads_is_known_by_names_and_labels(tmp_path):
+    """Not by where it is: a folder that was moved is the same."""
+    write_images(tmp_path / "a", ("cat", "dog"), count=3)
+    read = lambda name: open_source(Folder(tmp_path / name, 8, held_out=HeldOut(0.0)), "train")
+    contents = read("a").contents
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    assert read("b").contents == contents
+    (tmp_path / "b" / "cat" / "0.png").rename(tmp_path / "b" / "cat" / "other.png")
+    assert read("b").contents.fingerprint != contents.fingerprint
+    shutil.rmtree(tmp_path / "b")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    (tmp_path / "b" / "cat" / "0.png").rename(tmp_path / "b" / "dog" / "9.png")
+    assert read("b").contents.fingerprint != contents.fingerprint
 
 
 @pytest.mark.parametrize("name", TRAIN_TYPES)
