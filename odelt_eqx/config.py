@@ -30,9 +30,9 @@ class OptimizerConfig:
         beta2: decay of the second moment.
         weight_decay: decoupled weight decay, on every parameter.
         ema: decay per step of the EMA weights.
-        ema_warmup: the decay rises with the steps taken, `(1 + step) / (10 + step)`, until it is
-            `ema`: otherwise the average of a short run is mostly of its first weights. Not with
-            `init_from`, and not in runs that were begun before there was this field.
+        ema_warmup: in a run so short that its first weights would be over a thousandth of the
+            average, the decay rises with the steps taken, `(1 + step) / (10 + step)`, until it is
+            `ema`. Not with `init_from`, nor in runs that were begun before there was this field.
         clip_norm: a gradient whose norm over all parameters is larger is scaled to this norm; None
             for no limit.
         max_skipped: a step whose loss or gradient is not finite is skipped; so many in a row stop

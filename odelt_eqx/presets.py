@@ -108,9 +108,7 @@ def _published(model: DiTConfig, objective: Shortcut, shards: str) -> TrainConfi
     return TrainConfig(
         model=model,
         objective=LengthConsistency(objective, every=8),
-        optimizer=OptimizerConfig(
-            learning_rate=1e-4, warmup=5000, weight_decay=0.1, ema=0.999, ema_warmup=False
-        ),
+        optimizer=OptimizerConfig(learning_rate=1e-4, warmup=5000, weight_decay=0.1, ema=0.999),
         data=Shards(Path(shards)),
         loading=Loading(flip=True),
         steps=100_000,

@@ -7,6 +7,10 @@ from odelt_eqx.config import OptimizerConfig, TrainConfig
 from odelt_eqx.training.step import Decay
 
 
+FORGOTTEN = 1e-3
+"""Share of the first weights in an average that is as good as none."""
+
+
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
     """Return the learning rate as a function of the step, for a run of `steps` steps.
 
@@ -24,13 +28,13 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
 def ema_decay(config: TrainConfig) -> Decay:
     """Return the decay of the EMA as a function of the steps taken.
 
-    With `ema_warmup` the average is over about the last tenth of the steps taken, until that is
-    `1 / (1 - ema)` steps. A run with `init_from` begins with an average and keeps it.
+    In a short run with `ema_warmup` the average is over about the last tenth of the steps taken,
+    until that is `1 / (1 - ema)` steps. A run with `init_from` begins with an average and keeps it.
 
     Source: the rule is that of TensorFlow's `ExponentialMovingAverage` with `num_updates`.
     """
     ema = config.optimizer.ema
-    if config.init_from or not config.optimizer.ema_warmup:
+    if ema**config.steps < FORGOTTEN or config.init_from or not config.optimizer.ema_warmup:
         return lambda step: ema
     return lambda step: jnp.minimum((1.0 + step) / (10.0 + step), ema)
 
