@@ -6,7 +6,6 @@ import optax
 from odelt_eqx.config import OptimizerConfig, TrainConfig
 from odelt_eqx.training.step import Decay
 
-
 FORGOTTEN = 1e-3
 """Share of the first weights in an average that is as good as none."""
 
