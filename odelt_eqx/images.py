@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped, UInt8
 from PIL import Image
 
 from odelt_eqx.files import atomic_write
@@ -22,7 +22,12 @@ def tile(
     return canvas
 
 
-def rgb(image: Float[np.ndarray, "height width channels"]) -> Float[np.ndarray, "height width 3"]:
+def to_bytes(images: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
+    """Return images in [-1, 1], which values outside are clipped to, as bytes."""
+    return np.round(127.5 * (np.clip(images, -1, 1) + 1)).astype(np.uint8)
+
+
+def rgb(image: Shaped[np.ndarray, "*axes channels"]) -> Shaped[np.ndarray, "*axes 3"]:
     """Return three channels: grey levels repeated, or the first three."""
     return np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image[..., :3]
 

@@ -3,8 +3,10 @@
 import dataclasses
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,15 +15,17 @@ from jaxtyping import Array, Int
 from matplotlib.figure import Figure
 
 from odelt_eqx.errors import InputError, SolveError, check_range, find_by_name, reason
-from odelt_eqx.evaluation.features import Samples, decode, open_autoencoder
+from odelt_eqx.evaluation.export import Write, adm_file, arrays_file, png_folder
+from odelt_eqx.evaluation.features import Samples, decode, decoded_shape, open_autoencoder
 from odelt_eqx.evaluation.figures import plot_points, save_figure
 from odelt_eqx.evaluation.grid import recommend
 from odelt_eqx.evaluation.measure import class_count, condition_of, network_on_devices
-from odelt_eqx.files import read_arrays, write_arrays
+from odelt_eqx.files import read_arrays
 from odelt_eqx.images import save_png, sheet
 from odelt_eqx.network import Network, learns_null_only
 from odelt_eqx.noise import sample_noise
 from odelt_eqx.parallel import is_main_process
+from odelt_eqx.progress import Progress
 from odelt_eqx.sampling import (
     SampleConfig,
     SolveStats,
@@ -33,7 +37,10 @@ from odelt_eqx.sampling import (
 )
 from odelt_eqx.training.checkpoint import load_contents, run_config
 
-STRIP_ROWS = 10  # samples in a film strip
+STRIP_ROWS = 10  # images in a film strip, at most
+SHEET_ROWS = 40  # rows of images on a sheet, at most
+
+Format = Literal["npz", "png", "adm"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,10 +60,13 @@ class SampleRequest:
             row of the run's grid within it; scripts/evaluate.py measures the grid.
         autoencoder: weights of the autoencoder that decodes latents, see
             `odelt_eqx.interop.load_autoencoder`; None if samples are images or vectors.
+        batch_size: samples in memory at a time.
+        format: "npz" is a file of arrays; "png" a folder of images, CLASS/NUMBER.png, and "adm" a
+            file of bytes (`arr_0`) and labels (`arr_1`), which other evaluators read.
         out: path of the results without suffix; RUN/samples by default.
 
     Raises:
-        InputError: `count` is not positive, or options exclude each other.
+        InputError: a number is not positive, or options exclude each other.
     """
 
     labels: tuple[int | str, ...] = ()
@@ -67,10 +77,14 @@ class SampleRequest:
     from_images: Path | None = None
     budget_ms: float | None = None
     autoencoder: str | None = None
+    batch_size: int = 250
+    format: Format = "npz"
     out: Path | None = None
 
     def __post_init__(self) -> None:
-        check_range(self, "count", least=1)
+        check_range(self, "count", "batch_size", least=1)
+        if self.trajectory and self.format != "npz":
+            raise InputError("a trajectory is written as arrays: leave out format")
         if self.renoise and (self.trajectory or self.from_images):
             raise InputError("renoise follows no flow: leave out trajectory and from_images")
 
@@ -78,12 +92,13 @@ class SampleRequest:
 def save_samples(
     run: Path, request: SampleRequest, config: SampleConfig | None = None
 ) -> tuple[list[Path], SolveStats]:
-    """Generate samples of a run; write them as PNG and NPZ, and a film strip if asked for.
+    """Generate samples of a run in batches; write them, and the first ones as a picture.
 
-    The arrays are `images` (or `vectors`), `labels` (zeros without classes), `noise`, one per
-    statistic, with a trajectory `times` and `states`, and with an autoencoder `latents`, which the
-    images are decoded from. A sample whose solve ran out of steps is written as far as it got, with
-    a warning.
+    In the format "npz" they are arrays: `images` (or `vectors`), `labels` (zeros without classes),
+    `noise`, one per statistic, with a trajectory `times` and `states`, and with an autoencoder
+    `latents`, which the images are decoded from. The other formats are those of
+    `odelt_eqx.evaluation.export`. A sample whose solve ran out of steps is written as far as it
+    got, with a warning.
 
     The network is run by `config`, by default as the config of the run says.
 
@@ -91,18 +106,62 @@ def save_samples(
         The paths, and what each sample took on its way from the noise.
 
     Raises:
-        InputError: the run, a label, the depth or the file of images does not exist or fit.
-        SolveError: an adaptive plan ran out of steps for every sample.
+        InputError: the run, a label, the depth or the file of images does not exist or fit, the
+            format holds no such samples, or its folder exists.
+        SolveError: an adaptive plan ran out of steps for every sample of a batch.
     """
-    config = _sample_config(run, request, config)
-    out = request.out or run / "samples"
-    paths = [out.with_name(f"{out.name}{end}") for end in (".png", ".npz")]
+    config, out = _sample_config(run, request, config), request.out or run / "samples"
     with network_on_devices(run) as network:
         autoencoder = open_autoencoder(request.autoencoder, network.shape)
-        noise, labels = _start(run, network, request, config)
-        condition = condition_of(network, labels)
+        names = _class_names(run, network)
+        noise_of, labels = _start(network, names, request, config)
+        count, shape = len(labels), decoded_shape(autoencoder, network.shape)
+        columns = len(request.labels) or len(names)
+        columns = min(columns if 2 < columns <= 20 else 10, count)
+        strip_rows = STRIP_ROWS if len(shape) == 3 else count
+        path, writer = _writer(request, out, count, shape, names)
+        sheet, strip, all_stats, done = [], [], [], 0
+        with writer as write, Progress("sample", count) as progress:
+            for arrays, stats in _batches(network, noise_of, labels, request, config):
+                samples = arrays.pop("samples")
+                decoded = decode(autoencoder, samples)
+                sheet.append(decoded[: max(0, columns * SHEET_ROWS - done)])
+                if request.trajectory:
+                    strip.append(arrays["states"][:, : max(0, strip_rows - done)])
+                if autoencoder is not None:
+                    arrays["latents"] = samples
+                write({_name(network): decoded, **arrays, **stats._asdict()})
+                all_stats.append(stats)
+                done += len(decoded)
+                progress.advance(len(decoded))
+        paths, samples = [out.with_name(f"{out.name}.png"), path], np.concatenate(sheet)
+        _save_image({"samples": samples}, labels[: len(samples)], columns, paths[0])
+        if request.trajectory:
+            states = zip(request.trajectory, np.concatenate(strip, axis=1), strict=True)
+            shown = {f"t = {t:g}": decode(autoencoder, x) for t, x in states}
+            paths.append(out.with_name(f"{out.name}-strip.png"))
+            _save_image(shown, labels, len(shown), paths[-1])
+    return paths, jax.tree.map(lambda *parts: np.concatenate(parts), *all_stats)
+
+
+def _batches(
+    network: Network,
+    noise_of: Callable[[Int[np.ndarray, " batch"]], Array],
+    labels: Int[np.ndarray, " count"],
+    request: SampleRequest,
+    config: SampleConfig,
+) -> Iterator[tuple[dict[str, np.ndarray], SolveStats]]:
+    """Yield the samples of each batch with what they came from, and what they took.
+
+    The last batch is filled up with samples that are dropped, so that one program makes all.
+    """
+    count, size = len(labels), min(request.batch_size, len(labels))
+    for start in range(0, count, size):
+        indices = np.minimum(np.arange(start, start + size), count - 1)
+        new = slice(min(size, count - start))
+        noise, condition = noise_of(indices), condition_of(network, labels[indices])
         if request.renoise:
-            key = jax.random.fold_in(jax.random.key(request.seed), 1)
+            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(request.seed), 1), start)
             samples, stats = consistency_sample(network, noise, condition, key, config)
         else:
             samples, stats = sample_with_stats(network, noise, condition, config)
@@ -112,25 +171,27 @@ def save_samples(
             if (stats.time_failed | stats.length_failed).all():
                 raise
             warnings.warn(f"these samples are unfinished: {error}", stacklevel=2)
-        decoded = decode(autoencoder, samples)
-        arrays = {_name(network): decoded, "labels": labels, "noise": noise, **stats._asdict()}
-        if autoencoder is not None:
-            arrays["latents"] = samples
-        columns = len(request.labels) or class_count(network)
-        columns = min(columns if 2 < columns <= 20 else 10, len(labels))
-        _save_image({"samples": decoded}, labels, columns, paths[0])
+        arrays = {"samples": samples, "noise": noise, "labels": labels[indices]}
+        arrays = {name: np.asarray(values)[new] for name, values in arrays.items()}
         if request.trajectory:
             states = trajectory(network, noise, condition, request.trajectory, config)
-            arrays |= {"times": np.asarray(request.trajectory), "states": states}
-            paths.append(out.with_name(f"{out.name}-strip.png"))
-            shown = states[:, :STRIP_ROWS] if states.ndim == 5 else states
-            strip = {
-                f"t = {t:g}": decode(autoencoder, x)
-                for t, x in zip(request.trajectory, shown, strict=True)
-            }
-            _save_image(strip, labels, len(strip), paths[-1])
-    write_arrays(paths[1], arrays)
-    return paths, stats
+            arrays["states"] = np.asarray(states)[:, new]
+        yield arrays, SolveStats(*(values[new] for values in stats))
+
+
+def _writer(
+    request: SampleRequest, out: Path, count: int, shape: tuple[int, ...], names: Sequence[str]
+) -> tuple[Path, AbstractContextManager[Write]]:
+    """Return where samples are written to, and what writes them; process 0 alone does."""
+    path = out if request.format == "png" else out.with_name(f"{out.name}.npz")
+    if request.format == "npz":
+        times = {"times": np.asarray(request.trajectory)} if request.trajectory else {}
+        return path, arrays_file(path, **times)
+    if not is_main_process():
+        return path, nullcontext(lambda arrays: None)
+    if request.format == "png":
+        return path, png_folder(path, shape, names)
+    return path, adm_file(path, count, shape)
 
 
 def _sample_config(run: Path, request: SampleRequest, config: SampleConfig | None) -> SampleConfig:
@@ -151,18 +212,24 @@ def _name(network: Network) -> str:
     return "images" if len(network.shape) == 3 else "vectors"
 
 
+def _class_names(run: Path, network: Network) -> tuple[str, ...]:
+    """Return the names of the classes that may be asked for, numbers if they have none."""
+    contents, count = load_contents(run), class_count(network)
+    if contents is not None and len(contents.class_names) == count:
+        return contents.class_names
+    return tuple(map(str, range(count)))
+
+
 def _start(
-    run: Path, network: Network, request: SampleRequest, config: SampleConfig
-) -> tuple[Array, Int[np.ndarray, " count"]]:
-    """Return the noise to start from and the labels to ask for."""
+    network: Network, names: Sequence[str], request: SampleRequest, config: SampleConfig
+) -> tuple[Callable[[Int[np.ndarray, " batch"]], Array], Int[np.ndarray, " count"]]:
+    """Return a function from indices to the noise to start from, and the labels to ask for."""
     if request.labels and learns_null_only(network):
         raise InputError("this run was trained without its conditions: leave out labels")
-    contents = load_contents(run)
-    names = contents.class_names if contents else tuple(map(str, range(class_count(network))))
-    classes = [_label_of(label, names) for label in request.labels] or range(class_count(network))
+    classes = [_label_of(label, names) for label in request.labels] or range(len(names))
     if request.from_images is None:
-        noise = sample_noise(request.seed, np.arange(request.count), network.shape)
-        return noise, np.resize(classes, request.count).astype(np.int32)
+        noise_of = lambda indices: sample_noise(request.seed, indices, network.shape)
+        return noise_of, np.resize(classes, request.count).astype(np.int32)
     name = _name(network)
     what = f"a file of {name} and labels to start from"
     arrays = read_arrays(request.from_images, what, name, "labels")
@@ -170,8 +237,12 @@ def _start(
         data, own = jnp.asarray(arrays[name], jnp.float32), arrays["labels"].astype(np.int32)
     except (TypeError, ValueError) as error:
         raise InputError(f"{request.from_images} is not {what}: {reason(error)}") from None
-    noise = invert(network, data, condition_of(network, own), config)
-    return noise, np.resize(classes, len(own)).astype(np.int32) if request.labels else own
+
+    def invert_images(indices: Int[np.ndarray, " batch"]) -> Array:
+        return invert(network, data[indices], condition_of(network, own[indices]), config)
+
+    labels = np.resize(classes, len(own)).astype(np.int32) if request.labels else own
+    return invert_images, labels
 
 
 def _label_of(label: int | str, class_names: Sequence[str]) -> int:

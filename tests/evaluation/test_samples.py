@@ -55,19 +55,102 @@ def test_samples_are_a_sheet_and_arrays_and_repeat_by_seed(tiny_run, tmp_path):
     assert np.abs(first["images"] - plain["images"]).max() > 0
 
 
+def name_classes(run, copy, names):
+    """Return a copy of a run whose classes have other names."""
+    shutil.copytree(run, copy)
+    contents = json.loads((copy / "data.json").read_text())
+    (copy / "data.json").write_text(json.dumps(contents | {"class_names": names}))
+    return copy
+
+
 def test_classes_are_asked_for_by_name(tiny_run, tmp_path):
     """A name comes before a number: in folders called 1, 2 and 10, `10` is the last one."""
-    run = tmp_path / "run"
-    shutil.copytree(tiny_run, run)
     names = [*("1", "2", "10", "cat", "dog", "emu", "fox", "gnu", "hen"), "ibis"]
-    contents = json.loads((run / "data.json").read_text())
-    (run / "data.json").write_text(json.dumps(contents | {"class_names": names}))
+    run = name_classes(tiny_run, tmp_path / "run", names)
     request = SampleRequest(labels=("cat", 10, "ibis", 7), count=4, out=tmp_path / "out")
     paths, _ = save_samples(run, request, FOUR_STEPS)
     assert np.load(paths[1])["labels"].tolist() == [3, 2, 9, 7]
     for label, message in (("cta", "'cta'; did you mean cat"), (99, "names of classes; got 99")):
         with pytest.raises(odelt.InputError, match=message):
             save_samples(run, dataclasses.replace(request, labels=(label,)), FOUR_STEPS)
+
+
+@pytest.mark.parametrize("renoise", [False, True])
+def test_batches_make_what_one_batch_makes(tiny_run, tmp_path, renoise):
+    """The last one is filled up with samples that are not kept."""
+
+    def draw(name, batch_size):
+        request = SampleRequest(
+            count=7, renoise=renoise, batch_size=batch_size, out=tmp_path / name
+        )
+        paths, stats = save_samples(tiny_run, request, FOUR_STEPS)
+        assert len(stats.accepted) == 7
+        return np.load(paths[1])
+
+    whole, parts = draw("whole", 100), draw("parts", 3)
+    assert set(whole) == set(parts)
+    for name in ("noise", "labels", "accepted"):
+        np.testing.assert_array_equal(whole[name], parts[name])
+    kept = 3 if renoise else 7  # later batches add other noise
+    np.testing.assert_allclose(whole["images"][:kept], parts["images"][:kept], atol=1e-5)
+    assert parts["images"].shape == whole["images"].shape
+
+
+def test_other_evaluators_read_a_folder_of_images(tiny_run, tmp_path):
+    run = name_classes(tiny_run, tmp_path / "run", [*"abcdefghi", "j k"])
+    arrays, folder = tmp_path / "arrays", tmp_path / "images"
+    request = SampleRequest(labels=("a", "j k"), count=5, batch_size=2, out=arrays)
+    save_samples(run, request, FOUR_STEPS)
+    request = dataclasses.replace(request, format="png", out=folder)
+    paths, _ = save_samples(run, request, FOUR_STEPS)
+    assert paths == [tmp_path / "images.png", folder]
+    found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.png")}
+    assert sorted(found) == [
+        *("a/000000.png", "a/000002.png", "a/000004.png"),
+        *("j k/000001.png", "j k/000003.png"),
+    ]
+    expected = np.load(f"{arrays}.npz")["images"].clip(-1, 1)
+    for path in found.values():
+        shown = Image.open(path)
+        assert shown.mode == "L"
+        np.testing.assert_allclose(
+            np.asarray(shown) / 127.5 - 1, expected[int(path.stem), ..., 0], atol=0.5 / 127.5 + 1e-6
+        )
+    source = odelt.data.Folder(folder, 8, 1, held_out=odelt.data.HeldOut(0.0)).open("train")
+    assert source.class_names == ("a", "j k")
+    with pytest.raises(odelt.InputError, match="images exists; choose another by --out"):
+        save_samples(run, request, FOUR_STEPS)
+    assert [path.name for path in tmp_path.glob(".*")] == []
+
+
+@pytest.mark.parametrize("names", [["../a", "b/c"], ["A", "a"], ["", "b"], [".", "b"]])
+def test_no_name_of_a_class_leads_out_of_the_folder(tiny_run, tmp_path, names):
+    run = name_classes(tiny_run, tmp_path / "run", [*names, *"23456789"])
+    request = SampleRequest(count=2, format="png", out=tmp_path / "out")
+    save_samples(run, request, FOUR_STEPS)
+    found = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("00000*.png")}
+    assert found == {"out/0/000000.png", "out/1/000001.png"}
+
+
+def test_a_file_as_adm_writes_it(tiny_run, tmp_path):
+    request = SampleRequest(count=5, batch_size=2, out=tmp_path / "arrays")
+    save_samples(tiny_run, request, FOUR_STEPS)
+    request = dataclasses.replace(request, format="adm", out=tmp_path / "adm")
+    paths, _ = save_samples(tiny_run, request, FOUR_STEPS)
+    file, arrays = np.load(paths[1]), np.load(tmp_path / "arrays.npz")
+    assert (file["arr_0"].dtype, file["arr_0"].shape) == (np.uint8, (5, 8, 8, 3))
+    expected = np.broadcast_to(arrays["images"].clip(-1, 1), (5, 8, 8, 3))
+    np.testing.assert_allclose(file["arr_0"] / 127.5 - 1, expected, atol=0.5 / 127.5 + 1e-6)
+    np.testing.assert_array_equal(file["arr_1"], arrays["labels"])
+
+
+def test_points_are_no_images(moons, tmp_path):
+    for form in ("png", "adm"):
+        with pytest.raises(odelt.InputError, match=r"1 or 3 channels; got samples of shape \(2,\)"):
+            save_samples(moons, SampleRequest(format=form, out=tmp_path / "out"))
+    with pytest.raises(odelt.InputError, match="a trajectory is written as arrays"):
+        SampleRequest(format="adm", trajectory=(0.5,))
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_film_strip_and_the_way_back_from_images(tiny_run, tmp_path):
