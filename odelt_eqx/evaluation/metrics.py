@@ -2,10 +2,10 @@
 
 import dataclasses
 import warnings
-from collections.abc import Sequence
-from functools import reduce
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial, reduce
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Array, Bool, Float
@@ -59,6 +59,17 @@ class Statistics:
         covariance = deviations.T @ deviations / max(len(rows) - 1, 1)
         return cls(mean, covariance, len(rows), features)
 
+    @cached_property
+    def root(self) -> Float[np.ndarray, "features rank"]:
+        """A factor whose product with its transpose is the covariance."""
+        try:
+            return np.linalg.cholesky(self.covariance)  # ten times as fast, unless it is singular
+        except np.linalg.LinAlgError:
+            pass
+        values, vectors = np.linalg.eigh(self.covariance)
+        positive = values > len(values) * np.finfo(np.float64).eps * max(values[-1], 0.0)
+        return vectors[:, positive] * np.sqrt(values[positive])
+
     def merge(self, other: "Statistics") -> "Statistics":
         """Return the statistics of both sets together; their counts must be known.
 
@@ -90,7 +101,8 @@ def frechet_distance(a: Rows | Statistics, b: Rows | Statistics) -> float:
       - 2 (\Sigma_a^{1/2} \Sigma_b \Sigma_a^{1/2})^{1/2}\bigr)$$
 
     in float64. The last trace is the sum of the singular values of $A^T B$, where
-    $A A^T = \Sigma_a$ and $B B^T = \Sigma_b$, so covariances may be singular.
+    $A A^T = \Sigma_a$ and $B B^T = \Sigma_b$, so covariances may be singular. Of a set of fewer
+    vectors than features, the factor is the deviations themselves: both numbers bound the cost.
 
     Source: arXiv 1706.08500. For Inception features it is the FID.
     Differs from the reference: it adds 1e-6 to the diagonals of both covariances.
@@ -101,37 +113,43 @@ def frechet_distance(a: Rows | Statistics, b: Rows | Statistics) -> float:
     Warns:
         UserWarning: a set has no more samples than features: its covariance is singular.
     """
-    a, b = (s if isinstance(s, Statistics) else Statistics.of(s) for s in (a, b))
     _check_same_features(a, b)
-    for count in (a.count, b.count):
-        if count is None or count > a.mean.size:
+    for s in (a, b):
+        count, size = _size(s)
+        if count is None or count > size:
             continue
         if count < 2:
             raise InputError(f"a covariance needs at least 2 samples; got {count}")
         warnings.warn(
-            f"{count} samples do not determine the covariance of {a.mean.size} features: this "
-            "Fréchet distance compares only with others of as many samples",
+            f"{count} samples do not determine the covariance of {size} features: this Fréchet "
+            "distance compares only with others of as many samples",
             stacklevel=2,
         )
-    root_a, root_b = _root(a.covariance), _root(b.covariance)
+    (mean_a, root_a), (mean_b, root_b) = map(_mean_and_root, (a, b))
     cross = np.linalg.svd(root_a.T @ root_b, compute_uv=False).sum()
-    gap = np.square(a.mean - b.mean).sum()
+    gap = np.square(mean_a - mean_b).sum()
     return float(max(gap + np.square(root_a).sum() + np.square(root_b).sum() - 2 * cross, 0.0))
 
 
-def _root(covariance: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n rank"]:
-    """Return a factor whose product with its transpose is the covariance."""
-    try:
-        return np.linalg.cholesky(covariance)  # ten times as fast, unless it is singular
-    except np.linalg.LinAlgError:
-        pass
-    values, vectors = np.linalg.eigh(covariance)
-    positive = values > len(values) * np.finfo(np.float64).eps * max(values[-1], 0.0)
-    return vectors[:, positive] * np.sqrt(values[positive])
+def _size(s: Rows | Statistics) -> tuple[int | None, int]:
+    """Return the number of vectors, None if it is unknown, and that of features."""
+    return (s.count, s.mean.size) if isinstance(s, Statistics) else (len(s), s.shape[1])
+
+
+def _mean_and_root(
+    s: Rows | Statistics,
+) -> tuple[Float[np.ndarray, " features"], Float[np.ndarray, "features rank"]]:
+    """Return the mean and a factor of the covariance, of no more columns than there are vectors."""
+    if not isinstance(s, Statistics):
+        rows = np.asarray(s, np.float64)
+        if len(rows) <= rows.shape[1]:
+            return rows.mean(0), (rows - rows.mean(0)).T / np.sqrt(len(rows) - 1)
+        s = Statistics.of(rows)
+    return s.mean, s.root
 
 
 def jackknife_frechet_distance(
-    groups: Sequence[Statistics], real: Statistics
+    groups: Sequence[Rows], real: Rows | Statistics
 ) -> tuple[float, float]:
     """Return the Fréchet distance of disjoint groups together, and its jackknife standard error.
 
@@ -143,12 +161,15 @@ def jackknife_frechet_distance(
     """
     if len(groups) < 2:
         raise InputError(f"an error needs at least two groups; got {len(groups)}")
-    value = frechet_distance(reduce(Statistics.merge, groups), real)
+    parts: Sequence[Any] = groups
+    join: Callable[[Sequence[Any]], Any] = np.concatenate
+    if sum(map(len, groups)) > groups[0].shape[1]:  # each vector is looked at once
+        parts, join = [*map(Statistics.of, groups)], partial(reduce, Statistics.merge)
+    value = frechet_distance(join(parts), real)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the distance of all groups has warned
         left_out = [
-            frechet_distance(reduce(Statistics.merge, [*groups[:g], *groups[g + 1 :]]), real)
-            for g in range(len(groups))
+            frechet_distance(join([*parts[:g], *parts[g + 1 :]]), real) for g in range(len(parts))
         ]
     return value, float(np.std(left_out) * np.sqrt(len(groups) - 1))
 

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 from collections.abc import Callable
-from functools import cached_property, reduce
+from functools import cached_property
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from odelt_eqx.files import fingerprint, read_arrays
 from odelt_eqx.nn.autoencoder import Autoencoder
 
 GROUPS = 10  # disjoint random groups of the samples, for standard errors
-SUBSET = 5000  # samples whose features are stored, for the kernel distance, precision and recall
+SUBSET = 5000  # samples, at most, of the kernel distance, precision and recall
 SMALLEST_SET = 20  # fewer samples have no kernel distance, precision or recall
 TRAINING_EXAMPLES = 10_000  # examples, at most, among which nearest neighbours are searched
 NEIGHBOURS = 5
@@ -56,13 +56,8 @@ class Accumulator:
     """
 
     def __init__(self, total: int, features: Features, shape: tuple[int, ...], shown: int = 0):
-        groups, width = max(min(GROUPS, total // 2), 1), features.width(shape)
-        self.name, self.count, self.hits = np.array(features.name), np.array(0), np.array(0)
-        # The group of a sample depends on its index alone, not on the batches.
-        self.group = np.random.default_rng(0).permutation(total) % groups
-        self.counts, self.means = np.zeros(groups, int), np.zeros((groups, width))
-        self.scatters = np.zeros((groups, width, width))
-        self.rows = np.zeros((0, width), np.float32)
+        self.rows = np.zeros((total, features.width(shape)), np.float32)
+        self.count, self.hits = np.array(0), np.array(0)
         self.limit, self.shown = np.array(shown), np.zeros((0, *shape), np.float32)
         self.cost, self.seconds = np.zeros(4), np.zeros(0)  # used where samples are generated
 
@@ -73,25 +68,15 @@ class Accumulator:
 
     def add(self, rows: Rows, hits: int) -> None:
         """Add the features of more samples, and how many of them show the class asked for."""
-        group = self.group[self.count : self.count + len(rows)]
-        for g in np.unique(group):
-            part = rows[group == g].astype(np.float64)
-            old, new = self.counts[g], len(part)
-            gap = part.mean(0) - self.means[g]
-            between = gap * np.sqrt(old * new / (old + new))  # see `Statistics.merge`
-            deviations = np.vstack([part - part.mean(0), between])
-            self.scatters[g] += deviations.T @ deviations
-            self.means[g] += gap * (new / (old + new))
-            self.counts[g] += new
-        self.rows = np.concatenate([self.rows, rows[: max(0, SUBSET - len(self.rows))]])
+        self.rows[self.count : self.count + len(rows)] = rows
         self.count, self.hits = self.count + len(rows), self.hits + hits
 
     @property
-    def statistics(self) -> list[Statistics]:
-        """Statistics of the features of each group."""
-        groups = zip(self.means, self.scatters, self.counts, strict=True)
-        name = str(self.name)
-        return [Statistics(mean, s / max(n - 1, 1), int(n), name) for mean, s, n in groups]
+    def groups(self) -> list[Rows]:
+        """The features in disjoint random groups, which depend on the index of a sample alone."""
+        total = len(self.rows)
+        group = np.random.default_rng(0).permutation(total) % max(min(GROUPS, total // 2), 1)
+        return [self.rows[group == g] for g in range(group.max() + 1)]
 
 
 class Judge:
@@ -147,8 +132,12 @@ class Judge:
         return f"by {NEIGHBOURS} nearest of {count} training examples in {self.features.name}"
 
     def prepare(self) -> None:
-        """Compute what samples are compared with; every process must, before the first `add`."""
-        _ = self._real
+        """Compute what samples are compared with; every process must, before the first `add`.
+
+        Raises:
+            InputError: the reference statistics are those of other features.
+        """
+        _ = self._real, self._moments
 
     def accumulator(self, total: int, shown: int = 0) -> Accumulator:
         """Return an empty accumulator for `total` samples, of which `shown` are stored whole."""
@@ -163,8 +152,8 @@ class Judge:
 
     def quality(self, accumulator: Accumulator) -> Quality:
         """Return the quality of the samples in an accumulator."""
-        frechet = jackknife_frechet_distance(accumulator.statistics, self._statistics)
-        rows, real = accumulator.rows, self._real.rows
+        frechet = jackknife_frechet_distance(accumulator.groups, self._moments)
+        rows, real = accumulator.rows[:SUBSET], self._real.rows[:SUBSET]
         kernel = manifolds = (None, None)
         size = min(len(rows), len(real))
         if size >= SMALLEST_SET:
@@ -206,9 +195,19 @@ class Judge:
         return self._accumulate(self.held_out, count)
 
     @cached_property
-    def _statistics(self) -> Statistics:
-        """The statistics that Fréchet distances are taken to."""
-        return self._reference or reduce(Statistics.merge, self._real.statistics)
+    def _moments(self) -> Rows | Statistics:
+        """What Fréchet distances are taken to: statistics, or the features of few real samples."""
+        rows = self._real.rows
+        few = len(rows) <= rows.shape[1]
+        given = self._reference
+        if given is not None and given.features not in (None, self.features.name):
+            raise InputError(
+                f"feature mismatch: {self.features.name} and reference statistics of "
+                f"{given.features}; scripts/stats.py computes others"
+            )
+        if given is not None:
+            return given
+        return rows if few else Statistics.of(rows)
 
     @cached_property
     def _classify(self) -> Callable[[Rows], Labels]:

@@ -190,13 +190,37 @@ def test_the_jackknife_error_is_the_spread_of_the_distance():
     values, errors = [], []
     for seed in range(100):
         groups = np.random.default_rng(seed).standard_normal((10, 50, 2)) + 0.5
-        value, error = jackknife_frechet_distance([Statistics.of(group) for group in groups], real)
+        value, error = jackknife_frechet_distance(list(groups), real)
         assert value == pytest.approx(frechet_distance(groups.reshape(-1, 2), real))
         values.append(value)
         errors.append(error)
     assert np.mean(errors) == pytest.approx(np.std(values), rel=0.25)
     with pytest.raises(InputError, match="at least two groups; got 1"):
-        jackknife_frechet_distance([Statistics.of(np.eye(2))], real)
+        jackknife_frechet_distance([np.eye(2)], real)
+
+
+@pytest.mark.filterwarnings("ignore:.*samples do not determine")
+@pytest.mark.parametrize(("count", "real_count"), [(40, 30), (40, 300), (300, 30)])
+def test_few_samples_cost_no_matrix_as_wide_as_the_features(count, real_count):
+    """By the deviations of the samples the distance is that by covariances."""
+    samples, real = RNG.standard_normal((count, 100)), RNG.standard_normal((real_count, 100)) + 1
+    groups = np.split(samples, 10)
+    value, error = jackknife_frechet_distance(groups, real)
+    expected = frechet_distance(Statistics.of(samples), Statistics.of(real))
+    left_out = [
+        frechet_distance(
+            Statistics.of(np.concatenate([*groups[:g], *groups[g + 1 :]])), Statistics.of(real)
+        )
+        for g in range(10)
+    ]
+    assert value == pytest.approx(expected, rel=1e-9)
+    assert error == pytest.approx(np.std(left_out) * 3, rel=1e-6)
+    if count < 100 and real_count < 100:  # a covariance would take 512 GiB
+        wide = np.zeros((count, 2**18), np.float32)
+        wide[:, :100] = samples
+        wide_real = np.zeros((real_count, 2**18), np.float32)
+        wide_real[:, :100] = real
+        assert frechet_distance(wide, wide_real) == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_kernel_distance_is_that_of_brute_force():

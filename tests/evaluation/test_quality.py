@@ -86,9 +86,9 @@ def test_an_accumulator_continues_from_its_arrays(tmp_path):
     rest.add(rows[30:], 5)
     assert (rest.count, rest.hits) == (50, 20)
     np.testing.assert_array_equal(rest.rows, rows)
-    for ours, theirs in zip(rest.statistics, whole.statistics, strict=True):
-        assert ours.count == theirs.count == 5
-        np.testing.assert_allclose(ours.covariance, theirs.covariance)
+    for ours, theirs in zip(rest.groups, whole.groups, strict=True):
+        assert len(ours) == 5
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_given_statistics_replace_those_of_the_held_out_split(judge):
