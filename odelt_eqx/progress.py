@@ -46,6 +46,10 @@ class Progress(AbstractContextManager):
         self._metrics = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         self._bar.set_postfix_str(self._metrics, refresh=False)
 
+    def expect(self, total: int) -> None:
+        """Change how much there is to do."""
+        self._total = self._bar.total = total
+
     def advance(self, count: int = 1) -> None:
         """Count `count` more as done."""
         self._done += count

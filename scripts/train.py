@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from time import monotonic
 
 from odelt_eqx import cli
 from odelt_eqx.config import TrainConfig
@@ -13,6 +14,9 @@ from odelt_eqx.parallel import Processes
 from odelt_eqx.presets import PRESETS
 from odelt_eqx.training.train import train
 
+EVALUATION = 300
+"""Seconds that the evaluation may take, if a tenth of the training is less."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Train:
@@ -23,7 +27,8 @@ class Train:
         run: run folder; runs/PRESET or runs/PRESET-TYPE by default.
         resume: continue from the newest checkpoint in the run folder.
         overwrite: delete the run in the run folder first.
-        evaluate: measure the grid of the trained network; scripts/evaluate.py does it later.
+        evaluate: measure the grid of the trained network, in at most five minutes or a tenth of the
+            training; scripts/evaluate.py measures the rest, or all of it later.
         processes: the processes of a distributed run.
     """
 
@@ -46,12 +51,17 @@ def run() -> None:
     args = cli.parse(default, words, description)
     args.processes.join()
     config = cli.follow_data(args.config, words)
+    started = monotonic()
     train(config, args.run, resume=args.resume, overwrite=args.overwrite)
     if not args.evaluate:
         cli.print_results(args.run)
         return
     command = f"python scripts/evaluate.py {args.run}"
-    cli.print_results(*evaluate(args.run, GridConfig(), command=command), *validate(args.run))
+    trained = monotonic()
+    seconds = max(EVALUATION, (trained - started) / 10)
+    paths = evaluate(args.run, GridConfig(), command=command, seconds=seconds)
+    seconds -= monotonic() - trained
+    cli.print_results(*paths, *validate(args.run, seconds=seconds))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from odelt_eqx.sampling import SampleConfig
 from odelt_eqx.serialize import from_dict
 
 GRID = "grid.json"
+USUAL = 50_000
+"""Samples of a published FID; fewer have a larger one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,6 +201,15 @@ class Grid:
     rows: tuple[Row, ...]
     likelihood: tuple[Bits, ...] = ()
     class_names: tuple[str, ...] = ()
+    reference_count: int | None = None  # real samples that Fréchet distances are taken to, if known
+
+    @property
+    def counts(self) -> str:
+        """Between how many samples Fréchet distances are, unless it is the usual 50,000."""
+        if self.count == self.reference_count == USUAL:
+            return ""
+        real = "?" if self.reference_count is None else f"{self.reference_count:,}"
+        return f", {self.count:,} samples to {real}"
 
     @property
     def frechet(self) -> str:
@@ -219,7 +230,8 @@ class Grid:
         lines = [
             [
                 *("depth", "time solver", "time steps", "guidance", "ms per sample"),
-                *("network evaluations", "block evaluations", "class accuracy", self.frechet),
+                *("network evaluations", "block evaluations", "class accuracy"),
+                f"{self.frechet}{self.counts}",
                 *("× real", distance_name("Kernel", self.features), "precision", "recall"),
                 "program MB",
             ]

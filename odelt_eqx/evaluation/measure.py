@@ -3,7 +3,7 @@
 import itertools
 import json
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic, perf_counter
@@ -138,8 +138,7 @@ class Meter:
     def __init__(self, network: Network, judge: Judge, config: GridConfig, folder: Path, data: Any):
         self._network, self._judge, self._config, self._folder = network, judge, config, folder
         self._store = Store(folder / ROWS)
-        self._program: Any = None
-        self._sampler: Any = None
+        self._samplers: dict[Any, CompiledSampler] = {}
         length = network.length if config.length is None else config.length
         self.settings = {
             "weights": fingerprint_weights(network),
@@ -155,23 +154,42 @@ class Meter:
             "device": describe_devices(),
         }
 
-    def rows(self, progress: Progress) -> Iterator[Row]:
+    def rows(self, progress: Progress, seconds: float | None = None) -> Iterator[Row]:
         """Yield the rows of the grid; `progress` counts samples.
+
+        Args:
+            progress: shows how far the measurement is.
+            seconds: the largest numbers of steps are left out if all would take longer. Rows of the
+                smallest number are always measured; what they take says what the others will.
 
         Raises:
             SolveError: an adaptive plan ran out of steps.
             Interrupted: a signal asked for it; the same call resumes the measurement.
         """
+        configs, rows, started = self._config.sample_configs(self._network.depths), {}, monotonic()
         with StopSignals() as stop:
-            for config in self._config.sample_configs(self._network.depths):
-                settings = {**self.settings, "config": to_dict(config)}
-                if settings in self._store:
-                    progress.advance(self._config.count)
-                name = f"{_file_name(config)}-{fingerprint(_text(settings))[:8]}"
-                measure = lambda: self._measure_row(config, name, stop, progress)  # noqa: B023
-                row = self._store.measure(settings, Row, measure)
+            if seconds is not None and (steps := self._config.steps):
+                few = [config for config in configs if _steps(config) == min(steps)]
+                rows = {config: self._row(config, stop, progress) for config in few}
+                used = sum(row.milliseconds for row in rows.values() if row) / 1e3
+                one_step = used * self._config.count / min(steps)
+                most = _most_steps(steps, one_step, seconds - (monotonic() - started))
+                most = int(broadcast(np.array(most)))
+                configs = [config for config in configs if _steps(config) <= most]
+                progress.expect(self._config.count * len(configs))
+            for config in configs:
+                row = rows[config] if config in rows else self._row(config, stop, progress)
                 if row is not None:
                     yield row
+
+    def _row(self, config: SampleConfig, stop: StopSignals, progress: Progress) -> Row | None:
+        """Return a row to process 0, measured unless it is known."""
+        settings = {**self.settings, "config": to_dict(config)}
+        if settings in self._store:
+            progress.advance(self._config.count)
+        name = f"{_file_name(config)}-{fingerprint(_text(settings))[:8]}"
+        measure = lambda: self._measure_row(config, name, stop, progress)
+        return self._store.measure(settings, Row, measure)
 
     def _measure_row(
         self, config: SampleConfig, name: str, stop: StopSignals, progress: Progress
@@ -223,20 +241,19 @@ class Meter:
         return row
 
     def _compiled(self, config: SampleConfig) -> CompiledSampler:
-        """Return the sampler of a setting; the last one is used again if it serves."""
+        """Return the sampler of a setting; one that was compiled before is used if it serves."""
         guidance = config.guidance if config.guidance in (0, 1) else None
         program = (
             config.depth,
             guidance,
             jax.tree.structure((config.time, config.guidance_interval)),
         )
-        if program != self._program:
+        if program not in self._samplers:
             size, seed = self._config.batch_size, self._config.seed
             noise, _, condition = inputs(self._network, seed, 0, size)
-            self._sampler = CompiledSampler(self._network, noise, condition, config)
-            self._sampler(noise, condition, config)  # what happens once is not timed
-            self._program = program
-        return self._sampler
+            self._samplers[program] = CompiledSampler(self._network, noise, condition, config)
+            self._samplers[program](noise, condition, config)  # what happens once is not timed
+        return self._samplers[program]
 
     def _sample(
         self, sampler: CompiledSampler, config: SampleConfig, start: int
@@ -324,6 +341,29 @@ def fingerprint_weights(network: Network) -> str:
         return replicate(jnp.stack(total))
 
     return fingerprint(np.asarray(sums(network)))
+
+
+def _steps(config: SampleConfig) -> int:
+    """Return the number of time steps of a setting; 0 if a solver chooses it."""
+    return config.time.steps if isinstance(config.time, FixedSteps) else 0
+
+
+def _most_steps(steps: Sequence[int], one_step: float, seconds: float) -> int:
+    """Return the largest number of steps that is measured in a time, with all that are smaller.
+
+    Args:
+        steps: the numbers asked for; the smallest is measured already.
+        one_step: seconds that the rows of one number of steps take together, per step.
+        seconds: what is left.
+    """
+    first, *others = sorted(steps)
+    fitting = [first]
+    for more in others:
+        seconds -= one_step * more
+        if seconds < 0:
+            break
+        fitting.append(more)
+    return fitting[-1]
 
 
 def _file_name(config: SampleConfig) -> str:

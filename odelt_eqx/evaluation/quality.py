@@ -118,6 +118,11 @@ class Judge:
         return f"given statistics ({digest})"
 
     @property
+    def reference_count(self) -> int | None:
+        """Number of real samples that Fréchet distances are taken to; None if it is unknown."""
+        return len(self.held_out) if self._reference is None else self._reference.count
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         """Names of the classes that samples are asked for."""
         names = self.train.class_names

@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import json
 import shlex
+import warnings
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -24,7 +25,7 @@ from odelt_eqx.evaluation.quality import Judge
 from odelt_eqx.files import write_json, write_text
 from odelt_eqx.network import check_depth
 from odelt_eqx.ode.plan import Adaptive, FixedSteps
-from odelt_eqx.parallel import describe_devices, on_main_process
+from odelt_eqx.parallel import describe_devices, is_main_process, on_main_process
 from odelt_eqx.progress import Progress
 from odelt_eqx.serialize import to_dict
 from odelt_eqx.training.checkpoint import Checkpoints, run_config
@@ -37,6 +38,7 @@ def evaluate(
     *,
     features: FeaturesConfig = Pixels(),
     command: str = "",
+    seconds: float | None = None,
 ) -> list[Path]:
     """Measure the grid of a run and write it with figures and a report.
 
@@ -45,6 +47,8 @@ def evaluate(
     Args:
         out: folder of the results; the run's own by default.
         command: the command that the report shows as its source.
+        seconds: about how long it may take, compilation included; the largest numbers of time steps
+            are left out otherwise, and said.
 
     Returns:
         The files written: grid.png, grid.md, grid.json, curves.png, report.html; for points in the
@@ -74,7 +78,7 @@ def evaluate(
         meter = Meter(network, judge, config, folder, to_dict(trained)["data"])
         total = config.count * len(config.sample_configs(model.depths))
         with Progress("evaluate (samples)", total) as progress:
-            rows = tuple(meter.rows(progress))
+            rows = tuple(meter.rows(progress, seconds))
         bounds, bits = meter.bounds(), tuple(meter.bits())
         if network.shape == (2,):
             names += ["length.png", "density.png"]
@@ -101,6 +105,7 @@ def evaluate(
             rows=rows,
             likelihood=bits,
             class_names=judge.class_names,
+            reference_count=judge.reference_count,
         )
         save_grid_samples(grid, judge, folder)
         write_text(folder / "grid.md", grid.markdown())
@@ -110,6 +115,13 @@ def evaluate(
         write_text(folder / "report.html", _page(grid, trained, run, folder, command, figures))
 
     on_main_process(write)
+    measured = {row.config.time.steps for row in rows if isinstance(row.config.time, FixedSteps)}
+    if is_main_process() and (left_out := sorted({*config.steps} - measured)):
+        warnings.warn(
+            f"not measured, as it would take over {seconds:.0f} s: {', '.join(map(str, left_out))} "
+            f"time steps; {command or 'scripts/evaluate.py'} does",
+            stacklevel=2,
+        )
     return [folder / name for name in names]
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from time import monotonic
 
 import equinox as eqx
 import jax
@@ -19,7 +20,7 @@ from odelt_eqx.evaluation.measure import condition_of, network_on_devices
 from odelt_eqx.files import write_json, write_text
 from odelt_eqx.network import Condition, Network
 from odelt_eqx.objective import LengthConsistency, Networks, Objective, Teacher, TrainingTime
-from odelt_eqx.parallel import distribute, place, replicate
+from odelt_eqx.parallel import broadcast, distribute, place, replicate
 from odelt_eqx.serialize import to_dict
 from odelt_eqx.training.checkpoint import load_teacher, run_config
 from odelt_eqx.training.step import squared_error
@@ -41,11 +42,15 @@ class Loss:
     count: int  # draws in the bin
 
 
-def validate(run: Path, out: Path | None = None) -> list[Path]:
+def validate(run: Path, out: Path | None = None, *, seconds: float | None = None) -> list[Path]:
     """Write the held-out losses of a run by time, step index and depth.
 
     They are those of the EMA weights under the run's own objective, without length consistency:
     every depth has the same targets from the same draws.
+
+    Args:
+        out: folder of the results; the run's own by default.
+        seconds: about how long it may take: the draws are fewer otherwise, one batch at least.
 
     Returns:
         The files written, to `out` or to the run folder: validation.md, .json and .png.
@@ -59,15 +64,23 @@ def validate(run: Path, out: Path | None = None) -> list[Path]:
         objective = objective.objective
     when = TrainingTime(config.steps - 1, config.steps)
     source = load_into_memory(open_source(config.data, "held-out"), DRAWS)
-    losses, batches = [], -(-DRAWS // min(len(source), BATCH))
+    batches, started = -(-DRAWS // min(len(source), BATCH)), monotonic()
     with network_on_devices(run) as network:
         teacher = place(load_teacher(run) or network, jax.sharding.get_mesh())
         networks = Networks(Teacher(network), Teacher(network), Teacher(teacher))
         examples = jnp.asarray(source.x), condition_of(network, source.condition)
-        for depth in network.depths:
-            keys = [jax.random.fold_in(jax.random.key(config.seed), i) for i in range(batches)]
-            draws = [_errors(networks, objective, *examples, key, depth, when) for key in keys]
-            losses += binned(depth, *(np.concatenate(x) for x in zip(*draws, strict=True)))
+        draws: dict[int, list[tuple[np.ndarray, ...]]] = {depth: [] for depth in network.depths}
+        for index in range(batches):
+            key = jax.random.fold_in(jax.random.key(config.seed), index)
+            for depth, own in draws.items():
+                drawn = _errors(networks, objective, *examples, key, depth, when)
+                own.append(tuple(map(np.asarray, drawn)))
+            late = seconds is not None and monotonic() - started > seconds
+            if broadcast(np.array(late)):
+                break
+    losses = []
+    for depth, own in draws.items():
+        losses += binned(depth, *(np.concatenate(x) for x in zip(*own, strict=True)))
     paths = [folder / f"validation.{suffix}" for suffix in ("md", "json", "png")]
     write_text(paths[0], _markdown(losses))
     write_json(paths[1], to_dict(losses))

@@ -12,7 +12,7 @@ from PIL import Image
 
 import odelt_eqx as odelt
 from odelt_eqx.evaluation.grid import GridConfig, load_grid
-from odelt_eqx.evaluation.measure import Meter
+from odelt_eqx.evaluation.measure import Meter, _most_steps
 from odelt_eqx.evaluation.report import evaluate
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*samples do not determine")
@@ -48,6 +48,7 @@ def test_evaluation_writes_a_grid_two_figures_and_a_page(results):
         assert row["evaluations"] == guided + row["config"]["time"]["steps"]
         assert row["memory"] > 1000
         assert row["quality"]["frechet_error"] > 0
+    assert "| Fréchet distance (pixels), 80 samples to 360 |" in markdown.read_text()
     for image in (figure, curves):
         assert max(Image.open(image).size) > 300
     assert page.exists()
@@ -72,6 +73,30 @@ def test_a_second_evaluation_measures_only_what_is_new(tiny_run, results, tmp_pa
     (bits,) = load_grid(folder).likelihood
     assert bits.bits > 0 < bits.error
     assert "| 2 | 1 | " in (folder / "grid.md").read_text().split("bits per dimension")[1]
+
+
+def test_little_time_leaves_out_the_largest_numbers_of_steps(tiny_run, tmp_path, monkeypatch):
+    """And says what measures them, which then measures nothing twice."""
+    config = GridConfig(steps=(2, 1, 4), count=20, batch_size=20)
+    with pytest.warns(UserWarning, match=r"over 0 s: 2, 4 time steps; evaluate\.py RUN does"):
+        evaluate(tiny_run, config, tmp_path, seconds=0.0, command="evaluate.py RUN")
+    rows = load_grid(tmp_path).rows
+    assert [(row.depth, row.config.time.steps) for row in rows] == [(2, 1), (4, 1)]
+    measured = []
+    whole = Meter._measure_row
+    count = lambda self, config, *rest: measured.append(config) or whole(self, config, *rest)
+    monkeypatch.setattr(Meter, "_measure_row", count)
+    evaluate(tiny_run, config, tmp_path, seconds=1e6)
+    assert [(config.depth, config.time.steps) for config in measured] == [
+        (d, s) for d in (2, 4) for s in (2, 4)
+    ]
+    assert len(load_grid(tmp_path).rows) == 6
+
+
+def test_the_time_of_a_grid_is_told_by_its_first_rows():
+    """Rows of 1 step take 1 s: those of 2 and 4 take 6 s more, those of 16 another 16 s."""
+    most = lambda seconds: _most_steps((16, 1, 2, 4), 1.0, float(seconds))
+    assert [most(s) for s in (-5, 1, 2, 5.9, 6, 21, 22)] == [1, 1, 2, 2, 4, 4, 16]
 
 
 @pytest.mark.parametrize("text", ["no rows\n", '{"a": 1}\n'])

@@ -42,6 +42,14 @@ def test_a_run_is_validated_at_every_depth(tiny_run, tmp_path):
     assert min(Image.open(figure).size) > 300
 
 
+def test_little_time_means_fewer_draws(tiny_run, tmp_path):
+    _, data, _ = validate(tiny_run, tmp_path, seconds=0.0)
+    losses = json.loads(data.read_text())
+    for depth in (2, 4):
+        own = [loss for loss in losses if loss["depth"] == depth and loss["axis"] == "step"]
+        assert sum(loss["count"] for loss in own) == 360  # a batch of all that is held out
+
+
 def test_a_run_on_vectors_is_validated(checkerboard, tmp_path):
     table, data, _ = validate(checkerboard, tmp_path)
     losses = json.loads(data.read_text())
