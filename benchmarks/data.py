@@ -48,7 +48,8 @@ class Config:
 
 def main(config: Config) -> None:
     """Print the table."""
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     with TemporaryDirectory() as scratch:
         folder = config.folder or _write_images(Path(scratch) / "images", config)
         everything = HeldOut(share=0.0)

@@ -114,7 +114,8 @@ def _read_batch(
 def follow_parent(*_: int) -> None:
     """In a worker process: leave interrupts to the parent, and exit when it exits or is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.setsid()  # signals to the parent's process group do not reach the worker
+    if hasattr(os, "setsid"):
+        os.setsid()  # signals to the parent's process group do not reach the worker
     parent = multiprocessing.parent_process()
 
     def follow() -> None:

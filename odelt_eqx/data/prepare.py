@@ -39,6 +39,13 @@ CHUNKS = ".chunks"
 SPLITS: tuple[Split, ...] = ("train", "held-out")
 
 
+def count_cores() -> int:
+    """Return the number of cores that this process may use, where the system says so, or has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 @dataclasses.dataclass(frozen=True)
 class PrepareConfig:
     """How images become shards.
@@ -68,7 +75,7 @@ class PrepareConfig:
     renumber: bool = False
     white: int | None = None
     chunk: int = 2048
-    workers: int = dataclasses.field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    workers: int = dataclasses.field(default_factory=count_cores)
     part: str = "1/1"
     max_failures: float = 0.01
 

@@ -23,8 +23,6 @@ from pathlib import Path
 from typing import Any, Literal, SupportsIndex
 
 import numpy as np
-from array_record.python.array_record_data_source import ArrayRecordDataSource
-from array_record.python.array_record_module import ArrayRecordWriter
 
 from odelt_eqx.data.source import Split
 from odelt_eqx.data.splits import HeldOut
@@ -133,6 +131,19 @@ def load_index(folder: Path) -> Index:
     return from_dict(document, Index, str(path))
 
 
+def _array_record() -> tuple[Any, Any]:
+    """Return the reader and the writer of ArrayRecord files; an InputError if there are none."""
+    try:
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+        from array_record.python.array_record_module import ArrayRecordWriter
+    except ImportError:
+        raise InputError(
+            "shards and TensorFlow Datasets need array_record, which is not installed: pip install "
+            "array_record, where there is a wheel (Linux, macOS on ARM); data:folder needs none"
+        ) from None
+    return ArrayRecordDataSource, ArrayRecordWriter
+
+
 class Records:
     """The records of several shards, one after the other.
 
@@ -141,7 +152,7 @@ class Records:
         files: number of records in each file, by name.
 
     Raises:
-        InputError: a file is missing.
+        InputError: a file is missing, or array_record is.
     """
 
     def __init__(self, folder: Path, files: dict[str, int]):
@@ -150,7 +161,8 @@ class Records:
                 raise InputError(f"{folder / name} is missing; copy or make it again")
         shards = [Shard(str(folder / name), 0, n, n) for name, n in sorted(files.items())]
         self._folder = folder
-        self._records: Any = ArrayRecordDataSource(shards) if shards else ()  # pyright: ignore
+        open_records, _ = _array_record()
+        self._records: Any = open_records(shards) if shards else ()
 
     def __len__(self) -> int:
         return len(self._records)
@@ -171,10 +183,11 @@ def write_shard(path: Path) -> Iterator[Callable[[bytes], None]]:
     This runs in worker processes, too, which must not initialise JAX: hence no `atomic_write`.
 
     Raises:
-        InputError: the file cannot be written.
+        InputError: the file cannot be written, or array_record is missing.
     """
     temporary, count = temporary_path(path), 0
-    writer = ArrayRecordWriter(str(temporary), OPTIONS)
+    _, open_writer = _array_record()
+    writer = open_writer(str(temporary), OPTIONS)
 
     def write(record: bytes) -> None:
         nonlocal count

@@ -1,7 +1,6 @@
 """A run folder: what may be done with it, how it starts, and its lock."""
 
 import dataclasses
-import fcntl
 import shutil
 import sys
 from collections.abc import Iterator
@@ -116,16 +115,22 @@ def start_run(config: TrainConfig, run: Path) -> None:
 def lock(run: Path) -> Iterator[None]:
     """Hold the lock of a run folder; an InputError if another process does.
 
-    The operating system releases it when the process ends, however it ends.
+    The operating system releases it when the process ends, however it ends. Where it cannot lock,
+    as on Windows and on some network file systems, a note says so.
     """
     run.mkdir(parents=True, exist_ok=True)
     with (run / LOCK).open("w") as file:
         try:
+            import fcntl
+
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(
                 f"another process is training in {run}; wait for it or stop it"
             ) from None
+        except (ImportError, OSError) as error:
+            unlocked = f"{run} cannot be locked here ({error}): train in it with one process only"
+            print(f"note: {unlocked}", file=sys.stderr)
         yield
 
 

@@ -1,6 +1,5 @@
 """How fast a run trains, and how much memory it takes."""
 
-import resource
 import sys
 import time
 from typing import Any
@@ -69,12 +68,16 @@ def step_flops(config: TrainConfig) -> int:
 def memory() -> dict[str, float]:
     """Return the peak memory of a device of this process, in bytes, where it is reported.
 
-    Where it is not (on CPUs): the peak resident size of the process.
+    Where it is not (on CPUs): the peak resident size of the process, if the system tells it.
     """
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     peaks = [s["peak_bytes_in_use"] for s in stats if "peak_bytes_in_use" in s]
     if peaks:
         return {"device_peak_bytes": float(max(peaks))}
+    try:
+        import resource
+    except ImportError:  # Windows
+        return {}
     unit = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {"process_peak_resident_bytes": float(unit * peak)}
