@@ -205,7 +205,7 @@ def by_hand(model: DiT, depth: int, guidance: float) -> Any:
     def velocity(model: DiT, t: Array, x: Array, index: Array, labels: Array) -> Array:
         c = model.condition_embedding(t, index, labels)
         h = affine(model.patch_embedding, jax.vmap(patchify, (0, None))(x, config.patch_size))
-        h = h + position_table(config.image_size // config.patch_size, config.hidden_size)
+        h = h + position_table(config.grid, config.hidden_size)
         groups = tuple(group.blocks for group in model.groups[: depth // config.depth_group])
         u = run_euler(groups, h, c + model.length_embedding.weight[depth])
         return jax.vmap(unpatchify, (0, None))(jax.vmap(model.final)(u, c), config.patch_size)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 import sys
 import warnings
 from collections.abc import Callable
@@ -74,12 +75,10 @@ def follow_data(config: TrainConfig, words: list[str]) -> TrainConfig:
     source = open_source(config.data, "train")
     found: dict[str, Any] = {}
     if isinstance(model, DiTConfig) and len(source.shape) == 3:
-        side, _, found["channels"] = source.shape
-        found["image_size"] = side
-        if side != model.image_size:
-            most = TOKENS.get(jax.default_backend(), 256)
-            sizes = (p for p in range(1, side + 1) if side % p == 0 and (side // p) ** 2 <= most)
-            found["patch_size"] = next(sizes)
+        height, width, found["channels"] = source.shape
+        found["image_size"] = height if height == width else (height, width)
+        if found["image_size"] != model.image_size:
+            found["patch_size"] = _patch_size(height, width)
     elif not isinstance(model, DiTConfig) and len(source.shape) == 1:
         (found["size"],) = source.shape
     if model.num_classes is not None:
@@ -96,6 +95,22 @@ def follow_data(config: TrainConfig, words: list[str]) -> TrainConfig:
     if is_main_process():
         print(f"note: {listed}: as the data are", file=sys.stderr)
     return dataclasses.replace(config, model=dataclasses.replace(model, learned="both", **new))
+
+
+def _patch_size(height: int, width: int) -> int:
+    """Return the smallest size of patches that leaves the device no more tokens than it is for.
+
+    Raises:
+        InputError: height and width have no divisor in common that is large enough.
+    """
+    most, common = TOKENS.get(jax.default_backend(), 256), math.gcd(height, width)
+    for patch in range(1, common + 1):
+        if common % patch == 0 and (height // patch) * (width // patch) <= most:
+            return patch
+    raise InputError(
+        f"images of {height} x {width} cannot be cut into at most {most} square patches: crop or "
+        "resize them (data:folder does by --data.size HEIGHT WIDTH), or give --model.patch-size"
+    )
 
 
 def _with_type(kind: type, name: str, annotation: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Images to look at: tiled, enlarged, written as PNG."""
+"""Images: their size, and how they are tiled, enlarged and written as PNG."""
 
 from pathlib import Path
 
@@ -7,6 +7,14 @@ from jaxtyping import Float, Shaped, UInt8
 from PIL import Image
 
 from odelt_eqx.files import atomic_write
+
+ImageSize = int | tuple[int, int]
+"""(height, width) in pixels, or one number for both."""
+
+
+def height_width(size: ImageSize) -> tuple[int, int]:
+    """Return height and width."""
+    return (size, size) if isinstance(size, int) else size
 
 
 def tile(

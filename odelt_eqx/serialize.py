@@ -9,6 +9,7 @@ from cattrs.strategies import configure_union_passthrough
 from cattrs.v import format_exception
 
 from odelt_eqx.errors import InputError
+from odelt_eqx.images import ImageSize
 
 TAG = "type"
 """Key under which a member of a union carries the name of its class."""
@@ -82,7 +83,13 @@ def _unstructure_union(kind: Any) -> Any:
     return unstructure
 
 
+def _structure_size(data: Any, _: Any) -> ImageSize:
+    """Return a size that is one number or two."""
+    return _CONVERTER.structure(data, int if isinstance(data, int) else tuple[int, int])
+
+
 _CONVERTER = cattrs.Converter(forbid_extra_keys=True)
 configure_union_passthrough(bool | int | float | str | None, _CONVERTER)
+_CONVERTER.register_structure_hook(ImageSize, _structure_size)
 _CONVERTER.register_structure_hook_factory(lambda kind: bool(_members(kind)), _structure_union)
 _CONVERTER.register_unstructure_hook_factory(lambda kind: bool(_members(kind)), _unstructure_union)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import jax
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 import odelt_eqx as odelt
 from odelt_eqx.config import load_config, save_config
+from odelt_eqx.data import Folder
 from odelt_eqx.evaluation.samples import SampleRequest, save_samples
 from odelt_eqx.serialize import to_dict
 from odelt_eqx.training.weights import convert
@@ -26,6 +28,22 @@ def test_the_length_plan_survives_a_config_and_a_safetensors_file(tmp_path, plan
     assert load_config(tmp_path / "config.json") == config
     odelt.save_safetensors(odelt.DiT(model, key=jax.random.key(0)), tmp_path / "a.safetensors")
     assert odelt.load_safetensors(tmp_path / "a.safetensors").config == model
+
+
+def test_a_size_is_one_number_or_two(tmp_path):
+    for size in (8, (8, 12)):
+        config = dataclasses.replace(
+            TINY_RUN,
+            model=dataclasses.replace(TINY, image_size=size),
+            data=Folder(tmp_path, size=size),
+        )
+        save_config(config, tmp_path / "config.json")
+        assert load_config(tmp_path / "config.json") == config
+    text = (tmp_path / "config.json").read_text()
+    for wrong in ('"8"', "[8]", "[8, 12, 1]", "8.5", "null"):
+        (tmp_path / "config.json").write_text(re.sub(r"\[\s*8,\s*12\s*\]", wrong, text))
+        with pytest.raises(odelt.InputError, match="does not fit this version"):
+            load_config(tmp_path / "config.json")
 
 
 def test_a_run_that_began_before_the_average_warmed_up_goes_on_without(tmp_path):

@@ -1,5 +1,6 @@
-"""Encoded images of any kind to squares of 8-bit pixels."""
+"""Encoded images of any kind to 8-bit pixels of one size."""
 
+from fractions import Fraction
 from io import BytesIO
 
 import numpy as np
@@ -8,6 +9,7 @@ from PIL import Image, ImageOps
 from PIL.JpegImagePlugin import JpegImageFile
 
 from odelt_eqx.errors import InputError, reason
+from odelt_eqx.images import ImageSize, height_width
 
 MAX_PIXELS = 2**26
 """An image of more pixels is not decoded."""
@@ -22,18 +24,18 @@ class BadImageError(ValueError):
     """An image that cannot be used; one line says why."""
 
 
-def check_shape(size: int, channels: int) -> None:
+def check_shape(size: ImageSize, channels: int) -> None:
     """Raise an InputError unless images can be decoded to this shape."""
-    if size < 1:
+    if min(height_width(size)) < 1:
         raise InputError(f"size must be at least 1; got {size}")
     if channels not in (1, 3):
         raise InputError(f"channels must be 1 or 3; got {channels}")
 
 
 def decode_image(
-    data: bytes, size: int, channels: int = 3, white: int = WHITES[-1]
-) -> UInt8[np.ndarray, "size size channels"]:
-    """Return the central square of an image, resized.
+    data: bytes, size: ImageSize, channels: int = 3, white: int = WHITES[-1]
+) -> UInt8[np.ndarray, "height width channels"]:
+    """Return the central part of an image that has the shape of `size`, resized to it.
 
     | an image that | is |
     |---|---|
@@ -50,10 +52,11 @@ def decode_image(
     | has an EXIF orientation | turned upright |
     | is smaller than `size` | enlarged |
 
-    The square is resized by Pillow's antialiased triangle filter, as the reference's images were.
+    It is resized by Pillow's antialiased triangle filter, as the reference's images were.
 
-    `size` is the height and width of the result, in pixels; `channels` is 3, or 1 for grey levels;
-    `white` is the brightest value of images of more than 8 bits, see `brightest`.
+    `size` is (height, width) of the result, in pixels, or one number for both; `channels` is 3, or
+    1 for grey levels; `white` is the brightest value of images of more than 8 bits, see
+    `brightest`.
 
     Raises:
         BadImageError: the image is refused.
@@ -82,21 +85,23 @@ def brightest(data: bytes) -> int:
         return 255
 
 
-def _decode(data: bytes, size: int, channels: int, white: int) -> UInt8[np.ndarray, "h w c"]:
+def _decode(data: bytes, size: ImageSize, channels: int, white: int) -> UInt8[np.ndarray, "h w c"]:
+    height, width = height_width(size)
     with _open(data, size) as image:
-        square = _crop(ImageOps.exif_transpose(image))
-        opaque = _convert(square, "RGB" if channels == 3 else "L", white)
-        resized = opaque.resize((size, size), Image.Resampling.BILINEAR)
-        return np.asarray(resized).reshape(size, size, channels)
+        part = _crop(ImageOps.exif_transpose(image), height, width)
+        opaque = _convert(part, "RGB" if channels == 3 else "L", white)
+        resized = opaque.resize((width, height), Image.Resampling.BILINEAR)
+        return np.asarray(resized).reshape(height, width, channels)
 
 
-def _open(data: bytes, size: int) -> Image.Image:
+def _open(data: bytes, size: ImageSize) -> Image.Image:
     """Open an image to be decoded at a size of at least twice `size`, if it is so large."""
     # Pillow takes a large image for a bomb before it knows that it will be decoded at a half.
     jpeg = data.startswith(b"\xff\xd8\xff")
     image = JpegImageFile(BytesIO(data)) if jpeg else Image.open(BytesIO(data))
     (width, height), limit = image.size, MAX_PIXELS
-    image.draft("RGB", (2 * size, 2 * size))  # a JPEG far too large is decoded at a half
+    least = 2 * max(height_width(size))  # it may yet be turned upright
+    image.draft("RGB", (least, least))  # a JPEG far too large is decoded at a half
     if jpeg and not image.info.get("progressive"):  # of which all coefficients are kept
         limit = MAX_JPEG_PIXELS
     for pixels, most in ((width * height, limit), (image.width * image.height, MAX_PIXELS)):
@@ -106,8 +111,8 @@ def _open(data: bytes, size: int) -> Image.Image:
 
 
 def _decode_without_end(
-    data: bytes, size: int, channels: int
-) -> UInt8[np.ndarray, "size size channels"] | None:
+    data: bytes, size: ImageSize, channels: int
+) -> UInt8[np.ndarray, "height width channels"] | None:
     """Return the pixels of a JPEG that lacks nothing but its end marker; otherwise None.
 
     Where pixels are missing, what follows the data decides what is decoded in their place.
@@ -124,11 +129,12 @@ def _decode_without_end(
     return one if np.array_equal(one, other) else None
 
 
-def _crop(image: Image.Image) -> Image.Image:
-    """Return the central square."""
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return image.crop((left, top, left + side, top + side))
+def _crop(image: Image.Image, height: int, width: int) -> Image.Image:
+    """Return the largest central part whose sides are as `height` to `width`."""
+    scale = min(Fraction(image.height, height), Fraction(image.width, width))
+    rows, columns = max(1, round(scale * height)), max(1, round(scale * width))
+    left, top = (image.width - columns) // 2, (image.height - rows) // 2
+    return image.crop((left, top, left + columns, top + rows))
 
 
 def _convert(image: Image.Image, mode: str, white: int) -> Image.Image:

@@ -12,6 +12,7 @@ from odelt_eqx.data.raw import RawImages, find_raw_images, find_white
 from odelt_eqx.data.source import DataSet, ImageSource, Split
 from odelt_eqx.data.splits import HeldOut
 from odelt_eqx.errors import InputError, check_range
+from odelt_eqx.images import ImageSize, height_width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +24,8 @@ class Folder(DataSet):
     Args:
         folder: the folder or file. In a folder, subfolders are the classes, by name, or splits if
             they are called `train` and `val` or `test`; files of labels come before either.
-        size: height and width of the images, in pixels, cropped to squares.
+        size: (height, width) of the images, in pixels, or one number for both; they are cropped to
+            this shape.
         channels: 3, or 1 for grey levels.
         held_out_folder: images of the same kind that are the held-out split.
         held_out: which images are held out if neither that nor their names say so; their names
@@ -37,7 +39,7 @@ class Folder(DataSet):
     """
 
     folder: Path
-    size: int
+    size: ImageSize
     channels: int = 3
     held_out_folder: Path | None = None
     held_out: HeldOut = HeldOut()
@@ -62,7 +64,7 @@ class Folder(DataSet):
         else:
             images = self._find(self.held_out_folder).relabel(images.class_names)
         read = _Reader(images, self.size, self.channels, white, self.max_failures)
-        shape = (self.size, self.size, self.channels)
+        shape = (*height_width(self.size), self.channels)
         identity = "/".join(images.names), images.labels
         return ImageSource(read, len(images), shape, images.class_names, identity)
 
@@ -75,13 +77,13 @@ class _Reader:
     """Reads the pixels and the label of an image, or of the next one that can be used."""
 
     images: RawImages
-    size: int
+    size: ImageSize
     channels: int
     white: int
     max_failures: float
     unusable: set[int] = dataclasses.field(default_factory=set)  # those that this process has met
 
-    def __call__(self, index: int) -> tuple[UInt8[np.ndarray, "size size channels"], int]:
+    def __call__(self, index: int) -> tuple[UInt8[np.ndarray, "height width channels"], int]:
         images = self.images
         while True:
             try:

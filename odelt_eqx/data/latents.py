@@ -88,13 +88,13 @@ def prepare_latents(
 def _latent_layout(index: Index, images: Path, autoencoder: Autoencoder) -> Layout:
     """Return the layout of the latents of images."""
     kind, shape, reduction = index.layout.kind, index.layout.shape, autoencoder.config.reduction
-    if kind != "images" or shape[2] != 3 or shape[0] % reduction:
+    if kind != "images" or shape[2] != 3 or any(n % reduction for n in shape[:2]):
         raise InputError(
             f"{images} holds {kind} {shape}; the autoencoder takes images whose size is a multiple "
             f"of {reduction}, in 3 channels"
         )
-    side = shape[0] // reduction
-    return Layout("latents", "float16", (2, side, side, 2 * autoencoder.config.latent_channels))
+    height, width, moments = *shape[:2], 2 * autoencoder.config.latent_channels
+    return Layout("latents", "float16", (2, height // reduction, width // reduction, moments))
 
 
 @eqx.filter_jit

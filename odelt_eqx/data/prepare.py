@@ -30,6 +30,7 @@ from odelt_eqx.files import (
     write_json,
     write_text,
 )
+from odelt_eqx.images import ImageSize, height_width
 from odelt_eqx.progress import Progress
 from odelt_eqx.serialize import from_dict, to_dict
 
@@ -51,7 +52,8 @@ class PrepareConfig:
     """How images become shards.
 
     Args:
-        size: height and width of the images, in pixels; see `odelt_eqx.data.decode`.
+        size: (height, width) of the images, in pixels, or one number for both; see
+            `odelt_eqx.data.decode`.
         channels: 3, or 1 for grey levels.
         held_out_source: images of the same kind that are the held-out split.
         held_out: which images are held out without such a source.
@@ -66,7 +68,7 @@ class PrepareConfig:
         max_failures: stop if a larger share of the images, and more than one, cannot be used.
     """
 
-    size: int = 256
+    size: ImageSize = 256
     channels: int = 3
     held_out_source: Path | None = None
     held_out: HeldOut = HeldOut()
@@ -194,7 +196,7 @@ def _make_chunks(
     source: Path, out: Path, config: PrepareConfig
 ) -> tuple[list[_Chunk], tuple[str, ...]]:
     """Return all chunks and the class names."""
-    layout = Layout("images", "uint8", (config.size, config.size, config.channels))
+    layout = Layout("images", "uint8", (*height_width(config.size), config.channels))
     sources = [source] if config.held_out_source is None else [source, config.held_out_source]
     for path in sources:
         if out.resolve().is_relative_to(path.resolve()):
@@ -225,7 +227,7 @@ def start_folder(out: Path, plan: dict[str, Any], ignored: Collection[str] = ())
     Raises:
         InputError: the folder has another plan, or is not a folder of shards.
     """
-    path, plan = out / PLAN, {"version": VERSION, **plan}
+    path, plan = out / PLAN, json.loads(json.dumps({"version": VERSION, **plan}))
     with write_errors(out):
         if path.is_file():
             previous = from_dict(read_json(path, "a plan of prepare"), dict, str(path))
@@ -241,7 +243,7 @@ def start_folder(out: Path, plan: dict[str, Any], ignored: Collection[str] = ())
 def _write_chunk(chunk: _Chunk) -> _Outcome:
     """Write the shards of a chunk, then its outcome; this runs in worker processes."""
     outcome = _Outcome({split: [] for split in SPLITS}, [])
-    size, _, channels = chunk.layout.shape
+    height, width, channels = chunk.layout.shape
     images = chunk.images
     with write_errors(chunk.folder, "the same command resumes"):
         with ExitStack() as stack:
@@ -249,7 +251,7 @@ def _write_chunk(chunk: _Chunk) -> _Outcome:
             for index, name in enumerate(images.names):
                 try:
                     data = images.read(images.locations[index])
-                    pixels = decode_image(data, size, channels, chunk.white)
+                    pixels = decode_image(data, (height, width), channels, chunk.white)
                 except BadImageError as error:
                     outcome.skipped.append((name, str(error)))
                     continue

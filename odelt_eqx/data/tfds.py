@@ -17,6 +17,7 @@ from odelt_eqx.data.source import DataSet, ImageSource, Split
 from odelt_eqx.data.splits import HeldOut
 from odelt_eqx.errors import InputError, reason
 from odelt_eqx.files import read_json
+from odelt_eqx.images import ImageSize, height_width
 
 MAX_CLASSES = 1_000_000
 HELD_OUT = ("validation", "test")
@@ -44,7 +45,8 @@ class Tfds(DataSet):
 
     Args:
         folder: holds `dataset_info.json` and `NAME-train.array_record-00000-of-00001` and so on.
-        size: height and width of the images, in pixels, cropped to squares.
+        size: (height, width) of the images, in pixels, or one number for both; they are cropped to
+            this shape.
         channels: 3, or 1 for grey levels.
         image: the feature that is the image.
         label: the feature that is its class; without it there are no classes.
@@ -53,7 +55,7 @@ class Tfds(DataSet):
     """
 
     folder: Path
-    size: int
+    size: ImageSize
     channels: int = 3
     image: str = "image"
     label: str = "label"
@@ -79,7 +81,7 @@ class Tfds(DataSet):
             indices = indices[self.held_out.select(map(str, indices), split)]
         names = self._class_names()
         read = partial(self._read, Records(self.folder, files), indices, len(names))
-        shape = (self.size, self.size, self.channels)
+        shape = (*height_width(self.size), self.channels)
         return ImageSource(read, len(indices), shape, names, (*files.items(), indices))
 
     def _class_names(self) -> tuple[str, ...]:
@@ -102,7 +104,7 @@ class Tfds(DataSet):
 
     def _read(
         self, records: Records, indices: np.ndarray, classes: int, index: int
-    ) -> tuple[UInt8[np.ndarray, "size size channels"], int]:
+    ) -> tuple[UInt8[np.ndarray, "height width channels"], int]:
         """Return the pixels and the label of an image."""
         record = int(indices[index])
         try:

@@ -93,7 +93,7 @@ def save_grid_samples(grid: Grid, judge: Judge, folder: Path) -> None:
     times = [times[i] for i in sorted({0, (len(times) - 1) // 2, len(times) - 1})]
     samples = {(row.depth, row.time): folder / SAMPLES / row.samples for row in rows}
     images = len(grid.shape) == 3
-    width, height = (4, 0.6) if images else (2.3, 2.3)
+    width, height = (4, 4 * _aspect(grid, judge) + 0.2) if images else (2.3, 2.3)
     columns = len(times) + (not images)
     size = (width * columns, height * len(depths) + 0.9)
     figure = Figure(figsize=size, layout="constrained")
@@ -124,6 +124,12 @@ def save_grid_samples(grid: Grid, judge: Judge, folder: Path) -> None:
         data, labels = read(judge.held_out, sample_indices(judge.held_out, POINTS))
         plot_points(axes[0, -1], data, labels, axis_limit(judge.held_out))
     save_figure(figure, folder / "grid.png")
+
+
+def _aspect(grid: Grid, judge: Judge) -> float:
+    """Return the height over the width of the first row of a sheet."""
+    columns = min(sheet_columns(grid.shape, judge.classes), grid.count)
+    return (grid.shape[0] + 2) / (columns * (grid.shape[1] + 1) + 1)
 
 
 def save_curves(grid: Grid, path: Path) -> None:

@@ -8,6 +8,7 @@ import jax
 from jaxtyping import Array, Float, Key
 
 from odelt_eqx.errors import InputError
+from odelt_eqx.images import ImageSize, height_width
 from odelt_eqx.network import Inputs
 from odelt_eqx.nn.block import DiTBlock
 from odelt_eqx.nn.config import ConfiguredNetwork, NetworkConfig
@@ -22,7 +23,7 @@ class DiTConfig(NetworkConfig):
     """Shape of a `DiT`.
 
     Args:
-        image_size: height and width of the input, in pixels or latent cells.
+        image_size: (height, width) of the input, in pixels or latent cells, or one number for both.
         channels: channels of the input.
         patch_size: side of the square patch that becomes a token.
         num_heads: attention heads.
@@ -31,7 +32,7 @@ class DiTConfig(NetworkConfig):
         InputError: the numbers do not fit together.
     """
 
-    image_size: int
+    image_size: ImageSize
     channels: int
     patch_size: int
     num_heads: int
@@ -39,7 +40,7 @@ class DiTConfig(NetworkConfig):
     def __post_init__(self) -> None:
         """Check that the numbers fit together."""
         super().__post_init__()
-        if self.image_size % self.patch_size:
+        if min(self.shape) < 1 or any(side % self.patch_size for side in self.shape[:2]):
             raise InputError(
                 f"image_size must be a multiple of patch_size {self.patch_size}; "
                 f"got {self.image_size}"
@@ -53,7 +54,13 @@ class DiTConfig(NetworkConfig):
     @property
     def shape(self) -> tuple[int, int, int]:
         """Shape of one image, (height, width, channels)."""
-        return (self.image_size, self.image_size, self.channels)
+        return (*height_width(self.image_size), self.channels)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        height, width, _ = self.shape
+        return height // self.patch_size, width // self.patch_size
 
     def build(self, *, key: Key[Array, ""]) -> "DiT":
         """Return a `DiT` of this shape with fresh weights."""
@@ -97,11 +104,11 @@ class DiT(ConfiguredNetwork):
         config = self.config
         patches = jax.vmap(patchify, in_axes=(0, None))(inputs.x, config.patch_size)
         tokens = affine(self.patch_embedding, patches)
-        table = position_table(config.image_size // config.patch_size, config.hidden_size)
-        tokens = tokens + table[None]
+        tokens = tokens + position_table(config.grid, config.hidden_size)[None]
         u, c, stats = integrate_groups(self, tokens, inputs)
         patches = jax.vmap(self.final)(u, c)
-        return jax.vmap(unpatchify, in_axes=(0, None))(patches, config.patch_size), stats
+        join = lambda patches: unpatchify(patches, config.patch_size, config.grid)
+        return jax.vmap(join)(patches), stats
 
 
 @eqx.filter_jit

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from odelt_eqx.images import ImageSize, height_width
 from odelt_eqx.network import Classes, Condition, Vector
 from odelt_eqx.nn.layers import affine, embedding, linear
 
@@ -96,14 +97,15 @@ class ConditionEmbedding(eqx.Module):
 
 
 @functools.cache
-def position_table(side: int, width: int) -> np.ndarray:
-    """Return the fixed 2-D sin|cos table of a `side` x `side` grid, (side^2, width).
+def position_table(grid: ImageSize, width: int) -> np.ndarray:
+    """Return the fixed 2-D sin|cos table of a grid of (rows, columns), (rows * columns, width).
 
     The first half of the width encodes the column, the second the row (ViT's table, as MAE
     writes it, arXiv 2111.06377).
     """
     frequency = 1 / 10_000 ** (np.arange(width // 4, dtype=np.float32) / (width / 4))
-    row, column = np.divmod(np.arange(side**2, dtype=np.float32), side)
+    rows, columns = height_width(grid)
+    row, column = np.divmod(np.arange(rows * columns, dtype=np.float32), columns)
     angles = [position[:, None] * frequency for position in (column, row)]
     table = [wave(angle) for angle in angles for wave in (np.sin, np.cos)]
     return np.concatenate(table, axis=1).astype(np.float32)
@@ -113,15 +115,16 @@ def patchify(
     image: Float[Array, "height width channels"], size: int
 ) -> Float[Array, "tokens values"]:
     """Cut an image into `size` x `size` patches, row by row, each flattened."""
-    side, channels = image.shape[0] // size, image.shape[2]
-    cut = image.reshape(side, size, side, size, channels).transpose(0, 2, 1, 3, 4)
-    return cut.reshape(side * side, size * size * channels)
+    rows, columns, channels = image.shape[0] // size, image.shape[1] // size, image.shape[2]
+    cut = image.reshape(rows, size, columns, size, channels).transpose(0, 2, 1, 3, 4)
+    return cut.reshape(rows * columns, size * size * channels)
 
 
 def unpatchify(
-    tokens: Float[Array, "tokens values"], size: int
+    tokens: Float[Array, "tokens values"], size: int, grid: ImageSize | None = None
 ) -> Float[Array, "height width channels"]:
-    """Join patches: the inverse of `patchify`."""
-    side, channels = round(tokens.shape[0] ** 0.5), tokens.shape[1] // size**2
-    cut = tokens.reshape(side, side, size, size, channels).transpose(0, 2, 1, 3, 4)
-    return cut.reshape(side * size, side * size, channels)
+    """Join patches: the inverse of `patchify`; `grid` is (rows, columns), by default a square."""
+    rows, columns = height_width(round(tokens.shape[0] ** 0.5) if grid is None else grid)
+    channels = tokens.shape[1] // size**2
+    cut = tokens.reshape(rows, columns, size, size, channels).transpose(0, 2, 1, 3, 4)
+    return cut.reshape(rows * size, columns * size, channels)

@@ -1,5 +1,6 @@
 """Operations of one velocity, from the shape of the network alone."""
 
+import math
 from typing import Literal
 
 from odelt_eqx.network import check_depth
@@ -19,7 +20,7 @@ def velocity_flops(config: NetworkConfig, depth: int | Literal["full", "plain"])
     """
     width = config.hidden_size
     if isinstance(config, DiTConfig):
-        tokens = (config.image_size // config.patch_size) ** 2
+        tokens = math.prod(config.grid)
         values = config.patch_size**2 * config.channels
         block = 12 * width**2 + 2 * tokens * width * (4 * width + 2 * tokens)
     else:

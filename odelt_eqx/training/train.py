@@ -141,12 +141,6 @@ def train(
 def _check_fits(config: TrainConfig, data: Source) -> None:
     """Raise an InputError if the network has another shape or other classes than the data."""
     model = config.model
-    if len(data.shape) == 3 and data.shape[0] != data.shape[1]:
-        height, width, _ = data.shape
-        raise InputError(
-            f"{config.data} has images of {height} x {width}, a network takes squares: crop or pad "
-            "them, or have data:folder or scripts/prepare.py crop their files"
-        )
     if model.shape != data.shape:
         fields = "model.size" if len(model.shape) == 1 else "model.image_size and model.channels"
         raise InputError(

@@ -73,6 +73,17 @@ def test_the_central_square_is_resized_without_aliasing():
     assert not decode_image(encoded(Image.fromarray(wide)), 16, 1)[:, 1:-1].any()
 
 
+@pytest.mark.parametrize(("size", "kept"), [((8, 16), "all"), ((16, 8), "middle"), (8, "square")])
+def test_the_central_part_of_a_shape_is_resized(size, kept):
+    """Of a picture twice as wide as high whose columns count from 0 to 255."""
+    columns = np.tile(np.linspace(0, 255, 128).astype(np.uint8), (64, 1))
+    pixels = decode_image(encoded(Image.fromarray(columns)), size, 1)[..., 0]
+    assert pixels.shape == ((size, size) if size == 8 else size)
+    low, high = {"all": (0, 255), "middle": (95, 160), "square": (64, 191)}[kept]
+    assert abs(int(pixels[0, 0]) - low) < 12
+    assert abs(int(pixels[0, -1]) - high) < 12
+
+
 def test_a_large_jpeg_is_close_to_an_exact_resize():
     ramp = np.linspace(0, 255, 1024, dtype=np.uint8)
     image = Image.fromarray(np.stack([np.tile(ramp, (1024, 1))] * 3, -1))

@@ -55,6 +55,15 @@ def test_a_record_has_the_moments_of_the_image_and_its_mirror_image(autoencoder,
             assert drawn["condition"] == plain[index]["condition"]
 
 
+def test_latents_of_images_that_are_no_squares(autoencoder, images, tmp_path):
+    wide = config(size=(8, 12))
+    (path,) = prepare_latents(images, tmp_path / "out", wide, autoencoder)
+    latents = Shards(path.parent).open("train")
+    assert latents.shape == (4, 6, 2)
+    assert decode_in_chunks(autoencoder, latents[0]["x"][None]).shape == (1, 8, 12, 3)
+    assert prepare_latents(images, tmp_path / "out", wide, autoencoder) == [path]  # resumed
+
+
 def test_encoding_resumes_and_is_shared_out(autoencoder, images, tmp_path, monkeypatch):
     shards, whole, parts = tmp_path / "shards", tmp_path / "whole", tmp_path / "parts"
     prepare(images, shards, config())

@@ -11,9 +11,14 @@ import pytest
 from PIL import Image
 
 import odelt_eqx as odelt
+from odelt_eqx.data import Folder, HeldOut
 from odelt_eqx.evaluation.grid import GridConfig, load_grid
 from odelt_eqx.evaluation.measure import Meter, _most_steps
 from odelt_eqx.evaluation.report import evaluate
+from odelt_eqx.evaluation.samples import SampleRequest, save_samples
+from odelt_eqx.training.train import train
+from tests.conftest import TINY, TINY_RUN
+from tests.data.makers import write_images
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*samples do not determine")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -73,6 +78,22 @@ def test_a_second_evaluation_measures_only_what_is_new(tiny_run, results, tmp_pa
     (bits,) = load_grid(folder).likelihood
     assert bits.bits > 0 < bits.error
     assert "| 2 | 1 | " in (folder / "grid.md").read_text().split("bits per dimension")[1]
+
+
+def test_images_that_are_no_squares_are_trained_sampled_and_shown(tmp_path):
+    data = Folder(write_images(tmp_path / "images", count=60), (8, 12), 1, held_out=HeldOut(0.3))
+    model = dataclasses.replace(TINY, image_size=(8, 12), patch_size=4, num_classes=2)
+    config = dataclasses.replace(TINY_RUN, model=model, data=data, steps=2)
+    run = tmp_path / "run"
+    train(config, run)
+    paths, _ = save_samples(run, SampleRequest(count=4, format="png"))
+    assert Image.open(next(paths[1].rglob("*.png"))).size == (12, 8)
+    paths = evaluate(run, GridConfig(steps=(1,), count=40, batch_size=20))
+    data = page_data(paths[-1])
+    assert data["shape"] == [8, 12, 1]
+    assert data["strip"] == [10 * 13 + 1, 9]
+    with Image.open(run / "samples" / data["rows"][0]["samples"]) as sheet:
+        assert sheet.size == (10 * 13 + 1, 4 * 9 + 1)
 
 
 def test_little_time_leaves_out_the_largest_numbers_of_steps(tiny_run, tmp_path, monkeypatch):

@@ -83,10 +83,34 @@ def test_patches_and_back():
     assert tokens.shape == (16, 12)
     np.testing.assert_array_equal(tokens[1], image[:2, 2:4].ravel())
     np.testing.assert_array_equal(unpatchify(tokens, 2), image)
+    wide = image[:4]
+    np.testing.assert_array_equal(patchify(wide, 2), tokens[:8])
+    np.testing.assert_array_equal(unpatchify(tokens[:8], 2, (2, 4)), wide)
+
+
+def test_a_network_takes_images_that_are_no_squares():
+    """A patch is where it was cut: what one does to the velocity is strongest there."""
+    config = dataclasses.replace(TINY, image_size=(8, 12), patch_size=2)
+    assert config.grid == (4, 6)
+    model = config.build(key=jax.random.key(0))
+    final = jax.random.normal(jax.random.key(1), model.final.out.weight.shape)
+    model = eqx.tree_at(lambda m: m.final.out.weight, model, final)
+    x = jax.random.normal(jax.random.key(2), (1, 8, 12, 1))
+    velocity = lambda x: model(0.5, x, 5, jnp.array([3]))[0, ..., 0]
+    change = jnp.abs(velocity(x.at[0, 2:4, 10:12].add(3.0)) - velocity(x))
+    assert change.shape == (8, 12)
+    patches = change.reshape(4, 2, 6, 2).mean((1, 3))
+    assert np.unravel_index(int(patches.argmax()), (4, 6)) == (1, 5)
+    with pytest.raises(odelt.InputError, match=r"multiple of patch_size 2; got \(8, 9\)"):
+        dataclasses.replace(config, image_size=(8, 9))
 
 
 def test_the_position_table_tells_every_place_from_every_other():
     table = position_table(8, 32)
+    wide = position_table((2, 8), 32)  # of a part of the square
+    np.testing.assert_array_equal(wide, table[:16])
+    tall = position_table((8, 2), 32).reshape(8, 2, 32)
+    np.testing.assert_array_equal(tall, table.reshape(8, 8, 32)[:, :2])
     distances = np.linalg.norm(table[:, None] - table, axis=-1) + 9 * np.eye(64)
     assert distances.min() > 0.1
 
