@@ -12,7 +12,7 @@ import jax
 import tyro
 
 from odelt_eqx.config import TrainConfig
-from odelt_eqx.data import open_source
+from odelt_eqx.data import Folder, open_source
 from odelt_eqx.errors import DivergedError, InputError, Interrupted, SolveError
 from odelt_eqx.nn import DiTConfig
 from odelt_eqx.parallel import is_main_process
@@ -20,6 +20,8 @@ from odelt_eqx.presets import of_type, preset
 
 TOKENS = {"cpu": 64}
 """Tokens of an image that a device trains at a fair speed; 256 on others."""
+HELD_OUT = 64
+"""Images that are held out of a folder, if that is less than a fifth of them."""
 Arguments = TypeVar("Arguments", bound=Any)
 
 
@@ -51,17 +53,25 @@ def _starts_with_name(words: list[str]) -> bool:
     return bool(words) and not words[0].startswith("-") and ":" not in words[0]
 
 
+def arguments(kind: type[Arguments], **options: Any) -> Arguments:
+    """Return the command line as a dataclass, see `tyro.cli`; options stand in any order."""
+    return tyro.cli(kind, config=(tyro.conf.CascadeSubcommandArgs,), **options)
+
+
 def parse(default: Arguments, words: list[str], description: str | None = None) -> Arguments:
     """Return the command line in the form of `default`, whose field `config` is a `TrainConfig`.
 
-    The network stays of the preset's type, so that its options need no choice of a type.
+    The network stays of the preset's type, and so do the data where they are a folder of images, so
+    that their options need no choice of a type.
     """
     kind, config = type(default), default.config
     fixed = _with_type(TrainConfig, "model", type(config.model))
+    if isinstance(config.data, Folder):
+        fixed = _with_type(fixed, "data", Folder)
     typed = _with_type(kind, "config", Annotated[fixed, tyro.conf.arg(name="")])
     fields = {f.name: getattr(default, f.name) for f in dataclasses.fields(default)}
     start = typed(**fields | {"config": fixed(**vars(config))})
-    found = tyro.cli(typed, default=start, args=words, description=description)
+    found = arguments(typed, default=start, args=words, description=description)
     return kind(**vars(found) | {"config": TrainConfig(**vars(found.config))})
 
 
@@ -70,31 +80,83 @@ def follow_data(config: TrainConfig, words: list[str]) -> TrainConfig:
 
     The shape and the classes are those of the data. The patches of images of another size than the
     preset's are so large that a CPU has 64 of them at most and other devices 256.
+
+    Raises:
+        InputError: the data cannot be read, or be cut into so few patches.
     """
+    if isinstance(config.data, Folder):
+        config = dataclasses.replace(config, data=config.data.with_shape())
     model = config.model
     source = open_source(config.data, "train")
     found: dict[str, Any] = {}
     if isinstance(model, DiTConfig) and len(source.shape) == 3:
         height, width, found["channels"] = source.shape
         found["image_size"] = height if height == width else (height, width)
-        if found["image_size"] != model.image_size:
+        if found["image_size"] != model.image_size and not _says(words, "model.patch_size"):
             found["patch_size"] = _patch_size(height, width)
     elif not isinstance(model, DiTConfig) and len(source.shape) == 1:
         (found["size"],) = source.shape
     if model.num_classes is not None:
         found["num_classes"] = source.num_classes
-    typed = {word.split("=")[0].replace("-", "_") for word in words}
     new = {
         name: value
         for name, value in found.items()
-        if f"__model.{name}" not in typed and getattr(model, name) != value
+        if not _says(words, f"model.{name}") and getattr(model, name) != value
     }
-    if not new:
-        return config
-    listed = ", ".join(f"model.{name} {value}" for name, value in new.items())
+    if new:
+        model = dataclasses.replace(model, learned="both", **new)
+        config = dataclasses.replace(config, model=model)
+        _note(f"{', '.join(f'model.{n} {v}' for n, v in new.items())}: as the data are")
+    if isinstance(model, DiTConfig) and math.prod(model.grid) > (most := _most_tokens()):
+        _note(
+            f"{math.prod(model.grid)} tokens an image, {most} are trained at a fair speed here: "
+            "larger patches, by --model.patch-size, are faster"
+        )
+    return config
+
+
+def follow_folder(config: TrainConfig, words: list[str]) -> TrainConfig:
+    """Return the config of a folder of images with a batch and a held-out share for their number.
+
+    Held out are about `HELD_OUT` images or 5 %, whatever is more, but a fifth at most; a batch has
+    no more than the others. What the command line says stays.
+
+    Raises:
+        InputError: there are no images.
+    """
+    data = config.data
+    assert isinstance(data, Folder)  # for the type checker
+    images = data.find()
+    own = images.held_out is None and data.held_out_folder is None
+    if own and not _says(words, "data.held_out.share"):
+        share = round(max(data.held_out.share, min(HELD_OUT / len(images), 0.2)), 2)
+        held_out = dataclasses.replace(data.held_out, share=share)
+        data = dataclasses.replace(data, held_out=held_out)
+    train, held_out = open_source(data, "train"), open_source(data, "held-out")
+    batch_size = config.batch_size
+    if not _says(words, "batch_size"):
+        batch_size = min(batch_size, 2 ** (len(train).bit_length() - 1))
+    config = dataclasses.replace(config, data=data, batch_size=batch_size)
+    names = ", ".join(train.class_names[:10]) + (", ..." if train.num_classes > 10 else "")
+    classes = f", {train.num_classes} classes: {names}" if train.num_classes > 1 else ", no classes"
+    _note(f"{data}: {len(train):,} images to train on, {len(held_out):,} held out{classes}")
+    _note(f"{config.steps:,} steps of {batch_size} images; what one takes is said when it is known")
+    return config
+
+
+def _says(words: list[str], option: str) -> bool:
+    """Whether the command line gives an option."""
+    return any(word.split("=")[0].replace("-", "_") == f"__{option}" for word in words)
+
+
+def _note(text: str) -> None:
+    """Say something in process 0 only."""
     if is_main_process():
-        print(f"note: {listed}: as the data are", file=sys.stderr)
-    return dataclasses.replace(config, model=dataclasses.replace(model, learned="both", **new))
+        print(f"note: {text}", file=sys.stderr)
+
+
+def _most_tokens() -> int:
+    return TOKENS.get(jax.default_backend(), 256)
 
 
 def _patch_size(height: int, width: int) -> int:
@@ -103,7 +165,7 @@ def _patch_size(height: int, width: int) -> int:
     Raises:
         InputError: height and width have no divisor in common that is large enough.
     """
-    most, common = TOKENS.get(jax.default_backend(), 256), math.gcd(height, width)
+    most, common = _most_tokens(), math.gcd(height, width)
     for patch in range(1, common + 1):
         if common % patch == 0 and (height // patch) * (width // patch) <= most:
             return patch

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from odelt_eqx.config import OptimizerConfig, TrainConfig
-from odelt_eqx.data import Idx, Loading, Shards, Toy
+from odelt_eqx.data import Folder, Idx, Loading, Shards, Toy
 from odelt_eqx.errors import find_by_name
 from odelt_eqx.nn import DiTConfig, VectorNetConfig
 from odelt_eqx.objective import TRAIN_TYPES, LengthConsistency, Shortcut
@@ -100,6 +100,27 @@ def fashion() -> TrainConfig:
     )
 
 
+def folder() -> TrainConfig:
+    """A small transformer on your own images: in folders, a zip, tars or Parquet files.
+
+    Command: `python scripts/train.py folder --data.folder IMAGES`. The shape of the images, their
+    channels, classes and patches, the batch and the share that is held out follow from the images
+    unless options say them. Hardware: 2 CPU cores, about half a second a step for 64 x 64 colour
+    images. Expect: after 300 steps colours and rough shapes of each class; more `--steps`, more.
+    """
+    return TrainConfig(
+        model=DiTConfig(
+            image_size=64, channels=3, patch_size=8, num_heads=4, num_classes=1, **SMALL
+        ),
+        optimizer=OptimizerConfig(learning_rate=2e-3, warmup=200, weight_decay=0.01, ema=0.995),
+        data=Folder(Path("images")),
+        steps=2000,
+        batch_size=64,
+        eval_every=500,
+        save_every=500,
+    )
+
+
 def _published(model: DiTConfig, objective: Shortcut, shards: str) -> TrainConfig:
     """The first stage of the published training; the second has a tenth of the rate.
 
@@ -177,6 +198,7 @@ PRESETS: dict[str, Callable[[], TrainConfig]] = {
     "moons": moons,
     "checkerboard": checkerboard,
     "fashion": fashion,
+    "folder": folder,
     "celeba-b": celeba_b,
     "imagenet-b": imagenet_b,
     "imagenet-xl": imagenet_xl,

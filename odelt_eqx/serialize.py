@@ -91,5 +91,8 @@ def _structure_size(data: Any, _: Any) -> ImageSize:
 _CONVERTER = cattrs.Converter(forbid_extra_keys=True)
 configure_union_passthrough(bool | int | float | str | None, _CONVERTER)
 _CONVERTER.register_structure_hook(ImageSize, _structure_size)
+_CONVERTER.register_structure_hook(
+    ImageSize | None, lambda data, kind: None if data is None else _structure_size(data, kind)
+)
 _CONVERTER.register_structure_hook_factory(lambda kind: bool(_members(kind)), _structure_union)
 _CONVERTER.register_unstructure_hook_factory(lambda kind: bool(_members(kind)), _unstructure_union)

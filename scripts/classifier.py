@@ -27,7 +27,7 @@ class Classifier:
 
 def run() -> None:
     """Read the command line, train, print the accuracy and where the files are."""
-    args = tyro.cli(Classifier)
+    args = cli.arguments(Classifier)
     accuracy, paths = train_classifier(args.config, args.out)
     cli.print_results(f"held-out accuracy: {100 * accuracy:.1f} %", *paths)
 

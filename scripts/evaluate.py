@@ -39,7 +39,7 @@ class Evaluate:
 
 def run() -> None:
     """Read the command line, measure, print where the results are."""
-    args = tyro.cli(Evaluate)
+    args = cli.arguments(Evaluate)
     args.processes.join()
     command = shlex.join(["python", *sys.argv])
     paths = evaluate(args.run, args.grid, args.out, features=args.features, command=command)

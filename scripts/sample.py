@@ -36,7 +36,7 @@ def run() -> None:
     """Read the command line, sample, print what it took and where the samples are."""
     run = next((Path(word) for word in sys.argv[1:] if (Path(word) / CONFIG).is_file()), None)
     config = SampleConfig() if run is None else run_config(run).sample
-    args = tyro.cli(Sample, default=Sample(tyro.MISSING, SampleRequest(), config))
+    args = cli.arguments(Sample, default=Sample(tyro.MISSING, SampleRequest(), config))
     if run not in (None, args.run):
         raise InputError(f"give the run folder first: sample.py {args.run} ...")
     args.processes.join()

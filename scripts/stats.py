@@ -37,7 +37,7 @@ class Stats:
 
 def run() -> None:
     """Read the command line, compute the statistics, print what they are of and where they are."""
-    args = tyro.cli(Stats)
+    args = cli.arguments(Stats)
     args.processes.join()
     source = open_source(args.data, args.split)
     with jax.set_mesh(make_mesh("dp")):

@@ -50,7 +50,10 @@ def run() -> None:
     )
     args = cli.parse(default, words, description)
     args.processes.join()
-    config = cli.follow_data(args.config, words)
+    config = args.config
+    if name.split("-")[0] == "folder":
+        config = cli.follow_folder(config, words)
+    config = cli.follow_data(config, words)
     started = monotonic()
     train(config, args.run, resume=args.resume, overwrite=args.overwrite)
     if not args.evaluate:

@@ -73,6 +73,18 @@ def decode_image(
         raise BadImageError(reason(error).split(" <_io.")[0]) from None
 
 
+def find_shape(data: bytes) -> tuple[int, int, int] | None:
+    """Return (height, width, channels) of an upright image, 1 channel for grey; None if damaged."""
+    try:
+        with _open(data, MAX_PIXELS) as image:
+            turned = image.getexif().get(0x0112, 1) >= 5
+            width, height = image.size[::-1] if turned else image.size
+            grey = image.mode[0] in "1LI" and image.mode != "LAB"
+            return height, width, 1 if grey else 3
+    except Exception:  # decoders raise anything; `decode_image` will say what is wrong
+        return None
+
+
 def brightest(data: bytes) -> int:
     """Return the largest value of an image of more than 8 bits; 255 for others, also damaged ones.
 

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from odelt_eqx.data.decode import BadImageError, check_shape, decode_image
-from odelt_eqx.data.raw import RawImages, find_raw_images, find_white
+from odelt_eqx.data.raw import RawImages, find_common_shape, find_raw_images, find_white
 from odelt_eqx.data.source import DataSet, ImageSource, Split
 from odelt_eqx.data.splits import HeldOut
 from odelt_eqx.errors import InputError, check_range
@@ -25,8 +25,8 @@ class Folder(DataSet):
         folder: the folder or file. In a folder, subfolders are the classes, by name, or splits if
             they are called `train` and `val` or `test`; files of labels come before either.
         size: (height, width) of the images, in pixels, or one number for both; they are cropped to
-            this shape.
-        channels: 3, or 1 for grey levels.
+            this shape. None chooses one that suits them, see `find_common_shape`.
+        channels: 3, or 1 for grey levels. None: 1 if all are grey.
         held_out_folder: images of the same kind that are the held-out split.
         held_out: which images are held out if neither that nor their names say so; their names
             are their paths in `folder`.
@@ -39,8 +39,8 @@ class Folder(DataSet):
     """
 
     folder: Path
-    size: ImageSize
-    channels: int = 3
+    size: ImageSize | None = None
+    channels: int | None = None
     held_out_folder: Path | None = None
     held_out: HeldOut = HeldOut()
     image: str = "image"
@@ -50,12 +50,35 @@ class Folder(DataSet):
     max_failures: float = 0.01
 
     def __post_init__(self) -> None:
-        check_shape(self.size, self.channels)
+        check_shape(self.size or 1, 3 if self.channels is None else self.channels)
         check_range(self, "white", least=1)
         check_range(self, "max_failures", least=0, most=1)
 
+    def find(self) -> RawImages:
+        """Return the images of both splits, encoded; an InputError if there are none."""
+        return self._find(self.folder)
+
+    def with_shape(self) -> "Folder":
+        """Return this with a size and a number of channels, those of the images where it has none.
+
+        Raises:
+            InputError: the images are missing or cannot be read.
+        """
+        height, width, channels = self._shape(self.find())
+        size = height if height == width else (height, width)
+        return dataclasses.replace(self, size=size, channels=channels)
+
+    def _shape(self, images: RawImages) -> tuple[int, int, int]:
+        if self.size is not None and self.channels is not None:
+            return (*height_width(self.size), self.channels)
+        height, width, channels = find_common_shape(images)
+        if self.size is not None:
+            height, width = height_width(self.size)
+        return height, width, self.channels or channels
+
     def _open(self, split: Split) -> ImageSource:
-        images = self._find(self.folder)
+        images = self.find()
+        height, width, channels = self._shape(images)
         white = self.white or find_white(images)
         if self.held_out_folder is None:
             images = images.split(split, self.held_out)
@@ -63,9 +86,9 @@ class Folder(DataSet):
             images = images.for_training()
         else:
             images = self._find(self.held_out_folder).relabel(images.class_names)
-        read = _Reader(images, self.size, self.channels, white, self.max_failures)
-        shape = (*height_width(self.size), self.channels)
+        read = _Reader(images, (height, width), channels, white, self.max_failures)
         identity = "/".join(images.names), images.labels
+        shape = (height, width, channels)
         return ImageSource(read, len(images), shape, images.class_names, identity)
 
     def _find(self, path: Path) -> RawImages:

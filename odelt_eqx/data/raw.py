@@ -6,12 +6,13 @@ They are listed once and then read one by one, from any process. Sources are nev
 import dataclasses
 import itertools
 import json
+import math
 import os
 import re
 import tarfile
 import warnings
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
-from odelt_eqx.data.decode import WHITES, BadImageError, brightest
+from odelt_eqx.data.decode import WHITES, BadImageError, brightest, find_shape
 from odelt_eqx.data.labels import (
     UNLABELLED,
     held_out_items,
@@ -38,6 +39,8 @@ SUFFIXES = {
     *(".ppm", ".pgm", ".pbm", ".avif", ".jp2"),
 }
 """Suffixes of the names of images; other files are ignored."""
+LARGEST = 64
+"""Height and width, at most, that are chosen for images of which nobody said a size."""
 MAX_BYTES = 2**28
 """Larger files are not images."""
 
@@ -148,14 +151,7 @@ def find_white(images: RawImages) -> int:
 
     It is that of 8, 10, 12, 14 or 16 bits, the least that holds what a few of the images hold.
     """
-    chosen = np.unique(np.linspace(0, len(images) - 1, min(len(images), 16)).astype(int))
-    values = []
-    for index in chosen:
-        try:
-            values.append(brightest(images.read(images.locations[index])))
-        except Exception:  # archives raise anything; reading it will say what is wrong
-            continue
-    highest = max(values, default=255)
+    highest = max(map(brightest, _read_some(images)), default=255)
     white = next((white for white in WHITES if white >= highest), WHITES[-1])
     if highest > WHITES[0]:
         warnings.warn(
@@ -164,6 +160,37 @@ def find_white(images: RawImages) -> int:
             stacklevel=2,
         )
     return white
+
+
+def find_common_shape(images: RawImages) -> tuple[int, int, int]:
+    """Return (height, width, channels) that suit a few of the images, 64 pixels at most.
+
+    The shape is theirs if all have one that can be cut into at most 8 x 8 patches, or else near the
+    median of their shapes, in multiples of 8. There is one channel if all are grey.
+
+    Raises:
+        InputError: none of them can be read.
+    """
+    shapes = [shape for shape in map(find_shape, _read_some(images)) if shape is not None]
+    if not shapes:
+        raise InputError(f"{images.path}: none of the images that were tried can be read")
+    channels = max(shape[2] for shape in shapes)
+    height, width = (float(np.median(sides)) for sides in np.transpose(shapes)[:2])
+    same = len({shape[:2] for shape in shapes}) == 1 and max(height, width) <= LARGEST
+    if same and math.gcd(int(height), int(width)) * 8 >= max(height, width):
+        return int(height), int(width), channels
+    scale = min(1.0, LARGEST / max(height, width))
+    rounded = [max(8, 8 * round(scale * side / 8)) for side in (height, width)]
+    return rounded[0], rounded[1], channels
+
+
+def _read_some(images: RawImages) -> Iterator[bytes]:
+    """Yield some of the images, of all parts; those that cannot be read are left out."""
+    for index in np.unique(np.linspace(0, len(images) - 1, min(len(images), 16)).astype(int)):
+        try:
+            yield images.read(images.locations[index])
+        except Exception:  # archives raise anything; training will say what is wrong
+            continue
 
 
 def _list_folder(folder: Path) -> dict[str, str]:

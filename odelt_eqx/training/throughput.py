@@ -5,28 +5,45 @@ import time
 from typing import Any
 
 import jax
+from tqdm import tqdm
 
 from odelt_eqx.config import TrainConfig
 from odelt_eqx.interop.published import PublishedLengthConsistency
 from odelt_eqx.nn.flops import velocity_flops
 from odelt_eqx.objective import LengthConsistency
+from odelt_eqx.parallel import is_main_process
+
+PROBED = 5
+"""Steps whose time is told."""
 
 
 class Throughput:
     """Times the steps of a run, except the first, most of which is compilation."""
 
-    def __init__(self, config: TrainConfig):
+    def __init__(self, config: TrainConfig, done: int = 0):
+        """Start after `done` steps of a run."""
         self._config = config
         self._began: float | None = None
-        self._steps = 0
+        self._steps, self._done, self._told = 0, done, False
 
     def advance(self, result: Any) -> None:
-        """Count a step that was dispatched; the first one is waited for by its `result`."""
+        """Count a step that was dispatched; the first one is waited for by its `result`.
+
+        After a few, their time is printed, and that of all that are left.
+        """
+        self._done += 1
         if self._began is None:
             jax.block_until_ready(result)
             self.restart()
-        else:
-            self._steps += 1
+            return
+        self._steps += 1
+        if self._steps == PROBED and not self._told:
+            jax.block_until_ready(result)
+            self._told = True
+            seconds = (time.monotonic() - self._began) / PROBED
+            left = tqdm.format_interval(seconds * (self._config.steps - self._done))
+            if is_main_process():
+                print(f"note: {seconds:.3g} s a step, {left} to the last", file=sys.stderr)
 
     def restart(self) -> None:
         """Leave out the time since the last metrics: it was not spent on training."""

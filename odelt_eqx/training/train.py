@@ -94,7 +94,7 @@ def train(
         signals = stack.enter_context(StopSignals())
         batches = open_stream(data, config.batch_size, start=done, loading=config.loading)
         stack.callback(batches.close)
-        throughput = Throughput(config)
+        throughput = Throughput(config, done)
         recent = RecentBatches(config.log_every)
 
         for step, batch in zip(range(done + 1, config.steps + 1), batches, strict=False):

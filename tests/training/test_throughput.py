@@ -34,6 +34,16 @@ def test_steps_are_timed_apart_from_compilation_and_from_what_is_not_training(mo
     assert timed.metrics()["step_seconds"] == 0.25
 
 
+def test_the_time_of_a_step_is_told_once_it_is_known(monkeypatch, capsys):
+    now = 0.0
+    monkeypatch.setattr("odelt_eqx.training.throughput.time.monotonic", lambda: now)
+    timed = Throughput(dataclasses.replace(TINY_RUN, steps=200), done=94)
+    for step in range(10):
+        now = 100.0 + 2 * step
+        timed.advance(())
+    assert capsys.readouterr().err == "note: 2 s a step, 03:20 to the last\n"
+
+
 def test_without_a_peak_there_is_no_utilisation():
     timed = Throughput(TINY_RUN)
     for _ in range(2):
