@@ -192,7 +192,14 @@ def print_results(*lines: object) -> None:
 
 def main(run: Callable[[], None]) -> None:
     """Run a script; a user's error becomes one line and exit status 2, without a traceback."""
-    warnings.showwarning = lambda message, *_, **__: print(f"note: {message}", file=sys.stderr)
+    said = set()
+
+    def note_once(message: Warning | str, *_: Any, **__: Any) -> None:
+        if (text := str(message)) not in said:
+            said.add(text)
+            print(f"note: {text}", file=sys.stderr)
+
+    warnings.showwarning = note_once
     try:
         run()
     except Interrupted as error:

@@ -25,6 +25,7 @@ from odelt_eqx.data import (
     open_source,
     stream,
 )
+from odelt_eqx.images import height_width
 from tests.conftest import TINY_RUN
 from tests.data.makers import write_fashion, write_images, write_shards
 from tests.data.test_tfds import write_tfds
@@ -148,6 +149,37 @@ def test_images_in_a_folder_are_cropped_to_the_central_square(tmp_path):
     image = source[0]["x"]
     assert (image[:, :4, 0] == 1).all()
     assert (image[:, 4:, 0] == -1).all()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "mode", "shape"),
+    [
+        ([(28, 28)], "L", (28, 28, 1)),
+        ([(12, 8)], "RGB", (8, 12, 3)),
+        ([(64, 48)], "P", (48, 64, 3)),
+        ([(50, 37)], "RGB", (40, 48, 3)),  # no patch divides both
+        ([(640, 480)], "RGBA", (48, 64, 3)),
+        ([(480, 640), (512, 512), (300, 200)], "RGB", (64, 64, 3)),
+        ([(5000, 10)], "LA", (8, 64, 1)),
+    ],
+)
+def test_a_folder_chooses_a_shape_that_suits_its_images(tmp_path, sizes, mode, shape):
+    for number, size in enumerate(sizes):
+        Image.new(mode, size).save(tmp_path / f"{number}.png")
+    data = Folder(tmp_path, held_out=HeldOut(0.0))
+    source = data.open("train")
+    assert source.shape == source[0]["x"].shape == shape
+    chosen = data.with_shape()
+    assert (*height_width(chosen.size), chosen.channels) == shape
+    assert chosen.open("train").shape == shape
+    assert dataclasses.replace(data, size=16).open("train").shape == (16, 16, shape[2])
+
+
+def test_a_photo_that_is_turned_has_the_shape_that_is_seen(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (64, 48)).save(tmp_path / "a.jpg", exif=exif)
+    assert Folder(tmp_path, held_out=HeldOut(0.0)).open("train").shape == (64, 48, 3)
 
 
 def test_a_held_out_folder_has_the_labels_of_the_training_folder(tmp_path):

@@ -1,6 +1,7 @@
 """The commands as a user types them: results on success, one line and a status on mistakes."""
 
 import json
+import math
 import runpy
 import sys
 from pathlib import Path
@@ -9,8 +10,9 @@ import jax
 import pytest
 
 import odelt_eqx as odelt
+from odelt_eqx.data import open_source
 from odelt_eqx.nn.flops import velocity_flops
-from odelt_eqx.objective import TRAIN_TYPES
+from odelt_eqx.objective import TRAIN_TYPES, FlowMatching
 from odelt_eqx.training.checkpoint import run_config
 from tests.conftest import GOLDEN, TINY
 from tests.data.makers import write_images
@@ -164,6 +166,63 @@ def test_the_network_follows_the_data(command, tmp_path):
     assert f"note: {shape}: as the data are\n" in errors
     assert (status, printed) == (0, f"{run}\n")
     assert run_config(run).model.shape == (24, 24, 3)
+
+
+SMALL = ("--model.hidden-size", 16, "--model.num-heads", 2, "--steps", 1, "--no-evaluate")
+
+
+def test_one_command_trains_on_a_folder_of_images(command, tmp_path):
+    """All that the images say is taken from them, and said before training."""
+    folder, run = write_images(tmp_path / "images", ("cat", "dog"), 30, (24, 16)), tmp_path / "run"
+    status, printed, errors = command(
+        "train.py", "folder", "--data.folder", folder, "--run", run, *SMALL
+    )
+    assert (status, printed) == (0, f"{run}\n")
+    config = run_config(run)
+    assert (config.model.shape, config.model.num_classes) == ((16, 24, 3), 2)
+    assert math.prod(config.model.grid) <= 64
+    held_out, train = (
+        len(open_source(config.data, "held-out")),
+        len(open_source(config.data, "train")),
+    )
+    assert 5 < held_out < 20
+    assert train >= config.batch_size == 32
+    first, second, third, *_ = errors.splitlines()
+    assert first == (
+        f"note: {folder}: {train} images to train on, {held_out} held out, 2 classes: cat, dog"
+    )
+    assert second.startswith("note: 1 steps of 32 images; ")
+    assert "model.image_size (16, 24)" in third
+    status, _, errors = command("sample.py", run, "--labels", "dog", "--count", 2)
+    assert status == 0
+    words = ("--steps", 1, "--count", 20, "--batch-size", 10)
+    assert command("evaluate.py", run, *words)[0] == 0
+    assert '"cat", "dog"' in (run / "report.html").read_text()
+    status, _, errors = command(
+        "train.py", "folder", "--data.folder", tmp_path / "no", "--run", "x"
+    )
+    assert (status, errors) == (2, f"error: there is no folder or file {tmp_path / 'no'}\n")
+
+
+def test_options_stand_in_any_order(command, tmp_path):
+    folder, run = write_images(tmp_path / "images", count=20, size=(8, 8)), tmp_path / "run"
+    words = ("train.py", "data:folder", "--data.folder", folder, "--data.size", 8, *SMALL)
+    words += ("objective:flow-matching", "--batch-size", 8, "--data.held-out.share", 0.3)
+    assert command(*words, "--run", run, "--objective.class-dropout", 0.2)[0] == 0
+    config = run_config(run)
+    assert (config.batch_size, config.data.held_out.share) == (8, 0.3)
+    assert config.objective == FlowMatching(0.2)
+    words = ("time:adaptive", "--time.rtol", 0.1, "--count", 3, "--depth", 2)
+    status, printed, _ = command("sample.py", run, *words)
+    assert status == 0
+    assert "depth reached per sample: 2\n" in printed
+
+
+def test_many_tokens_are_warned_about(command, tmp_path):
+    folder = write_images(tmp_path / "images", size=(24, 24))
+    words = ("--data.folder", folder, "--model.patch-size", 2, "--run", "x", "--batch-size", 5000)
+    _, _, errors = command("train.py", "folder", *words)
+    assert "note: 144 tokens an image, 64 are trained at a fair speed here" in errors
 
 
 NO_SHARDS = "error: shards/imagenet-latents is not a folder of shards: it has no index.json"
