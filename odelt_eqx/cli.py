@@ -79,7 +79,8 @@ def follow_data(config: TrainConfig, words: list[str]) -> TrainConfig:
     """Return `config` with a network for its data, but for what the command line says of it.
 
     The shape and the classes are those of the data. The patches of images of another size than the
-    preset's are so large that a CPU has 64 of them at most and other devices 256.
+    preset's are so large that a CPU has 64 of them at most and other devices 256, and the network
+    is at least as wide as the values in one.
 
     Raises:
         InputError: the data cannot be read, or be cut into so few patches.
@@ -92,8 +93,13 @@ def follow_data(config: TrainConfig, words: list[str]) -> TrainConfig:
     if isinstance(model, DiTConfig) and len(source.shape) == 3:
         height, width, found["channels"] = source.shape
         found["image_size"] = height if height == width else (height, width)
-        if found["image_size"] != model.image_size and not _says(words, "model.patch_size"):
-            found["patch_size"] = _patch_size(height, width)
+        if found["image_size"] != model.image_size:
+            patch = model.patch_size
+            if not _says(words, "model.patch_size"):
+                found["patch_size"] = patch = _patch_size(height, width)
+            # A narrower network could not even copy the noise in a patch.
+            narrowest = 64 * math.ceil(patch**2 * found["channels"] / 64)
+            found["hidden_size"] = max(model.hidden_size, narrowest)
     elif not isinstance(model, DiTConfig) and len(source.shape) == 1:
         (found["size"],) = source.shape
     if model.num_classes is not None:

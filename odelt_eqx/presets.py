@@ -108,14 +108,13 @@ def folder() -> TrainConfig:
     unless options say them. Hardware: 2 CPU cores, about half a second a step for 64 x 64 colour
     images. Expect: after 300 steps colours and rough shapes of each class; more `--steps`, more.
     """
+    model = DiTConfig(image_size=64, channels=3, patch_size=8, num_heads=4, num_classes=1, **SMALL)
     return TrainConfig(
-        model=DiTConfig(
-            image_size=64, channels=3, patch_size=8, num_heads=4, num_classes=1, **SMALL
-        ),
-        optimizer=OptimizerConfig(learning_rate=2e-3, warmup=200, weight_decay=0.01, ema=0.995),
+        model=dataclasses.replace(model, hidden_size=192),
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup=200, weight_decay=0.01, ema=0.995),
         data=Folder(Path("images")),
         steps=2000,
-        batch_size=64,
+        batch_size=32,
         eval_every=500,
         save_every=500,
     )
