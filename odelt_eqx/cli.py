@@ -22,6 +22,8 @@ TOKENS = {"cpu": 64}
 """Tokens of an image that a device trains at a fair speed; 256 on others."""
 HELD_OUT = 64
 """Images that are held out of a folder, if that is less than a fifth of them."""
+FOLLOWING = ("channels", "image_size", "patch_size", "hidden_size", "size", "num_classes")
+"""Fields of a network that follow from the data."""
 Arguments = TypeVar("Arguments", bound=Any)
 
 
@@ -85,6 +87,73 @@ def follow_data(config: TrainConfig, words: list[str]) -> TrainConfig:
     Raises:
         InputError: the data cannot be read, or be cut into so few patches.
     """
+    followed = _follow_data(config, words)
+    old, new = vars(config.model), vars(followed.model)
+    if changed := [
+        f"model.{name} {new[name]}" for name in FOLLOWING if new.get(name) != old.get(name)
+    ]:
+        _note(f"{', '.join(changed)}: as the data are")
+    return followed
+
+
+def follow_folder(config: TrainConfig, words: list[str]) -> TrainConfig:
+    """Return as `follow_data` does, with a batch and a held-out share for a folder of images.
+
+    Held out are about `HELD_OUT` images or 5 %, whatever is more, but a fifth at most; a batch has
+    no more than the others. Three lines say what was found.
+
+    Raises:
+        InputError: there are no images, or as for `follow_data`.
+    """
+    data = config.data
+    assert isinstance(data, Folder)  # for the type checker
+    images = data.find()
+    own = images.held_out is None and data.held_out_folder is None
+    if own and not _says(words, "data.held_out.share"):
+        share = round(max(data.held_out.share, min(HELD_OUT / len(images), 0.2)), 2)
+        held_out = dataclasses.replace(data.held_out, share=share)
+        data = dataclasses.replace(data, held_out=held_out)
+    train, held_out = open_source(data, "train"), open_source(data, "held-out")
+    batch_size = config.batch_size
+    if not _says(words, "batch_size"):
+        batch_size = min(batch_size, 2 ** (len(train).bit_length() - 1))
+    config = dataclasses.replace(config, data=data, batch_size=batch_size)
+    config = _follow_data(config, words)
+    model = config.model
+    assert isinstance(model, DiTConfig)  # for the type checker
+    names = ", ".join(train.class_names[:10]) + (", ..." if train.num_classes > 10 else "")
+    classes = f"{train.num_classes} classes: {names}" if train.num_classes > 1 else "no classes"
+    _note(f"{data}: {len(train):,} images to train on, {len(held_out):,} held out, {classes}")
+    _note(
+        f"{' x '.join(map(str, model.shape))} values in patches of {model.patch_size} x "
+        f"{model.patch_size}: {math.prod(model.grid)} tokens, network of width {model.hidden_size}"
+    )
+    _note(f"{config.steps:,} steps of {batch_size} images; what one takes is said when it is known")
+    return config
+
+
+def follow_run(config: TrainConfig, begun: TrainConfig, words: list[str]) -> TrainConfig:
+    """Return `config` with what followed from the data when a run began, for the run to go on."""
+    model, data = config.model, config.data
+    if type(model) is not type(begun.model) or type(data) is not type(begun.data):
+        return config
+    old = vars(begun.model)
+    names = [n for n in FOLLOWING if n in old and not _says(words, f"model.{n}")]
+    learned = old["learned"]
+    model = dataclasses.replace(model, learned=learned, **{name: old[name] for name in names})
+    if isinstance(data, Folder) and isinstance(begun.data, Folder):
+        was, share = begun.data, "data.held_out.share"
+        size = data.size if _says(words, "data.size") else was.size
+        channels = data.channels if _says(words, "data.channels") else was.channels
+        held_out = data.held_out if _says(words, share) else was.held_out
+        data = dataclasses.replace(data, size=size, channels=channels, held_out=held_out)
+        if not _says(words, "batch_size"):
+            config = dataclasses.replace(config, batch_size=begun.batch_size)
+    return dataclasses.replace(config, model=model, data=data)
+
+
+def _follow_data(config: TrainConfig, words: list[str]) -> TrainConfig:
+    """Return what `follow_data` does; only too many tokens are said."""
     if isinstance(config.data, Folder):
         config = dataclasses.replace(config, data=config.data.with_shape())
     model = config.model
@@ -104,49 +173,15 @@ def follow_data(config: TrainConfig, words: list[str]) -> TrainConfig:
         (found["size"],) = source.shape
     if model.num_classes is not None:
         found["num_classes"] = source.num_classes
-    new = {
-        name: value
-        for name, value in found.items()
-        if not _says(words, f"model.{name}") and getattr(model, name) != value
-    }
-    if new:
+    new = {name: value for name, value in found.items() if not _says(words, f"model.{name}")}
+    if any(getattr(model, name) != value for name, value in new.items()):
         model = dataclasses.replace(model, learned="both", **new)
         config = dataclasses.replace(config, model=model)
-        _note(f"{', '.join(f'model.{n} {v}' for n, v in new.items())}: as the data are")
     if isinstance(model, DiTConfig) and math.prod(model.grid) > (most := _most_tokens()):
         _note(
             f"{math.prod(model.grid)} tokens an image, {most} are trained at a fair speed here: "
             "larger patches, by --model.patch-size, are faster"
         )
-    return config
-
-
-def follow_folder(config: TrainConfig, words: list[str]) -> TrainConfig:
-    """Return the config of a folder of images with a batch and a held-out share for their number.
-
-    Held out are about `HELD_OUT` images or 5 %, whatever is more, but a fifth at most; a batch has
-    no more than the others. What the command line says stays.
-
-    Raises:
-        InputError: there are no images.
-    """
-    data = config.data
-    assert isinstance(data, Folder)  # for the type checker
-    images = data.find()
-    own = images.held_out is None and data.held_out_folder is None
-    if own and not _says(words, "data.held_out.share"):
-        share = round(max(data.held_out.share, min(HELD_OUT / len(images), 0.2)), 2)
-        held_out = dataclasses.replace(data.held_out, share=share)
-        data = dataclasses.replace(data, held_out=held_out)
-    train, held_out = open_source(data, "train"), open_source(data, "held-out")
-    batch_size = config.batch_size
-    if not _says(words, "batch_size"):
-        batch_size = min(batch_size, 2 ** (len(train).bit_length() - 1))
-    config = dataclasses.replace(config, data=data, batch_size=batch_size)
-    names = ", ".join(train.class_names[:10]) + (", ..." if train.num_classes > 10 else "")
-    classes = f", {train.num_classes} classes: {names}" if train.num_classes > 1 else ", no classes"
-    _note(f"{data}: {len(train):,} images to train on, {len(held_out):,} held out{classes}")
-    _note(f"{config.steps:,} steps of {batch_size} images; what one takes is said when it is known")
     return config
 
 

@@ -12,6 +12,7 @@ from odelt_eqx.evaluation.validation import validate
 from odelt_eqx.objective import TRAIN_TYPES
 from odelt_eqx.parallel import Processes
 from odelt_eqx.presets import PRESETS
+from odelt_eqx.training.checkpoint import run_config
 from odelt_eqx.training.train import train
 
 EVALUATION = 300
@@ -51,9 +52,12 @@ def run() -> None:
     args = cli.parse(default, words, description)
     args.processes.join()
     config = args.config
-    if name.split("-")[0] == "folder":
+    if args.resume:
+        config = cli.follow_run(config, run_config(args.run), words)
+    elif name.split("-")[0] == "folder":
         config = cli.follow_folder(config, words)
-    config = cli.follow_data(config, words)
+    else:
+        config = cli.follow_data(config, words)
     started = monotonic()
     train(config, args.run, resume=args.resume, overwrite=args.overwrite)
     if not args.evaluate:

@@ -50,7 +50,8 @@ class Folder(DataSet):
     max_failures: float = 0.01
 
     def __post_init__(self) -> None:
-        check_shape(self.size or 1, 3 if self.channels is None else self.channels)
+        size = 1 if self.size is None else self.size
+        check_shape(size, 3 if self.channels is None else self.channels)
         check_range(self, "white", least=1)
         check_range(self, "max_failures", least=0, most=1)
 

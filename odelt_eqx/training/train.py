@@ -65,7 +65,8 @@ def train(
     with jax.set_mesh(mesh), ExitStack() as stack:
         data = open_source(config.data, "train")
         unseen = open_source(config.data, "held-out")
-        _check_fits(config, data)
+        if not resume:  # what the data of a run that goes on must be is checked with its folder
+            _check_fits(config, data)
 
         init_key, train_key, held_out_key = jax.random.split(jax.random.key(config.seed), 3)
         optimizer = make_optimizer(config.optimizer, config.steps)

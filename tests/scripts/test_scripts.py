@@ -191,16 +191,23 @@ def test_one_command_trains_on_a_folder_of_images(command, tmp_path):
     assert first == (
         f"note: {folder}: {train} images to train on, {held_out} held out, 2 classes: cat, dog"
     )
-    assert second.startswith("note: 1 steps of 32 images; ")
-    assert "model.image_size (16, 24)" in third
+    assert second == (
+        "note: 16 x 24 x 3 values in patches of 4 x 4: 24 tokens, network of width 16"
+    )
+    assert third.startswith("note: 1 steps of 32 images; ")
     status, _, errors = command("sample.py", run, "--labels", "dog", "--count", 2)
     assert status == 0
     words = ("--steps", 1, "--count", 20, "--batch-size", 10)
     assert command("evaluate.py", run, *words)[0] == 0
     assert '"cat", "dog"' in (run / "report.html").read_text()
-    status, _, errors = command(
-        "train.py", "folder", "--data.folder", tmp_path / "no", "--run", "x"
-    )
+    words = ("train.py", "folder", "--data.folder", folder, "--run", run, "--resume", *SMALL)
+    assert command(*words, "--steps", 2)[0] == 0
+    write_images(folder, ("bear",), 3)
+    status, _, errors = command(*words, "--steps", 3)
+    assert status == 2
+    assert "was begun with other classes: 'bear' is new; labels would mean" in errors
+    words = ("train.py", "folder", "--data.folder", tmp_path / "no", "--run", "x")
+    status, _, errors = command(*words)
     assert (status, errors) == (2, f"error: there is no folder or file {tmp_path / 'no'}\n")
 
 
