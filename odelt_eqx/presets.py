@@ -106,7 +106,7 @@ def folder() -> TrainConfig:
     Command: `python scripts/train.py folder --data.folder IMAGES`. The shape of the images, their
     channels, classes and patches, the batch and the share that is held out follow from the images
     unless options say them. Hardware: 2 CPU cores, about half a second a step for 64 x 64 colour
-    images. Expect: after 300 steps colours and rough shapes of each class; more `--steps`, more.
+    images. Expect: after 300 steps the colours of each class under noise, no shapes yet.
     """
     model = DiTConfig(image_size=64, channels=3, patch_size=8, num_heads=4, num_classes=1, **SMALL)
     return TrainConfig(

@@ -119,7 +119,7 @@ def evaluate(
     if is_main_process() and (left_out := sorted({*config.steps} - measured)):
         warnings.warn(
             f"not measured, as it would take over {seconds:.0f} s: {', '.join(map(str, left_out))} "
-            f"time steps; {command or 'scripts/evaluate.py'} does",
+            f"time steps; {command or 'scripts/evaluate.py'} measures them",
             stacklevel=2,
         )
     return [folder / name for name in names]

@@ -99,7 +99,7 @@ def test_images_that_are_no_squares_are_trained_sampled_and_shown(tmp_path):
 def test_little_time_leaves_out_the_largest_numbers_of_steps(tiny_run, tmp_path, monkeypatch):
     """And says what measures them, which then measures nothing twice."""
     config = GridConfig(steps=(2, 1, 4), count=20, batch_size=20)
-    with pytest.warns(UserWarning, match=r"over 0 s: 2, 4 time steps; evaluate\.py RUN does"):
+    with pytest.warns(UserWarning, match=r"over 0 s: 2, 4 time steps; evaluate\.py RUN measures"):
         evaluate(tiny_run, config, tmp_path, seconds=0.0, command="evaluate.py RUN")
     rows = load_grid(tmp_path).rows
     assert [(row.depth, row.config.time.steps) for row in rows] == [(2, 1), (4, 1)]
