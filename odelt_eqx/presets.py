@@ -111,7 +111,7 @@ def folder() -> TrainConfig:
     model = DiTConfig(image_size=64, channels=3, patch_size=8, num_heads=4, num_classes=1, **SMALL)
     return TrainConfig(
         model=dataclasses.replace(model, hidden_size=192),
-        optimizer=OptimizerConfig(learning_rate=1e-3, warmup=200, weight_decay=0.01, ema=0.995),
+        optimizer=OptimizerConfig(learning_rate=2e-3, warmup=200, weight_decay=0.01, ema=0.995),
         data=Folder(Path("images")),
         steps=2000,
         batch_size=32,
