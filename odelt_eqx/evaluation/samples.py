@@ -63,7 +63,7 @@ class SampleRequest:
         batch_size: samples in memory at a time.
         format: "npz" is a file of arrays; "png" a folder of images, CLASS/NUMBER.png, and "adm" a
             file of bytes (`arr_0`) and labels (`arr_1`), which other evaluators read.
-        out: path of the results without suffix; RUN/samples by default.
+        out: path of the results without suffix; RUN/samples by default, for png RUN/images.
 
     Raises:
         InputError: a number is not positive, or options exclude each other.
@@ -110,7 +110,8 @@ def save_samples(
             format holds no such samples, or its folder exists.
         SolveError: an adaptive plan ran out of steps for every sample of a batch.
     """
-    config, out = _sample_config(run, request, config), request.out or run / "samples"
+    config = _sample_config(run, request, config)
+    out = request.out or run / ("images" if request.format == "png" else "samples")
     with network_on_devices(run) as network:
         autoencoder = open_autoencoder(request.autoencoder, network.shape)
         names = _class_names(run, network)

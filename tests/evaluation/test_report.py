@@ -86,14 +86,14 @@ def test_images_that_are_no_squares_are_trained_sampled_and_shown(tmp_path):
     config = dataclasses.replace(TINY_RUN, model=model, data=data, steps=2)
     run = tmp_path / "run"
     train(config, run)
-    paths, _ = save_samples(run, SampleRequest(count=4, format="png"))
-    assert Image.open(next(paths[1].rglob("*.png"))).size == (12, 8)
     paths = evaluate(run, GridConfig(steps=(1,), count=40, batch_size=20))
     data = page_data(paths[-1])
     assert data["shape"] == [8, 12, 1]
     assert data["strip"] == [10 * 13 + 1, 9]
     with Image.open(run / "samples" / data["rows"][0]["samples"]) as sheet:
         assert sheet.size == (10 * 13 + 1, 4 * 9 + 1)
+    paths, _ = save_samples(run, SampleRequest(count=4, format="png"))
+    assert Image.open(next(paths[1].rglob("*.png"))).size == (12, 8)
 
 
 def test_little_time_leaves_out_the_largest_numbers_of_steps(tiny_run, tmp_path, monkeypatch):
