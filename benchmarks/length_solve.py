@@ -41,7 +41,8 @@ class Config(Comparison):
 def solve(plan: FixedSteps, groups: Sequence[Group | Stack], h: Array, condition: Array) -> Array:
     """Return `u` after one solve per group."""
     length = tuple(map(ODEBlock, groups))
-    return integrate_length(length, h, condition, len(length), plan)[0]
+    depth = sum(map(len, groups))
+    return integrate_length(length, h, condition, depth, plan)[0]
 
 
 STACKED = partial(solve, FixedSteps())

@@ -39,15 +39,16 @@ def preset_of_command_line() -> tuple[str, TrainConfig, list[str]]:
 
 
 def run_of_command_line() -> tuple[str, TrainConfig, list[str]]:
-    """Return as `preset_of_command_line` does; a second word may name another training type.
+    """Return as `preset_of_command_line` does; the next words may name other training types.
 
     Raises:
         InputError: there is no such preset or training type; the message suggests the closest name.
     """
     name, config, words = preset_of_command_line()
-    if not _starts_with_name(words):
-        return name, config, words
-    return f"{name}-{words[0]}", of_type(config, words[0]), words[1:]
+    while _starts_with_name(words):
+        kind, *words = words
+        name, config = f"{name}-{kind}", of_type(config, kind)
+    return name, config, words
 
 
 def _starts_with_name(words: list[str]) -> bool:

@@ -10,7 +10,7 @@ from odelt_eqx.files import read_json, write_json
 from odelt_eqx.interop.published import PublishedObjective
 from odelt_eqx.network import check_depth, check_guidance
 from odelt_eqx.nn import DiTConfig, VectorNetConfig
-from odelt_eqx.objective import LengthConsistency, TimeObjective
+from odelt_eqx.objective import DeepSupervision, LengthConsistency, TimeObjective
 from odelt_eqx.ode import FixedSteps
 from odelt_eqx.parallel import Layout
 from odelt_eqx.sampling import SampleConfig
@@ -128,7 +128,9 @@ class TrainConfig:
     """
 
     model: DiTConfig | VectorNetConfig
-    objective: LengthConsistency | TimeObjective | PublishedObjective = LengthConsistency()
+    objective: LengthConsistency | DeepSupervision | TimeObjective | PublishedObjective = (
+        LengthConsistency()
+    )
     optimizer: OptimizerConfig = OptimizerConfig()
     data: Data = Digits()
     loading: Loading = Loading()
@@ -163,6 +165,8 @@ class TrainConfig:
         ignore_step = not self.objective.trains_steps
         if self.model.ignore_step and not ignore_step:
             raise InputError("model.ignore_step would hide the steps that this objective trains")
+        if isinstance(self.objective, DeepSupervision):
+            self.objective.check(self.model.anytime, self.model.depths)
         learned = self.objective.learned if self.model.num_classes != 1 else "null"
         if self.model.learned not in ("both", learned):
             raise InputError(

@@ -6,8 +6,10 @@ depth can be chosen. How it is built is its own business; `odelt_eqx.nn` has two
 
 import abc
 import dataclasses
+import itertools
 from collections.abc import Sequence
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, TypeGuard
 
 import equinox as eqx
 import jax
@@ -17,7 +19,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, Key, Real
 
 from odelt_eqx.errors import InputError
-from odelt_eqx.ode.length import LengthStats, take_rows
+from odelt_eqx.ode.length import LengthDepth, LengthStats, take_rows
 from odelt_eqx.ode.plan import Adaptive, Plan
 
 Condition = Int[Array, " batch"] | Float[Array, "batch condition_size"]
@@ -57,17 +59,21 @@ class Vector:
 class Inputs(eqx.Module):
     """What a network is evaluated on: the arguments of a call, checked, one value per example.
 
-    `depth` is not "full"; `keys` are dropout keys, or None for no dropout.
+    Args:
+        depth: as for a call, but not "full". A tuple of rising depths asks for the velocity at each
+            of them from one integration; only an `anytime` network is given one.
+        keys: dropout keys, or None for no dropout.
+        tolerance: with a tuple of depths, where an example may stop, see `integrate_length`.
     """
 
     t: Float[Array, " batch"]
     x: Float[Array, "batch *shape"]
     step_index: Float[Array, " batch"]
     condition: Condition | None
-    depth: Depth
+    depth: LengthDepth
     length: Plan
     keys: Key[Array, " batch"] | None = None
-    exit_tolerance: float | Float[Array, ""] | None = None
+    tolerance: float | Float[Array, ""] | None = None
 
 
 class Network(eqx.Module):
@@ -80,6 +86,8 @@ class Network(eqx.Module):
         flow_index: the step index that asks for the flow field itself, `log2` of the time steps
             that training knows.
         length: how each group's unit of length is solved unless a call says otherwise.
+        anytime: whether the velocity at a depth is the same whatever depth an integration stops at,
+            so that one gives the velocities at all depths on its way.
     """
 
     shape: eqx.AbstractVar[tuple[int, ...]]
@@ -87,13 +95,15 @@ class Network(eqx.Module):
     depths: eqx.AbstractVar[tuple[int, ...]]
     flow_index: eqx.AbstractVar[int]
     length: eqx.AbstractVar[Plan]
+    anytime: eqx.AbstractVar[bool]
 
     @abc.abstractmethod
-    def velocity(self, inputs: Inputs) -> tuple[Float[Array, "batch *shape"], LengthStats]:
+    def velocity(self, inputs: Inputs) -> tuple[Float[Array, "*batch_shape"], LengthStats]:
         """Return the velocity and what its length ODE took.
 
-        The author of a network implements this, usually by `odelt_eqx.ode.integrate_length`;
-        users call the network.
+        The author of a network implements this, usually by `odelt_eqx.ode.integrate_length`, which
+        takes the depth in every form; users call the network. For a tuple of depths the velocity
+        is (depths, batch, *shape).
         """
 
     @property
@@ -115,7 +125,7 @@ class Network(eqx.Module):
         depth: Depth = "full",
         length: Plan | None = None,
         key: Key[Array, ""] | None = None,
-        exit_tolerance: float | Float[Array, ""] | None = None,
+        tolerance: float | Float[Array, ""] | None = None,
     ) -> Float[Array, "batch *shape"]:
         """Return the velocity dx/dt, (batch, *shape).
 
@@ -132,18 +142,38 @@ class Network(eqx.Module):
                 length ODE.
             length: how each group's unit of length is solved; None as the network says.
             key: dropout key, or None for no dropout.
-            exit_tolerance: an example stops at the first edge where the last group changed `u` by
-                less than this share of it; None runs to `depth`.
+            tolerance: an example stops at the first of the `depths`, the second or later, where the
+                velocity changed by less than this share of it, in the root mean square; None runs
+                to `depth`. Only with one depth for all, on an `anytime` network.
 
         Raises:
-            InputError: a shape or the depth does not fit this network.
+            InputError: a shape, the depth or a tolerance does not fit this network.
             RuntimeError: a traced depth does not, or an adaptive `length` ran out of steps.
         """
-        velocity, stats = self.evaluate(
-            t, x, step_index, condition, depth, length, key, exit_tolerance
-        )
+        velocity, stats = self.evaluate(t, x, step_index, condition, depth, length, key, tolerance)
         plan = self.length if length is None else length
         return raise_failures_of_length(velocity, stats, plan)
+
+    def velocities(
+        self,
+        t: float | Float[Array, "*#batch"],
+        x: Float[Array, "batch *shape"],
+        step_index: int | float | Real[Array, "*#batch"],
+        condition: ConditionLike | None = None,
+        *,
+        depths: tuple[int, ...] | None = None,
+        length: Plan | None = None,
+        key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "depths batch *shape"]:
+        """Return the velocity at each of `depths`, which rise; all of the network's by default.
+
+        They cost what the last one does on an `anytime` network, and a pass each on others. The
+        other arguments and the errors are those of a call.
+        """
+        depths = self.depths if depths is None else depths
+        velocities, stats = self.evaluate(t, x, step_index, condition, depths, length, key)
+        plan = self.length if length is None else length
+        return raise_failures_of_length(velocities, stats, plan)
 
     def evaluate(
         self,
@@ -151,32 +181,50 @@ class Network(eqx.Module):
         x: Float[Array, "batch *shape"],
         step_index: int | float | Real[Array, "*#batch"],
         condition: ConditionLike | None = None,
-        depth: Depth = "full",
+        depth: Depth | tuple[int, ...] = "full",
         length: Plan | None = None,
         key: Key[Array, ""] | None = None,
-        exit_tolerance: float | Float[Array, ""] | None = None,
-    ) -> tuple[Float[Array, "batch *shape"], LengthStats]:
-        """Return what a call returns, and what its length ODE took.
+        tolerance: float | Float[Array, ""] | None = None,
+    ) -> tuple[Float[Array, "*batch_shape"], LengthStats]:
+        """Return what a call returns, or `velocities` for a tuple, and what the length ODE took.
 
         A length solve that runs out of steps is counted as a failure, not raised: its example
-        continues from where it got to.
+        continues from where it got to. With a tuple and a tolerance, an example that has stopped
+        has the velocity where it did at all depths that follow.
         """
+        full = isinstance(depth, str) and depth == "full"
+        blocks: LengthDepth = check_depth(self.depth if full else depth, self.depths)
+        if tolerance is not None:
+            check_tolerance(self, blocks)
+        if isinstance(blocks, int) and tolerance is not None:
+            depths = tuple(d for d in self.depths if d <= blocks)
+            found, stats = self.evaluate(
+                t, x, step_index, condition, depths, length, key, tolerance
+            )
+            return found[-1], stats
+        if isinstance(blocks, tuple):
+            check_rising(blocks)
+            if not self.anytime:
+                one = partial(self.evaluate, t, x, step_index, condition, length=length, key=key)
+                velocities, stats = zip(*(one(depth=d) for d in blocks), strict=True)
+                return jnp.stack(velocities), jax.tree.map(lambda *each: sum(each), *stats)
         condition = as_condition(self, condition)
         check_batch(self, x, condition)
         condition = self.null(len(x)) if learns_null_only(self) else condition
         spread = lambda value: jnp.broadcast_to(jnp.asarray(value, jnp.float32), x.shape[:1])
-        depth = self.depth if isinstance(depth, str) and depth == "full" else depth
-        depth = check_depth(depth, self.depths)
         keys = None if key is None else jax.random.split(key, len(x))
         batch = (spread(t), x, spread(step_index), condition, keys)
         order = np.arange(len(x))
-        if isinstance(depth, np.ndarray):  # the deepest first: then no hidden state is reordered
-            order = np.argsort(-depth, kind="stable")
-            batch, depth = take_rows(batch, order), depth[order]
+        if isinstance(blocks, np.ndarray):  # the deepest first: then no hidden state is reordered
+            order = np.argsort(-blocks, kind="stable")
+            batch, blocks = take_rows(batch, order), blocks[order]
         t, x, step_index, condition, keys = batch
         length = self.length if length is None else length
-        inputs = Inputs(t, x, step_index, condition, depth, length, keys, exit_tolerance)
-        return take_rows(self.velocity(inputs), np.argsort(order))
+        inputs = Inputs(t, x, step_index, condition, blocks, length, keys, tolerance)
+        velocity, stats = self.velocity(inputs)
+        if isinstance(blocks, np.ndarray):
+            return take_rows((velocity, stats), np.argsort(order))
+        return velocity, stats
 
 
 def learns_null_only(network: Network) -> bool:
@@ -190,7 +238,7 @@ def index_of_step(length: Float[Array, "*any"], flow_index: int) -> Float[Array,
     return -jnp.log2(jnp.maximum(length, 2.0**-flow_index))
 
 
-def check_depth(depth: Depth, depths: tuple[int, ...]) -> Any:
+def check_depth(depth: Depth | tuple[int, ...], depths: tuple[int, ...]) -> Any:
     """Return `depth` if all of it is among `depths`, an integer scalar as an int.
 
     Raises:
@@ -208,7 +256,26 @@ def check_depth(depth: Depth, depths: tuple[int, ...]) -> Any:
     wrong = sorted(set(np.ravel(np.asarray(depth)).tolist()) - set(depths))
     if wrong:
         raise InputError(f"depth must be one of {listed} (in blocks); got {wrong[0]}")
-    return int(depth) if np.ndim(depth) == 0 else depth
+    return depth if isinstance(depth, tuple) or np.ndim(depth) else int(depth)
+
+
+def check_rising(depths: tuple[int, ...]) -> None:
+    """Raise an InputError unless there are depths and they rise."""
+    if not depths or any(a >= b for a, b in itertools.pairwise(depths)):
+        raise InputError(f"depths must rise; got {depths}")
+
+
+def check_tolerance(network: Network, depth: Any) -> None:
+    """Raise an InputError if a network's depth cannot be chosen by a tolerance."""
+    if not network.anytime:
+        raise InputError(
+            "this network is told its depth beforehand, so a tolerance cannot choose it: train one "
+            "with model.length_embedding none or edge"
+        )
+    if not isinstance(depth, int | tuple):
+        raise InputError(
+            f"a tolerance chooses the depth of each example up to one number for all; got {depth}"
+        )
 
 
 def as_condition(network: Network, condition: ConditionLike | None) -> Array | None:
@@ -282,18 +349,77 @@ def guided_velocity(
     condition: Condition | None,
     guidance: float | Float[Array, "*#batch"],
     depth: Depth = "full",
-    **options: Any,
+    *,
+    depth_guidance: float | Float[Array, "*#batch"] = 0.0,
+    guide_depth: int | None = None,
+    length: Plan | None = None,
+    tolerance: float | Float[Array, ""] | None = None,
 ) -> tuple[Float[Array, "batch *shape"], LengthStats]:
+    r"""Guidance by a condition and by depth.
+
+    With $v_l$ the class-guided velocity at depth $l$, see `class_guided_velocity`, and the guide at
+    depth $l < L$, this is $v_L + w (v_L - v_l)$ (autoguidance, arXiv 2406.02507; within one
+    network, 2512.24176). One integration gives both on an `anytime` network, unless examples have
+    depths of their own; elsewhere the guide is a second, shallower pass.
+
+    Returns the velocity, and the sum of what all evaluations took; the other arguments are those
+    of `Network.evaluate`.
+
+    Args:
+        guidance: weight of the guidance by the condition, one for all or one per example.
+        depth_guidance: `w`, one for all or one per example. The Python number 0 runs no guide.
+            Examples that are no deeper than the guide are not guided.
+        guide_depth: `l`; None for the smallest depth.
+
+    Raises:
+        InputError: the network has not learned one of the conditions that this asks for.
+    """
+    one = partial(class_guided_velocity, network, t, x, step_index, condition, guidance)
+    if isinstance(depth_guidance, int | float) and depth_guidance == 0:
+        return one(depth, length=length, tolerance=tolerance)
+    guide = network.depths[0] if guide_depth is None else guide_depth
+    depth = network.depth if isinstance(depth, str) and depth == "full" else depth
+    if gives_guide(depth, network):
+        depths = (guide, depth)
+        if tolerance is not None:
+            depths = tuple(d for d in network.depths if d <= depth)
+        velocities, stats = one(depths, length=length, tolerance=tolerance)
+        deep, shallow = velocities[-1], velocities[depths.index(guide)]
+    else:
+        deep, stats = one(depth, length=length, tolerance=tolerance)
+        shallow, more = one(guide, length=length)
+        stats = jax.tree.map(jnp.add, stats, more)
+    weight = jnp.asarray(depth_guidance)
+    if not isinstance(depth, int | str):
+        weight = jnp.where(jnp.asarray(depth) > guide, weight, 0)
+    return deep + _per_example(weight, x) * (deep - shallow), stats
+
+
+def gives_guide(depth: Depth, network: Network) -> TypeGuard[int]:
+    """Whether the velocity at a smaller depth comes with that at `depth`, for nothing."""
+    return network.anytime and isinstance(depth, int)
+
+
+def class_guided_velocity(
+    network: Network,
+    t: Float[Array, "*#batch"],
+    x: Float[Array, "batch *shape"],
+    step_index: int | Real[Array, "*#batch"],
+    condition: Condition | None,
+    guidance: float | Float[Array, "*#batch"],
+    depth: Depth | tuple[int, ...] = "full",
+    **options: Any,
+) -> tuple[Float[Array, "*batch_shape"], LengthStats]:
     r"""Classifier-free guidance, $v = v_\emptyset + w (v_y - v_\emptyset)$ (arXiv 2207.12598).
 
-    Returns the velocity, and the sum of what both halves took; the arguments are those of
-    `Network.evaluate`.
+    Returns what `Network.evaluate` does, whose arguments the others are, with the sum of what both
+    halves took.
 
     Args:
         guidance: `w`, one for all or one per example. The Python numbers 1 and 0 evaluate the
             condition alone and the null condition alone; any other number, and every array,
             evaluates both in one batch.
-        **options: `length` and `exit_tolerance`.
+        **options: `length` and `tolerance`.
 
     Raises:
         InputError: the network has not learned one of the conditions that this asks for.
@@ -305,16 +431,21 @@ def guided_velocity(
     if number == 0:
         return network.evaluate(t, x, step_index, null, depth, **options)
     twice = lambda a: jnp.concatenate([a, a]) if jnp.ndim(a) else a
-    depth = depth if isinstance(depth, str) else twice(depth)
+    depth = depth if isinstance(depth, str | tuple) else twice(depth)
     both = jnp.concatenate([condition, null])
     velocity, stats = network.evaluate(
         twice(t), twice(x), twice(step_index), both, depth, **options
     )
-    conditional, unconditional = jnp.split(velocity, 2)
+    batch_axis = int(isinstance(depth, tuple))
+    conditional, unconditional = jnp.split(velocity, 2, axis=batch_axis)
     stats = jax.tree.map(lambda s: sum(jnp.split(s, 2)), stats)
-    if jnp.ndim(guidance):
-        guidance = jnp.reshape(jnp.asarray(guidance), (-1, *(1,) * (x.ndim - 1)))
-    return unconditional + guidance * (conditional - unconditional), stats
+    weight = _per_example(guidance, x)
+    return unconditional + weight * (conditional - unconditional), stats
+
+
+def _per_example(weight: float | Float[Array, "*#batch"], x: Float[Array, "batch *shape"]) -> Any:
+    """Return a weight for all as it is, and one per example in a shape that multiplies `x`."""
+    return jnp.reshape(weight, (-1, *(1,) * (x.ndim - 1))) if jnp.ndim(weight) else weight
 
 
 def raise_failures_of_length(

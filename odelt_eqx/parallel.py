@@ -193,7 +193,11 @@ class DistributedNetwork(Network):
     def length(self) -> Plan:  # noqa: D102
         return self.network.length
 
-    def velocity(self, inputs: Inputs) -> tuple[Float[Array, "batch *shape"], LengthStats]:
+    @property
+    def anytime(self) -> bool:  # noqa: D102
+        return self.network.anytime
+
+    def velocity(self, inputs: Inputs) -> tuple[Float[Array, "*batch_shape"], LengthStats]:
         """Return the velocity, each device's part of the batch computed on that device."""
         batch = (inputs.t, inputs.x, inputs.step_index, inputs.condition, inputs.keys)
         depth, back = inputs.depth, None
@@ -202,7 +206,7 @@ class DistributedNetwork(Network):
             order, back = rows.ravel(), undeal(rows, counted)
             batch, depth = jax.tree.map(lambda leaf: leaf[order], batch), depth[order]
         t, x, step_index, condition, keys = constrain_batch(batch)
-        length, tolerance = inputs.length, inputs.exit_tolerance
+        length, tolerance = inputs.length, inputs.tolerance
         result = self.network.velocity(
             Inputs(t, x, step_index, condition, depth, length, keys, tolerance)
         )

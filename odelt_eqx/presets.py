@@ -9,7 +9,14 @@ from odelt_eqx.config import OptimizerConfig, TrainConfig
 from odelt_eqx.data import Folder, Idx, Loading, Shards, Toy
 from odelt_eqx.errors import find_by_name
 from odelt_eqx.nn import DiTConfig, VectorNetConfig
-from odelt_eqx.objective import TRAIN_TYPES, LengthConsistency, Shortcut
+from odelt_eqx.objective import (
+    DEPTH_TYPES,
+    TRAIN_TYPES,
+    DeepSupervision,
+    LengthConsistency,
+    Shortcut,
+    WrappingObjective,
+)
 
 SMALL: dict[str, Any] = {
     "hidden_size": 64,
@@ -211,20 +218,28 @@ def preset(name: str) -> TrainConfig:
 
 
 def of_type(config: TrainConfig, name: str) -> TrainConfig:
-    """Return `config` with the training type called `name`, see `TRAIN_TYPES`.
+    """Return `config` with the training type called `name`, see `TRAIN_TYPES` and `DEPTH_TYPES`.
 
-    It is trained at every depth if the old one was, with the same label dropout and guidance.
+    The one trains the time axis, with the old one's label dropout and guidance, and the other every
+    depth; the rest stays.
 
     Raises:
         InputError: there is none; the nearest name is suggested.
     """
-    old, new = config.objective, find_by_name("training type", name, TRAIN_TYPES)
-    inner = old.objective if isinstance(old, LengthConsistency) else old
-    labels = {f: getattr(inner, f) for f in ("class_dropout", "guidance") if hasattr(inner, f)}
-    fields = {f.name for f in dataclasses.fields(new)}
-    new = dataclasses.replace(new, **{f: v for f, v in labels.items() if f in fields})
-    if isinstance(old, LengthConsistency):
-        new = dataclasses.replace(old, objective=new)
+    old, new = config.objective, find_by_name("training type", name, TRAIN_TYPES | DEPTH_TYPES)
+    inner = old.objective if isinstance(old, WrappingObjective) else old
+    embedding = config.model.length_embedding
+    if isinstance(new, WrappingObjective):
+        new = dataclasses.replace(new, objective=inner)
+        embedding = "none" if isinstance(new, DeepSupervision) else "depth"
+    else:
+        labels = {f: getattr(inner, f) for f in ("class_dropout", "guidance") if hasattr(inner, f)}
+        fields = {f.name for f in dataclasses.fields(new)}
+        new = dataclasses.replace(new, **{f: v for f, v in labels.items() if f in fields})
+        if isinstance(old, WrappingObjective):
+            new = dataclasses.replace(old, objective=new)
     # What follows from the objective.
-    model = dataclasses.replace(config.model, ignore_step=False, learned="both")
+    model = dataclasses.replace(
+        config.model, ignore_step=False, learned="both", length_embedding=embedding
+    )
     return dataclasses.replace(config, model=model, objective=new)

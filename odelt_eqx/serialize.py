@@ -5,6 +5,7 @@ import types
 from typing import Any, Union, get_args, get_origin
 
 import cattrs
+from cattrs.gen import make_dict_structure_fn
 from cattrs.strategies import configure_union_passthrough
 from cattrs.v import format_exception
 
@@ -27,7 +28,8 @@ def from_dict(data: Any, kind: Any, what: str) -> Any:
     """Return the value that `to_dict` returned as JSON.
 
     Raises:
-        InputError: the data do not describe such a value; unknown fields are errors, too.
+        InputError: the data do not describe such a value; unknown fields are errors, too, unless
+            they are null: options that an older version had, and that were not used.
     """
     try:
         return _CONVERTER.structure(data, kind)
@@ -88,7 +90,20 @@ def _structure_size(data: Any, _: Any) -> ImageSize:
     return _CONVERTER.structure(data, int if isinstance(data, int) else tuple[int, int])
 
 
+def _structure_dataclass(kind: Any) -> Any:
+    structure = make_dict_structure_fn(kind, _CONVERTER, _cattrs_forbid_extra_keys=True)
+    names = {field.name for field in dataclasses.fields(kind)}
+
+    def without_dropped(data: Any, kind: Any) -> Any:
+        if isinstance(data, dict):
+            data = {name: v for name, v in data.items() if v is not None or name in names}
+        return structure(data, kind)
+
+    return without_dropped
+
+
 _CONVERTER = cattrs.Converter(forbid_extra_keys=True)
+_CONVERTER.register_structure_hook_factory(dataclasses.is_dataclass, _structure_dataclass)
 configure_union_passthrough(bool | int | float | str | None, _CONVERTER)
 _CONVERTER.register_structure_hook(ImageSize, _structure_size)
 _CONVERTER.register_structure_hook(

@@ -9,7 +9,7 @@ from odelt_eqx.config import TrainConfig
 from odelt_eqx.evaluation.grid import GridConfig
 from odelt_eqx.evaluation.report import evaluate
 from odelt_eqx.evaluation.validation import validate
-from odelt_eqx.objective import TRAIN_TYPES
+from odelt_eqx.objective import DEPTH_TYPES, TRAIN_TYPES
 from odelt_eqx.parallel import Processes
 from odelt_eqx.presets import PRESETS
 from odelt_eqx.training.checkpoint import run_config
@@ -46,8 +46,9 @@ def run() -> None:
     name, config, words = cli.run_of_command_line()
     default = Train(config=config, run=Path("runs") / name)
     description = (
-        f"Train a preset ({', '.join(PRESETS)}), with another training type if a second word names "
-        f"one ({', '.join(TRAIN_TYPES)}), changed by the options, and evaluate it."
+        f"Train a preset ({', '.join(PRESETS)}), with other training types if the next words name "
+        f"them, for the time axis ({', '.join(TRAIN_TYPES)}) or for every depth "
+        f"({', '.join(DEPTH_TYPES)}), changed by the options, and evaluate it."
     )
     args = cli.parse(default, words, description)
     args.processes.join()

@@ -86,7 +86,8 @@ def save_grid_samples(grid: Grid, judge: Judge, folder: Path) -> None:
     """Write grid.png, samples over depth and time at the first guidance, from the same noise.
 
     At most three time plans are shown: the first, the middle one and the last. A panel has one
-    image per class, or the points of a row; points are shown beside the data.
+    image per class, or the points of a row; points are shown beside the data. Where nothing was
+    measured, or the samples are gone, a panel is empty.
     """
     rows = [row for row in grid.rows if row.guidance == grid.rows[0].guidance]
     times, depths = list(dict.fromkeys(r.time for r in rows)), sorted({r.depth for r in rows})
@@ -101,10 +102,14 @@ def save_grid_samples(grid: Grid, judge: Judge, folder: Path) -> None:
     for line, depth in zip(axes, depths, strict=True):
         line[0].set_ylabel(f"depth {depth}")
         for axis, time in zip(line, times, strict=False):
-            with Image.open(samples[depth, time]) as sheet:
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+            path = samples.get((depth, time))
+            if path is None or not path.is_file():
+                continue
+            with Image.open(path) as sheet:
                 pixels = np.asarray(sheet.convert("RGB"))
             axis.imshow(pixels[: grid.shape[0] + 2] if images else pixels, interpolation="nearest")
-            axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(not images)
     for axis, time in zip(axes[0], times, strict=False):
         axis.set_title(time)

@@ -14,6 +14,7 @@ from odelt_eqx.sampling import SampleConfig
 from odelt_eqx.serialize import from_dict
 
 GRID = "grid.json"
+SEARCH = "search"  # folder of a run whose grid was searched
 USUAL = 50_000
 """Samples of a published FID; fewer have a larger one."""
 
@@ -34,6 +35,11 @@ class GridConfig:
         guidance: classifier-free guidance weights.
         guidance_intervals: pairs of times between which guidance acts, each measured with each of
             the weights but 1; at all times by default.
+        depth_guidance: weights of guidance by depth; 0 for none.
+        guide_depths: depths of the guide, each measured with each of the weights but 0, below the
+            depth of a row; the network's smallest by default.
+        depth_guidance_intervals: pairs of times between which guidance by depth acts; at all times
+            by default.
         count: samples per row, classes in turn.
         batch_size: samples per batch; latency is per sample of such a batch.
         length: how each group's unit of length is solved; None as the network says.
@@ -57,6 +63,9 @@ class GridConfig:
     depths: tuple[int, ...] = ()
     guidance: tuple[float, ...] = (1.0,)
     guidance_intervals: tuple[tuple[float, float], ...] = ()
+    depth_guidance: tuple[float, ...] = (0.0,)
+    guide_depths: tuple[int, ...] = ()
+    depth_guidance_intervals: tuple[tuple[float, float], ...] = ()
     count: int = 1000
     batch_size: int = 250
     length: FixedSteps | Adaptive | None = None
@@ -68,10 +77,10 @@ class GridConfig:
     def __post_init__(self) -> None:
         if min(self.steps, default=1) < 1:
             raise InputError(f"steps must be positive numbers; got {self.steps}")
-        if not (self.plans and self.guidance):
+        if not (self.plans and self.guidance and self.depth_guidance):
             raise InputError(
                 "there is nothing to measure: give steps, solvers and grids, or adaptive and "
-                "tolerances, and guidance"
+                "tolerances, guidance and depth_guidance"
             )
         check_range(self, "likelihood", least=0)
         check_range(self, "count", least=2)
@@ -100,10 +109,17 @@ class GridConfig:
             for weight in self.guidance
             for interval in (self.guidance_intervals if weight != 1 else ()) or (None,)
         ]
-        axes = itertools.product(self.depths or depths, guidance, self.plans)
+        by_depth = [
+            {"depth_guidance": weight, "guide_depth": guide, "depth_guidance_interval": interval}
+            for weight in self.depth_guidance
+            for guide in ((self.guide_depths or depths[:1]) if weight else (None,))
+            for interval in (self.depth_guidance_intervals if weight else ()) or (None,)
+        ]
+        axes = itertools.product(self.depths or depths, by_depth, guidance, self.plans)
         return [
-            SampleConfig(time=time, length=self.length, depth=depth, **guidance)
-            for depth, guidance, time in axes
+            SampleConfig(time=time, length=self.length, depth=depth, **guide, **guidance)
+            for depth, guide, guidance, time in axes
+            if guide["guide_depth"] is None or guide["guide_depth"] < depth
         ]
 
 
@@ -157,10 +173,13 @@ class Row:
 
     @property
     def guidance(self) -> str:
-        """The guidance weight, and the times between which it acts."""
-        interval = self.config.guidance_interval
-        times = "" if interval is None else " from {:g} to {:g}".format(*interval)
-        return f"{self.config.guidance:g}{times}"
+        """The weights of guidance, and the times between which it acts; by depth if it is."""
+        config = self.config
+        text = f"{config.guidance:g}{_between(config.guidance_interval)}"
+        if config.depth_guidance:
+            times = _between(config.depth_guidance_interval)
+            text += f", by depth {config.guide_depth}: {config.depth_guidance:g}{times}"
+        return text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,6 +221,7 @@ class Grid:
     likelihood: tuple[Bits, ...] = ()
     class_names: tuple[str, ...] = ()
     reference_count: int | None = None  # real samples that Fréchet distances are taken to, if known
+    second: str | None = None  # the second judge's features
 
     @property
     def counts(self) -> str:
@@ -233,6 +253,7 @@ class Grid:
                 *("network evaluations", "block evaluations", "class accuracy"),
                 f"{self.frechet}{self.counts}",
                 *("× real", distance_name("Kernel", self.features), "precision", "recall"),
+                *self._second_name,
                 "program MB",
             ]
         ]
@@ -257,7 +278,12 @@ class Grid:
             _number(quality.kernel, ".4f", quality.kernel_error),
             _number(quality.precision, ".2f"),
             _number(quality.recall, ".2f"),
+            *([_number(quality.second, ".2f", quality.second_error)] if self.second else []),
         ]
+
+    @property
+    def _second_name(self) -> list[str]:
+        return [distance_name("Fréchet", self.second)] if self.second else []
 
     def bits_table(self) -> list[list[str]]:
         """Return the bits per dimension as text, with a header; empty if there are none."""
@@ -278,14 +304,24 @@ class Grid:
             f"{self.reference}, ± its standard error by the jackknife over {GROUPS} disjoint "
             "groups of the samples; × real: divided by that of as many other real samples. "
             f"{distance_name('Kernel', self.features)}, precision and recall: of the first "
-            f"{min(SUBSET, self.count)} samples. Program MB: memory that the compiled program "
-            "needs on a device for a batch."
+            f"{min(SUBSET, self.count)} samples. {self._second_note}Program MB: memory "
+            "that the compiled program needs on a device for a batch."
         )
+
+    @property
+    def _second_note(self) -> str:
+        if self.second is None:
+            return ""
+        return f"{distance_name('Fréchet', self.second)}: a second judge, nothing was trained for. "
 
     def markdown(self) -> str:
         """Return the grid as a page of Markdown."""
         page = f"{markdown_table(self.table())}\n{self.note()}\n"
         return f"{page}\n{markdown_table(self.bits_table())}" if self.likelihood else page
+
+
+def _between(interval: tuple[float, float] | None) -> str:
+    return "" if interval is None else " from {:g} to {:g}".format(*interval)
 
 
 def _number(value: float | None, digits: str, error: float | None = None) -> str:
@@ -348,7 +384,8 @@ def recommend(
     `odelt.sample(model, noise, labels, odelt.recommend("runs/digits", milliseconds=2).config)`
 
     Args:
-        measured: the folder that scripts/evaluate.py wrote to, or its `grid.json`.
+        measured: the folder that scripts/evaluate.py or scripts/search.py wrote to, its
+            `grid.json`, or a run, whose search is preferred to its grid.
         milliseconds: limit per sample, in batches of the grid's size.
         memory: limit of the bytes that the program needs at once, for such a batch.
 
@@ -356,7 +393,8 @@ def recommend(
         InputError: there is no grid, no budget is given, or no row is within it; the message names
             the cheapest.
     """
-    grid = load_grid(Path(measured))
+    folder = Path(measured)
+    grid = load_grid(folder / SEARCH if (folder / SEARCH / GRID).is_file() else folder)
     if milliseconds is None and memory is None:
         raise InputError("a recommendation needs a budget: give milliseconds, memory, or both")
     rows = [

@@ -136,7 +136,8 @@ class Meter:
     """
 
     def __init__(self, network: Network, judge: Judge, config: GridConfig, folder: Path, data: Any):
-        self._network, self._judge, self._config, self._folder = network, judge, config, folder
+        self.judge, self.config = judge, config
+        self._network, self._folder = network, folder
         self._store = Store(folder / ROWS)
         self._samplers: dict[Any, CompiledSampler] = {}
         length = network.length if config.length is None else config.length
@@ -145,6 +146,7 @@ class Meter:
             "data": data,
             "classes": judge.classes,
             "features": judge.features.name,
+            "second": None if judge.second is None else judge.second.name,
             "reference": judge.reference,
             "autoencoder": judge.autoencoder and fingerprint(judge.autoencoder),
             "length": to_dict(length, FixedSteps | Adaptive),
@@ -166,40 +168,46 @@ class Meter:
             SolveError: an adaptive plan ran out of steps.
             Interrupted: a signal asked for it; the same call resumes the measurement.
         """
-        configs, rows, started = self._config.sample_configs(self._network.depths), {}, monotonic()
+        configs, rows, started = self.config.sample_configs(self._network.depths), {}, monotonic()
         with StopSignals() as stop:
-            if seconds is not None and (steps := self._config.steps):
+            if seconds is not None and (steps := self.config.steps):
                 few = [config for config in configs if _steps(config) == min(steps)]
-                rows = {config: self._row(config, stop, progress) for config in few}
+                rows = {config: self.row(config, stop, progress) for config in few}
                 used = sum(row.milliseconds for row in rows.values() if row) / 1e3
-                one_step = used * self._config.count / min(steps)
+                one_step = used * self.config.count / min(steps)
                 most = _most_steps(steps, one_step, seconds - (monotonic() - started))
                 most = int(broadcast(np.array(most)))
                 configs = [config for config in configs if _steps(config) <= most]
-                progress.expect(self._config.count * len(configs))
+                progress.expect(self.config.count * len(configs))
             for config in configs:
-                row = rows[config] if config in rows else self._row(config, stop, progress)
+                row = rows[config] if config in rows else self.row(config, stop, progress)
                 if row is not None:
                     yield row
 
-    def _row(self, config: SampleConfig, stop: StopSignals, progress: Progress) -> Row | None:
-        """Return a row to process 0, measured unless it is known."""
-        settings = {**self.settings, "config": to_dict(config)}
+    def row(
+        self, config: SampleConfig, stop: StopSignals, progress: Progress, count: int | None = None
+    ) -> Row | None:
+        """Return a row to process 0, measured unless it is known.
+
+        `count` is its number of samples, if that is another than the grid's.
+        """
+        count = self.config.count if count is None else count
+        settings = {**self.settings, "count": count, "config": to_dict(config)}
         if settings in self._store:
-            progress.advance(self._config.count)
+            progress.advance(count)
         name = f"{_file_name(config)}-{fingerprint(_text(settings))[:8]}"
-        measure = lambda: self._measure_row(config, name, stop, progress)
+        measure = lambda: self._measure_row(config, count, name, stop, progress)
         return self._store.measure(settings, Row, measure)
 
     def _measure_row(
-        self, config: SampleConfig, name: str, stop: StopSignals, progress: Progress
+        self, config: SampleConfig, count: int, name: str, stop: StopSignals, progress: Progress
     ) -> Row | None:
         """Generate the samples of a row, judge them, and write the first ones.
 
         The last batch is filled up with samples that are not counted, so one program generates all.
         If there are few batches, the first is repeated for its time.
         """
-        judge, count, size = self._judge, self._config.count, self._config.batch_size
+        judge, size = self.judge, self.config.batch_size
         classes, partial = class_count(self._network), self._folder / f".{name}.partial.npz"
         judge.prepare()
         state = judge.accumulator(count, shown_count(judge.shape, classes, count))
@@ -242,14 +250,15 @@ class Meter:
 
     def _compiled(self, config: SampleConfig) -> CompiledSampler:
         """Return the sampler of a setting; one that was compiled before is used if it serves."""
-        guidance = config.guidance if config.guidance in (0, 1) else None
+        intervals = (config.guidance_interval, config.depth_guidance_interval)
         program = (
             config.depth,
-            guidance,
-            jax.tree.structure((config.time, config.guidance_interval)),
+            config.guidance if config.guidance in (0, 1) else None,
+            config.guide_depth,
+            jax.tree.structure((config.time, intervals)),
         )
         if program not in self._samplers:
-            size, seed = self._config.batch_size, self._config.seed
+            size, seed = self.config.batch_size, self.config.seed
             noise, _, condition = inputs(self._network, seed, 0, size)
             self._samplers[program] = CompiledSampler(self._network, noise, condition, config)
             self._samplers[program](noise, condition, config)  # what happens once is not timed
@@ -259,8 +268,8 @@ class Meter:
         self, sampler: CompiledSampler, config: SampleConfig, start: int
     ) -> tuple[Array, Int[np.ndarray, " batch"], SolveStats, float]:
         """Return a batch of samples, their labels, what they took, and the seconds of it all."""
-        network, size = self._network, self._config.batch_size
-        noise, labels, condition = inputs(network, self._config.seed, start, size)
+        network, size = self._network, self.config.batch_size
+        noise, labels, condition = inputs(network, self.config.seed, start, size)
         jax.block_until_ready(noise)
         started = perf_counter()
         samples, stats = sampler(noise, condition, config)
@@ -270,16 +279,17 @@ class Meter:
 
     def bounds(self) -> Bounds | None:
         """Return the best and the worst quality to expect."""
-        names = ("data", "classes", "features", "reference", "autoencoder", "count", "seed")
+        names = ("data", "classes", "features", "second", "reference", "autoencoder")
+        names += ("count", "seed")
         settings = {"bounds": {name: self.settings[name] for name in names}}
 
         def measure() -> Bounds:
-            count = min(self._config.count, NOISE)
-            noise, labels, _ = inputs(self._network, self._config.seed, 0, count)
-            state = self._judge.accumulator(count)
-            self._judge.add(state, noise, labels)
-            real = self._judge.real_quality(self._config.count)
-            return Bounds(real, self._judge.quality(state))
+            count = min(self.config.count, NOISE)
+            noise, labels, _ = inputs(self._network, self.config.seed, 0, count)
+            state = self.judge.accumulator(count)
+            self.judge.add(state, noise, labels)
+            real = self.judge.real_quality(self.config.count)
+            return Bounds(real, self.judge.quality(state))
 
         return self._store.measure(settings, Bounds, measure)
 
@@ -287,9 +297,9 @@ class Meter:
         """Return the bits per dimension at every depth and guidance, if they are asked for."""
         names = ("weights", "data", "length", "batch_size", "seed")
         known = {name: self.settings[name] for name in names}
-        probes, found = self._config.likelihood, []
-        depths = self._config.depths or self._network.depths
-        for depth, guidance in itertools.product(depths, self._config.guidance) if probes else ():
+        probes, found = self.config.likelihood, []
+        depths = self.config.depths or self._network.depths
+        for depth, guidance in itertools.product(depths, self.config.guidance) if probes else ():
             settings = {"bits": known, "probes": probes, "at": [depth, guidance]}
             measure = lambda: self._measure_bits(depth, guidance)  # noqa: B023
             found.append(self._store.measure(settings, Bits, measure))
@@ -301,7 +311,7 @@ class Meter:
         For data with grey levels, uniform noise as wide as the step between two is added, and the
         result is a bound on the bits of the levels themselves; otherwise it is that of the density.
         """
-        source, config = self._judge.held_out, self._config
+        source, config = self.judge.held_out, self.config
         noise_key, probe_key = jax.random.split(jax.random.key(config.seed))
         width = 2 / (source.levels - 1) if source.levels else 0.0
         indices = sample_indices(source, HELD_OUT)
@@ -370,4 +380,5 @@ def _file_name(config: SampleConfig) -> str:
     """Return the start of the file name of a row's samples."""
     plan = config.time
     size = f"{plan.rtol:g}" if isinstance(plan, Adaptive) else plan.steps
-    return f"depth-{config.depth}-{plan.solver}-{size}-guidance-{config.guidance:g}"
+    guide = f"-by-{config.guide_depth}-{config.depth_guidance:g}" if config.depth_guidance else ""
+    return f"depth-{config.depth}-{plan.solver}-{size}-guidance-{config.guidance:g}{guide}"

@@ -26,19 +26,17 @@ def save_length(network: Any, held_out: Source, config: SampleConfig, path: Path
     """
     noise, _, condition = inputs(network, 0, 0, LINES)
     states = trajectory(network, noise, condition, TIMES, config)
-    # At depth d, a network whose every length embedding is that of the full depth stops where the
-    # full depth passes the edge d.
-    rows = network.length_embedding.weight
-    full = jnp.broadcast_to(rows[network.depth], rows.shape)
-    network = eqx.tree_at(lambda n: n.length_embedding.weight, network, full)
+    if not network.anytime:
+        # At depth d, a network whose every length embedding is that of the full depth stops where
+        # the full depth passes the edge d.
+        rows = network.length_embedding.weight
+        full = jnp.broadcast_to(rows[network.depth], rows.shape)
+        network = eqx.tree_at(lambda n: n.length_embedding.weight, network, full)
     data, _ = read(held_out, sample_indices(held_out, POINTS))
     limit, colours = axis_limit(held_out), depth_colours(network.depths)
     figure = Figure(figsize=(3.6 * len(TIMES), 4.2), layout="constrained")
     for axis, t, x in zip(figure.subplots(1, len(TIMES)), TIMES, states, strict=True):
-        outputs = [
-            x + (1 - t) * network(t, x, network.flow_index, condition, depth=depth)
-            for depth in network.depths
-        ]
+        outputs = x + (1 - t) * network.velocities(t, x, network.flow_index, condition)
         axis.scatter(*data.T, s=2, c="0.88", linewidths=0)
         axis.plot(*np.stack([x, *outputs]).transpose(2, 0, 1), color="0.6", lw=0.5, zorder=1)
         for points, (depth, colour) in zip(outputs, colours.items(), strict=True):

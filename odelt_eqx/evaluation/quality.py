@@ -12,7 +12,16 @@ from jaxtyping import Int
 
 from odelt_eqx.data.source import Source, read_batches, sample_indices
 from odelt_eqx.errors import InputError
-from odelt_eqx.evaluation.features import Features, Rows, Samples, decode, decoded_shape
+from odelt_eqx.evaluation.features import (
+    EDGES,
+    Edges,
+    Features,
+    Pixels,
+    Rows,
+    Samples,
+    decode,
+    decoded_shape,
+)
 from odelt_eqx.evaluation.metrics import (
     Statistics,
     jackknife_frechet_distance,
@@ -43,6 +52,8 @@ class Quality:
     recall: float | None = None  # share of as many real samples in the manifold of the samples
     accuracy: float | None = None  # share of the samples that show the class asked for
     accuracy_error: float | None = None  # standard error
+    second: float | None = None  # Fréchet distance in the features of the second judge
+    second_error: float | None = None  # standard error
 
 
 class Accumulator:
@@ -52,11 +63,20 @@ class Accumulator:
         total: number of samples there will be.
         features: what they are compared by.
         shape: shape of a sample, decoded.
+        second: what they are compared by as well, if anything.
         shown: number of samples that are stored whole, the first ones.
     """
 
-    def __init__(self, total: int, features: Features, shape: tuple[int, ...], shown: int = 0):
+    def __init__(
+        self,
+        total: int,
+        features: Features,
+        shape: tuple[int, ...],
+        second: Features | None = None,
+        shown: int = 0,
+    ):
         self.rows = np.zeros((total, features.width(shape)), np.float32)
+        self.second = np.zeros((total, 0 if second is None else second.width(shape)), np.float32)
         self.count, self.hits = np.array(0), np.array(0)
         self.limit, self.shown = np.array(shown), np.zeros((0, *shape), np.float32)
         self.cost, self.seconds = np.zeros(4), np.zeros(0)  # used where samples are generated
@@ -66,21 +86,30 @@ class Accumulator:
         with contextlib.suppress(InputError):
             vars(self).update(read_arrays(path, "an unfinished row", *vars(self)))
 
-    def add(self, rows: Rows, hits: int) -> None:
+    def add(self, rows: Rows, second: Rows, hits: int) -> None:
         """Add the features of more samples, and how many of them show the class asked for."""
-        self.rows[self.count : self.count + len(rows)] = rows
+        new = slice(int(self.count), int(self.count) + len(rows))
+        self.rows[new], self.second[new] = rows, second
         self.count, self.hits = self.count + len(rows), self.hits + hits
 
-    @property
-    def groups(self) -> list[Rows]:
-        """The features in disjoint random groups, which depend on the index of a sample alone."""
-        total = len(self.rows)
-        group = np.random.default_rng(0).permutation(total) % max(min(GROUPS, total // 2), 1)
-        return [self.rows[group == g] for g in range(group.max() + 1)]
+
+def groups(rows: Rows) -> list[Rows]:
+    """Return rows in disjoint random groups, which depend on the index of a row alone."""
+    total = len(rows)
+    group = np.random.default_rng(0).permutation(total) % max(min(GROUPS, total // 2), 1)
+    return [rows[group == g] for g in range(group.max() + 1)]
+
+
+def _moments(rows: Rows) -> Rows | Statistics:
+    """Return the statistics of features, or the features themselves if there are few samples."""
+    return rows if len(rows) <= rows.shape[1] else Statistics.of(rows)
 
 
 class Judge:
     """Measures `Quality` against real samples, whose features are computed once.
+
+    Images are compared by a second kind of features as well, for which nothing was trained: what
+    wins by one and loses by the other is no gain. These are edges, or pixels beside edges.
 
     Args:
         features: what samples are compared by.
@@ -107,6 +136,8 @@ class Judge:
         self.features, self.train, self.held_out = features, train, held_out
         self.autoencoder, self.shape = autoencoder, decoded_shape(autoencoder, held_out.shape)
         self.classes = classes or 1
+        other = Pixels() if features.name == EDGES else Edges()
+        self.second = other.open(self.shape) if len(self.shape) == 3 else None
         self._reference, self._batch_size = reference, batch_size
 
     @property
@@ -142,22 +173,26 @@ class Judge:
         Raises:
             InputError: the reference statistics are those of other features.
         """
-        _ = self._real, self._moments
+        _ = self._real, self._moments, self._second_moments
 
     def accumulator(self, total: int, shown: int = 0) -> Accumulator:
         """Return an empty accumulator for `total` samples, of which `shown` are stored whole."""
-        return Accumulator(total, self.features, self.shape, shown)
+        return Accumulator(total, self.features, self.shape, self.second, shown)
 
     def add(self, state: Accumulator, samples: Samples, labels: Labels) -> None:
         """Add samples that should show `labels`; samples past the last label are ignored."""
         decoded = decode(self.autoencoder, samples)
         rows = self.features(decoded)[: len(labels)]
-        state.add(rows, int(self.classes > 1 and np.sum(self._classify(rows) == labels)))
+        second = np.zeros((len(rows), 0))
+        if self.second is not None:
+            second = self.second(decoded)[: len(labels)]
+        hits = int(self.classes > 1 and np.sum(self._classify(rows) == labels))
+        state.add(rows, second, hits)
         state.shown = np.concatenate([state.shown, decoded[: len(labels)]])[: state.limit]
 
     def quality(self, accumulator: Accumulator) -> Quality:
         """Return the quality of the samples in an accumulator."""
-        frechet = jackknife_frechet_distance(accumulator.groups, self._moments)
+        frechet = jackknife_frechet_distance(groups(accumulator.rows), self._moments)
         rows, real = accumulator.rows[:SUBSET], self._real.rows[:SUBSET]
         kernel = manifolds = (None, None)
         size = min(len(rows), len(real))
@@ -165,7 +200,10 @@ class Judge:
             kernel = kernel_distance(rows, real)
             # Precision and recall compare at equal sizes only.
             manifolds = precision_recall(rows[:size], real[:size])
-        return Quality(*frechet, *kernel, *manifolds, *self._accuracy(accumulator))
+        second = (None, None)
+        if self.second is not None:
+            second = jackknife_frechet_distance(groups(accumulator.second), self._second_moments)
+        return Quality(*frechet, *kernel, *manifolds, *self._accuracy(accumulator), *second)
 
     def real_quality(self, count: int) -> Quality:
         """Return the quality of `count` other real samples, or of as many as there are.
@@ -202,8 +240,6 @@ class Judge:
     @cached_property
     def _moments(self) -> Rows | Statistics:
         """What Fréchet distances are taken to: statistics, or the features of few real samples."""
-        rows = self._real.rows
-        few = len(rows) <= rows.shape[1]
         given = self._reference
         if given is not None and given.features not in (None, self.features.name):
             raise InputError(
@@ -212,7 +248,12 @@ class Judge:
             )
         if given is not None:
             return given
-        return rows if few else Statistics.of(rows)
+        return _moments(self._real.rows)
+
+    @cached_property
+    def _second_moments(self) -> Rows | Statistics:
+        """What the second judge's distances are taken to: held-out samples."""
+        return _moments(self._real.second)
 
     @cached_property
     def _classify(self) -> Callable[[Rows], Labels]:

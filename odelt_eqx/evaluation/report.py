@@ -5,6 +5,7 @@ import dataclasses
 import json
 import shlex
 import warnings
+from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -60,30 +61,62 @@ def evaluate(
         Interrupted: a signal asked for it; the same call resumes the measurement.
     """
     trained, folder = run_config(run), run if out is None else out
-    model = trained.model
     for depth in config.depths:
-        check_depth(depth, model.depths)
-    autoencoder = open_autoencoder(config.autoencoder, model.shape)
-    judge = Judge(
-        features.open(decoded_shape(autoencoder, model.shape)),
+        check_depth(depth, trained.model.depths)
+    judge, figures = open_judge(trained, config, features), []
+    with network_on_devices(run) as network:
+        meter = Meter(network, judge, config, folder, to_dict(trained)["data"])
+        total = config.count * len(config.sample_configs(trained.model.depths))
+        with Progress("evaluate (samples)", total) as progress:
+            rows = list(meter.rows(progress, seconds))
+        if network.shape == (2,):
+            figures = [folder / "length.png", folder / "density.png"]
+            save_length(network, judge.held_out, trained.sample, figures[0])
+            save_density(network, judge.held_out, trained.sample, figures[1])
+        paths = write_grid(meter, rows, trained, run, folder, command, figures)
+    measured = {row.config.time.steps for row in rows if isinstance(row.config.time, FixedSteps)}
+    if is_main_process() and (left_out := sorted({*config.steps} - measured)):
+        warnings.warn(
+            f"not measured, as it would take over {seconds:.0f} s: {', '.join(map(str, left_out))} "
+            f"time steps; {command or 'scripts/evaluate.py'} measures them",
+            stacklevel=2,
+        )
+    return paths
+
+
+def open_judge(trained: TrainConfig, config: GridConfig, features: FeaturesConfig) -> Judge:
+    """Return what measures the samples of a run.
+
+    Raises:
+        InputError: the features, the autoencoder or the statistics cannot be read.
+    """
+    autoencoder = open_autoencoder(config.autoencoder, trained.model.shape)
+    return Judge(
+        features.open(decoded_shape(autoencoder, trained.model.shape)),
         open_source(trained.data, "train"),
         open_source(trained.data, "held-out"),
-        classes=class_count(model),
+        classes=class_count(trained.model),
         reference=config.reference and load_statistics(config.reference),
         autoencoder=autoencoder,
         batch_size=config.batch_size,
     )
-    names = ["grid.png", "grid.md", GRID, "curves.png", "report.html"]
-    with network_on_devices(run) as network:
-        meter = Meter(network, judge, config, folder, to_dict(trained)["data"])
-        total = config.count * len(config.sample_configs(model.depths))
-        with Progress("evaluate (samples)", total) as progress:
-            rows = tuple(meter.rows(progress, seconds))
-        bounds, bits = meter.bounds(), tuple(meter.bits())
-        if network.shape == (2,):
-            names += ["length.png", "density.png"]
-            save_length(network, judge.held_out, trained.sample, folder / "length.png")
-            save_density(network, judge.held_out, trained.sample, folder / "density.png")
+
+
+def write_grid(
+    meter: Meter,
+    rows: Sequence[Row],
+    trained: TrainConfig,
+    run: Path,
+    folder: Path,
+    command: str,
+    figures: Sequence[Path] = (),
+) -> list[Path]:
+    """Write rows that were measured, with figures and a report; return the files.
+
+    All processes must call it. `figures` are shown in the report besides, if they exist by then.
+    """
+    bounds, bits, config, judge = meter.bounds(), tuple(meter.bits()), meter.config, meter.judge
+    names = ("grid.png", "grid.md", GRID, "curves.png", "report.html")
     with Checkpoints(run, write=False) as checkpoints:
         step = checkpoints.latest or 0
 
@@ -102,31 +135,25 @@ def evaluate(
             device=describe_devices(),
             jax=jax.__version__,
             bounds=bounds,
-            rows=rows,
+            rows=tuple(rows),
             likelihood=bits,
             class_names=judge.class_names,
             reference_count=judge.reference_count,
+            second=None if judge.second is None else judge.second.name,
         )
         save_grid_samples(grid, judge, folder)
         write_text(folder / "grid.md", grid.markdown())
         write_json(folder / GRID, to_dict(grid))
         save_curves(grid, folder / "curves.png")
-        figures = [folder / name for name in names[5:]]
-        write_text(folder / "report.html", _page(grid, trained, run, folder, command, figures))
+        page = _page(grid, trained, run, folder, command, figures)
+        write_text(folder / "report.html", page)
 
     on_main_process(write)
-    measured = {row.config.time.steps for row in rows if isinstance(row.config.time, FixedSteps)}
-    if is_main_process() and (left_out := sorted({*config.steps} - measured)):
-        warnings.warn(
-            f"not measured, as it would take over {seconds:.0f} s: {', '.join(map(str, left_out))} "
-            f"time steps; {command or 'scripts/evaluate.py'} measures them",
-            stacklevel=2,
-        )
-    return [folder / name for name in names]
+    return [*(folder / name for name in names), *figures]
 
 
 def _page(
-    grid: Grid, trained: TrainConfig, run: Path, folder: Path, command: str, figures: list[Path]
+    grid: Grid, trained: TrainConfig, run: Path, folder: Path, command: str, figures: Sequence[Path]
 ) -> str:
     """Return the report, a page that needs no other file."""
     commands = {row.samples: _sample_command(row, grid, trained, run) for row in grid.rows}

@@ -19,7 +19,7 @@ from odelt_eqx.evaluation.grid import markdown_table
 from odelt_eqx.evaluation.measure import condition_of, network_on_devices
 from odelt_eqx.files import write_json, write_text
 from odelt_eqx.network import Condition, Network
-from odelt_eqx.objective import LengthConsistency, Networks, Objective, Teacher, TrainingTime
+from odelt_eqx.objective import Networks, Objective, Teacher, TrainingTime, WrappingObjective
 from odelt_eqx.parallel import broadcast, distribute, place, replicate
 from odelt_eqx.serialize import to_dict
 from odelt_eqx.training.checkpoint import load_teacher, run_config
@@ -60,7 +60,7 @@ def validate(run: Path, out: Path | None = None, *, seconds: float | None = None
     """
     config, folder = run_config(run), run if out is None else out
     objective = config.objective
-    if isinstance(objective, LengthConsistency):
+    if isinstance(objective, WrappingObjective):
         objective = objective.objective
     when = TrainingTime(config.steps - 1, config.steps)
     source = load_into_memory(open_source(config.data, "held-out"), DRAWS)

@@ -15,8 +15,9 @@ from odelt_eqx.network import Condition, Learned, Network
 from odelt_eqx.noise import normal
 from odelt_eqx.objective import LiveReflow, Networks, Objective, Shortcut, ShortcutDraws, Targets
 from odelt_eqx.objective.base import TaughtBy, TrainingTime, X, asked, join, share, split
-from odelt_eqx.objective.length_consistency import EveryDepth, LengthDraws, TimeObjective
+from odelt_eqx.objective.length_consistency import DrawnDepths, LengthDraws
 from odelt_eqx.objective.shortcut import start_of_steps, two_half_steps
+from odelt_eqx.objective.time import TimeObjective
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +127,7 @@ class PublishedLiveReflow(Objective):
 
 
 @dataclasses.dataclass(frozen=True)
-class PublishedLengthConsistency(EveryDepth):
+class PublishedLengthConsistency(DrawnDepths):
     """The reference's `LengthConsistency`.
 
     Every depth is drawn independently, so nothing is known while tracing: every block runs for

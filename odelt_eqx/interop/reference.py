@@ -87,6 +87,11 @@ def dit_from_reference(weights: Weights, config: DiTConfig) -> DiT:
     Raises:
         InputError: parameters are missing, left over or of another shape; all are listed.
     """
+    if (config.length_embedding, config.wiring) != ("depth", "accumulate"):
+        raise InputError(
+            "networks of the reference have the length_embedding depth and the wiring accumulate; "
+            f"got {config.length_embedding} and {config.wiring}"
+        )
     apart = dataclasses.replace(config, stacked=False)
     template = eqx.filter_eval_shape(DiT, apart, key=jax.random.key(0))
     if LENGTH_TABLE not in weights:
@@ -117,7 +122,8 @@ def parameter_slots(model: DiT) -> Iterator[Slot]:
         yield from _linear(scalar.out, f"TimestepEmbedder_{index}/Dense_1")
     if isinstance(embeddings.condition, eqx.nn.Embedding):
         yield ("LabelEmbedder_0/Embed_0/embedding",), embeddings.condition.weight
-    yield (LENGTH_TABLE,), model.length_embedding.weight
+    if model.length_embedding is not None:
+        yield (LENGTH_TABLE,), model.length_embedding.weight
     for index, block in enumerate(model.blocks):
         yield from _block(block, f"DiTBlock_{index}")
     yield from _linear(model.final.modulation, "FinalLayer_0/Dense_0")

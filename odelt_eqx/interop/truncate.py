@@ -26,12 +26,11 @@ def truncate(model: AnyNetwork, depth: int) -> AnyNetwork:
     config, group = model.config, model.config.depth_group
     old = [d for d in model.depths if d <= depth]
     new = [d // group * group for d in old]
-    table = model.length_embedding.weight
-    rows = jnp.zeros((new[-1] + 1, config.hidden_size))
-    rows = rows.at[jnp.array(new)].set(table[jnp.array(old)])
-    shorter = eqx.tree_at(
-        lambda m: (m.length_embedding.weight, m.groups),
-        model,
-        (rows, model.groups[: depth // group]),
-    )
+    shorter = eqx.tree_at(lambda m: m.groups, model, model.groups[: depth // group])
+    if model.length_embedding is not None:
+        table = model.length_embedding.weight
+        rows = table[: new[-1] + 1]
+        if config.length_embedding == "depth":
+            rows = jnp.zeros_like(rows).at[jnp.array(new)].set(table[jnp.array(old)])
+        shorter = eqx.tree_at(lambda m: m.length_embedding.weight, shorter, rows)
     return with_config(shorter, dataclasses.replace(config, depth=new[-1], depth_min=new[0]))

@@ -2,14 +2,17 @@
 
 import abc
 import dataclasses
-from typing import Literal
+from typing import Literal, get_args
 
 import equinox as eqx
 from jaxtyping import Array, Key
 
-from odelt_eqx.errors import InputError, check_range
+from odelt_eqx.errors import InputError, check_choice, check_range
 from odelt_eqx.network import Classes, Learned, Network, Vector
+from odelt_eqx.ode.length import Wiring
 from odelt_eqx.ode.plan import Adaptive, FixedSteps, Plan
+
+LengthEmbedding = Literal["depth", "edge", "none"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,12 @@ class NetworkConfig(abc.ABC):
         dtype: what the blocks compute in; parameters and solver states are float32.
         length: how each group's unit of length is solved unless a call says otherwise. It is part
             of the network: the same weights under another solver are another function.
+        length_embedding: what blocks are told of the length besides `c`: the "depth" at which the
+            integration will stop (published), the depth of the "edge" where their own group ends,
+            which the final layer is told as well, or "none". With the last two a network is
+            `anytime`.
+        wiring: the vector field of a group: "accumulate" (published) or "residual", in which the
+            full depth is a plain transformer, see `ODEBlock`.
         stacked: the blocks of a group share arrays and are scanned. Training compiles in a time
             that does not grow with the group, in less memory; sampling is slower.
 
@@ -54,6 +63,8 @@ class NetworkConfig(abc.ABC):
     ignore_step: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
     length: FixedSteps | Adaptive = FixedSteps()
+    length_embedding: LengthEmbedding = "depth"
+    wiring: Wiring = "accumulate"
     stacked: bool = False
 
     def __post_init__(self) -> None:
@@ -61,6 +72,8 @@ class NetworkConfig(abc.ABC):
         counts = [f.name for f in dataclasses.fields(self) if f.type in (int, int | None)]
         check_range(self, *counts, least=1)
         check_range(self, "dropout", least=0, below=1)
+        check_choice("length_embedding", self.length_embedding, get_args(LengthEmbedding))
+        check_choice("wiring", self.wiring, get_args(Wiring))
         if not self.depth_group <= self.depth_min <= self.depth:
             raise InputError(
                 f"depth_min must lie between depth_group {self.depth_group} and depth "
@@ -102,6 +115,11 @@ class NetworkConfig(abc.ABC):
         return tuple(range(self.depth_min, self.depth + 1, self.depth_group))
 
     @property
+    def anytime(self) -> bool:
+        """Whether one integration gives the velocities at all depths on its way."""
+        return self.length_embedding != "depth"
+
+    @property
     def dead_blocks(self) -> int:
         """Blocks past the last full group, which the length ODE reaches at no depth."""
         return self.depth % self.depth_group
@@ -141,3 +159,8 @@ class ConfiguredNetwork(Network):
     def length(self) -> Plan:
         """How each group's unit of length is solved by default."""
         return self.config.length
+
+    @property
+    def anytime(self) -> bool:
+        """Whether one integration gives the velocities at all depths on its way."""
+        return self.config.anytime

@@ -13,8 +13,8 @@ from odelt_eqx.network import Inputs
 from odelt_eqx.nn.block import DiTBlock
 from odelt_eqx.nn.config import ConfiguredNetwork, NetworkConfig
 from odelt_eqx.nn.embeddings import ConditionEmbedding, patchify, position_table, unpatchify
-from odelt_eqx.nn.groups import draw_groups, integrate_groups
-from odelt_eqx.nn.layers import FinalLayer, affine, embedding, linear
+from odelt_eqx.nn.groups import draw_groups, draw_length_embedding, integrate_groups
+from odelt_eqx.nn.layers import FinalLayer, affine, linear
 from odelt_eqx.ode import LengthStats, ODEBlock
 
 
@@ -77,7 +77,7 @@ class DiT(ConfiguredNetwork):
 
     patch_embedding: eqx.nn.Linear
     condition_embedding: ConditionEmbedding
-    length_embedding: eqx.nn.Embedding
+    length_embedding: eqx.nn.Embedding | None
     groups: tuple[ODEBlock[DiTBlock], ...]
     final: FinalLayer
     config: DiTConfig = eqx.field(static=True)
@@ -97,18 +97,15 @@ class DiT(ConfiguredNetwork):
         """Every block, from the first to the last."""
         return tuple(block for group in self.groups for block in group.blocks)
 
-    def velocity(
-        self, inputs: Inputs
-    ) -> tuple[Float[Array, "batch height width channels"], LengthStats]:
+    def velocity(self, inputs: Inputs) -> tuple[Float[Array, "*batch_shape"], LengthStats]:
         """Return the velocity and what its length ODE took, see `Network`."""
         config = self.config
         patches = jax.vmap(patchify, in_axes=(0, None))(inputs.x, config.patch_size)
         tokens = affine(self.patch_embedding, patches)
         tokens = tokens + position_table(config.grid, config.hidden_size)[None]
-        u, c, stats = integrate_groups(self, tokens, inputs)
-        patches = jax.vmap(self.final)(u, c)
         join = lambda patches: unpatchify(patches, config.patch_size, config.grid)
-        return jax.vmap(join)(patches), stats
+        read = lambda u, c: jax.vmap(join)(jax.vmap(self.final)(u, c))
+        return integrate_groups(self, tokens, inputs, read)
 
 
 @eqx.filter_jit
@@ -122,7 +119,7 @@ def _draw(config: DiTConfig, key: Key[Array, ""]) -> dict[str, Any]:
     return {
         "patch": linear(values, width, patch),
         "condition": ConditionEmbedding(width, config.condition_type, keys=(time, step, label)),
-        "length": embedding(config.depth + 1, width, length),
+        "length": draw_length_embedding(config, length),
         "groups": draw_groups(config, draw_block, blocks),
         "final": FinalLayer(width, values, key=final),
     }

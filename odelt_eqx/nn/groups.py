@@ -11,7 +11,9 @@ from jaxtyping import Array, Float, Key
 
 from odelt_eqx.network import Inputs
 from odelt_eqx.nn.config import NetworkConfig
+from odelt_eqx.nn.layers import embedding
 from odelt_eqx.ode import LengthStats, ODEBlock, Stack, integrate_length
+from odelt_eqx.ode.length import LengthDepth
 
 AnyNetwork = TypeVar("AnyNetwork")
 """A network of this package: it has `config`, `groups`, and embeddings of condition and length."""
@@ -23,31 +25,63 @@ def draw_groups(
     """Return `config.depth` fresh blocks in groups; the last group may not be full."""
     blocks = Stack(eqx.filter_vmap(draw_block)(jax.random.split(key, config.depth)))
     stacks = blocks.split(config.depth_group)
-    return tuple(ODEBlock(stack if config.stacked else tuple(stack)) for stack in stacks)
+    groups = (stack if config.stacked else tuple(stack) for stack in stacks)
+    return tuple(ODEBlock(group, config.wiring) for group in groups)
+
+
+def draw_length_embedding(config: NetworkConfig, key: Key[Array, ""]) -> eqx.nn.Embedding | None:
+    """Return a fresh row for every depth, if the network is told one."""
+    if config.length_embedding == "none":
+        return None
+    return embedding(config.depth + 1, config.hidden_size, key)
 
 
 def integrate_groups(
-    network: Any, h: Float[Array, "batch *tokens width"], inputs: Inputs
-) -> tuple[Float[Array, "batch *tokens width"], Float[Array, "batch width"], LengthStats]:
+    network: Any,
+    h: Float[Array, "batch *tokens width"],
+    inputs: Inputs,
+    read: Callable[[Array, Array], Array],
+) -> tuple[Float[Array, "*batch_shape"], LengthStats]:
     """Integrate the hidden state over a network's groups, under its condition.
 
     Blocks past the last full group never reach the output of the length ODE and are left out.
 
-    Returns:
-        `u`, what modulates the final layer of each example, and what the length ODE took.
+    Args:
+        read: maps `u` and what modulates the final layer, (batch, width), to velocities.
     """
-    config, depth = network.config, inputs.depth
+    config, depth, groups = network.config, inputs.depth, network.groups
     step_index = jnp.zeros_like(inputs.step_index) if config.ignore_step else inputs.step_index
     c = network.condition_embedding(inputs.t, step_index, inputs.condition)
-    keys = inputs.keys if config.dropout > 0 else None
-    groups, count, row = network.groups, "plain", jnp.zeros_like(c)
-    if not isinstance(depth, str):
-        groups, count = groups[: config.depth // config.depth_group], depth // config.depth_group
-        row = jnp.broadcast_to(network.length_embedding.weight[jnp.asarray(depth)], c.shape)
-    u, stats = integrate_length(
-        groups, h, c + row, count, inputs.length, keys, inputs.exit_tolerance
+    told = config.length_embedding
+    if isinstance(depth, str):
+        told = "none"
+    else:
+        groups = groups[: config.depth // config.depth_group]
+
+    def tell(depth: Any) -> Array:
+        return c + jnp.broadcast_to(network.length_embedding.weight[jnp.asarray(depth)], c.shape)
+
+    def read_edge(u: Array, depth: LengthDepth) -> Array:
+        if told != "edge":
+            return read(u, c)
+        return read(u, tell(depth // config.depth_group * config.depth_group))
+
+    condition = c
+    if told == "depth":
+        condition = tell(depth)
+    elif told == "edge":
+        edges = range(config.depth_group, config.depth + 1, config.depth_group)
+        condition = tuple(map(tell, edges))
+    return integrate_length(
+        groups,
+        h,
+        condition,
+        depth,
+        inputs.length,
+        read_edge,
+        keys=inputs.keys if config.dropout > 0 else None,
+        tolerance=inputs.tolerance,
     )
-    return u, c, stats
 
 
 def stacked(network: AnyNetwork) -> AnyNetwork:
@@ -67,7 +101,7 @@ def _lay_out(network: Any, as_stack: bool) -> Any:
     if network.config.stacked == as_stack:
         return network
     kind = Stack.of if as_stack else tuple
-    groups = tuple(ODEBlock(kind(group.blocks)) for group in network.groups)
+    groups = tuple(ODEBlock(kind(group.blocks), group.wiring) for group in network.groups)
     changed = eqx.tree_at(lambda n: n.groups, network, groups)
     return with_config(changed, dataclasses.replace(network.config, stacked=as_stack))
 

@@ -10,8 +10,8 @@ from jaxtyping import Array, Float, Key
 from odelt_eqx.network import Inputs
 from odelt_eqx.nn.config import ConfiguredNetwork, NetworkConfig
 from odelt_eqx.nn.embeddings import ConditionEmbedding
-from odelt_eqx.nn.groups import draw_groups, integrate_groups
-from odelt_eqx.nn.layers import FinalLayer, Mlp, affine, embedding, layer_norm, linear, modulate
+from odelt_eqx.nn.groups import draw_groups, draw_length_embedding, integrate_groups
+from odelt_eqx.nn.layers import FinalLayer, Mlp, affine, layer_norm, linear, modulate
 from odelt_eqx.ode import LengthStats, ODEBlock
 
 
@@ -71,7 +71,7 @@ class VectorNet(ConfiguredNetwork):
 
     embedding: eqx.nn.Linear
     condition_embedding: ConditionEmbedding
-    length_embedding: eqx.nn.Embedding
+    length_embedding: eqx.nn.Embedding | None
     groups: tuple[ODEBlock[MlpBlock], ...]
     final: FinalLayer
     config: VectorNetConfig = eqx.field(static=True)
@@ -83,12 +83,13 @@ class VectorNet(ConfiguredNetwork):
         draw_block = lambda key: MlpBlock(config, key=key)
         self.embedding = linear(config.size, width, inputs)
         self.condition_embedding = ConditionEmbedding(width, kind, keys=(time, step, label))
-        self.length_embedding = embedding(config.depth + 1, width, length)
+        self.length_embedding = draw_length_embedding(config, length)
         self.groups = draw_groups(config, draw_block, blocks)
         self.final = FinalLayer(width, config.size, key=final)
         self.config = config
 
-    def velocity(self, inputs: Inputs) -> tuple[Float[Array, "batch size"], LengthStats]:
+    def velocity(self, inputs: Inputs) -> tuple[Float[Array, "*batch_shape"], LengthStats]:
         """Return the velocity and what its length ODE took, see `Network`."""
-        u, c, stats = integrate_groups(self, affine(self.embedding, inputs.x), inputs)
-        return jax.vmap(self.final)(u, c), stats
+        return integrate_groups(
+            self, affine(self.embedding, inputs.x), inputs, jax.vmap(self.final)
+        )

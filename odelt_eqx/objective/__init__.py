@@ -1,4 +1,7 @@
-"""What training regresses on: one file per family; `LengthConsistency` wraps any of them."""
+"""What training regresses on: one file per family.
+
+`LengthConsistency` and `DeepSupervision` wrap any of the others, to train every depth.
+"""
 
 from odelt_eqx.objective.base import (
     Networks as Networks,
@@ -7,22 +10,24 @@ from odelt_eqx.objective.base import (
     TaughtBy as TaughtBy,
     Teacher as Teacher,
     TrainingTime as TrainingTime,
+    WrappingObjective as WrappingObjective,
 )
 from odelt_eqx.objective.consistency import (
     Consistency as Consistency,
     ConsistencyDistillation as ConsistencyDistillation,
 )
+from odelt_eqx.objective.deep_supervision import DeepSupervision as DeepSupervision
 from odelt_eqx.objective.flow_matching import FlowDraws as FlowDraws, FlowMatching as FlowMatching
 from odelt_eqx.objective.length_consistency import (
     LengthConsistency as LengthConsistency,
     LengthDraws as LengthDraws,
-    TimeObjective as TimeObjective,
 )
 from odelt_eqx.objective.live_reflow import LiveReflow as LiveReflow
 from odelt_eqx.objective.mean_flow import MeanFlow as MeanFlow, MeanFlowDraws as MeanFlowDraws
 from odelt_eqx.objective.path import FLOOR
 from odelt_eqx.objective.progressive import Progressive as Progressive, StageDraws as StageDraws
 from odelt_eqx.objective.shortcut import Shortcut as Shortcut, ShortcutDraws as ShortcutDraws
+from odelt_eqx.objective.time import TimeObjective as TimeObjective
 
 TRAIN_TYPES: dict[str, TimeObjective] = {
     "naive": FlowMatching(times="grid", sigma_min=FLOOR),
@@ -39,3 +44,9 @@ TRAIN_TYPES: dict[str, TimeObjective] = {
     "mean-flow": MeanFlow(),
 }
 """The reference's names of training types, among them two that it plans, and "mean-flow"."""
+
+DEPTH_TYPES: dict[str, LengthConsistency | DeepSupervision] = {
+    "length-consistency": LengthConsistency(),
+    "deep-supervision": DeepSupervision(),
+}
+"""How every depth is trained, around any of `TRAIN_TYPES`."""

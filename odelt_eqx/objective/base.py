@@ -26,15 +26,31 @@ X = Float[Array, "batch *shape"]
 """Data, noise, states or velocities."""
 
 
+class Edges(eqx.Module):
+    """How velocities at several depths are trained at once.
+
+    Args:
+        weights: of the squared error at each depth; their sum is 1.
+        share: of the target at all depths but the last, how much is `teacher` instead.
+        teacher: a velocity, or None for the network's own at the last depth, as a constant.
+    """
+
+    weights: tuple[float, ...]
+    share: float = 0.0
+    teacher: X | None = None
+
+
 class Targets(eqx.Module):
     """A regression problem: what a network should return for what it is given.
 
     Args:
         step_index: a step of size `s` has `-log2(s)`.
         velocity: what the network should return.
-        depth: blocks that each example runs, see `Network`.
+        depth: blocks that each example runs, see `Network`; a tuple for the velocities at all of
+            these depths, from one integration.
         power: weighting of errors: the squared error `e` of an example counts
             `e / (e + 0.001) ** power`, the denominator a constant. None: no weighting.
+        edges: how the errors at a tuple of depths are counted.
     """
 
     x_t: X
@@ -42,8 +58,9 @@ class Targets(eqx.Module):
     step_index: Real[Array, " batch"]
     condition: Condition | None
     velocity: X
-    depth: ExampleDepth = "full"
+    depth: ExampleDepth | tuple[int, ...] = "full"
     power: Float[Array, " batch"] | None = None
+    edges: Edges | None = None
 
 
 class Teacher(eqx.Module):
@@ -154,6 +171,28 @@ class Objective(abc.ABC):
             draws: what `draw` returned.
             data: examples, (batch, *shape), with their conditions.
         """
+
+
+@dataclasses.dataclass(frozen=True)
+class WrappingObjective(Objective):
+    """An objective around another, whose schedule and conditions are its own: abstract."""
+
+    objective: Any
+
+    @property
+    def trains_steps(self) -> bool:
+        """Whether the wrapped objective does."""
+        return self.objective.trains_steps
+
+    @property
+    def taught_by(self) -> TaughtBy:
+        """What teaches the wrapped objective; depths are taught by the average."""
+        return self.objective.taught_by
+
+    @property
+    def learned(self) -> Learned:
+        """Which conditions the wrapped objective teaches."""
+        return self.objective.learned
 
 
 def share(batch_size: int, every: int) -> int:

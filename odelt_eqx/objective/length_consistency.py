@@ -8,36 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Key
 
-from odelt_eqx.network import Condition, Learned, Network
+from odelt_eqx.network import Condition, Network
 from odelt_eqx.objective.base import (
     Networks,
-    Objective,
     Targets,
-    TaughtBy,
     TrainingTime,
+    WrappingObjective,
     X,
     share,
     split,
 )
-from odelt_eqx.objective.consistency import Consistency, ConsistencyDistillation
-from odelt_eqx.objective.flow_matching import FlowMatching
-from odelt_eqx.objective.live_reflow import LiveReflow
-from odelt_eqx.objective.mean_flow import MeanFlow
 from odelt_eqx.objective.path import check_name
-from odelt_eqx.objective.progressive import Progressive
 from odelt_eqx.objective.shortcut import Shortcut
+from odelt_eqx.objective.time import TimeObjective
 
 TeacherDepth = Literal["any", "deeper"]
-TimeObjective = (
-    FlowMatching
-    | Shortcut
-    | LiveReflow
-    | Progressive
-    | Consistency
-    | ConsistencyDistillation
-    | MeanFlow
-)
-"""What `LengthConsistency` can wrap."""
 
 
 class LengthDraws(eqx.Module):
@@ -55,26 +40,10 @@ class LengthDraws(eqx.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class EveryDepth(Objective):
+class DrawnDepths(WrappingObjective):
     """Another objective, trained at depths that `draw` chooses: abstract."""
 
-    objective: Any
     every: int
-
-    @property
-    def trains_steps(self) -> bool:
-        """Whether the wrapped objective does."""
-        return self.objective.trains_steps
-
-    @property
-    def taught_by(self) -> TaughtBy:
-        """What teaches the wrapped objective; depths are always taught by the average."""
-        return self.objective.taught_by
-
-    @property
-    def learned(self) -> Learned:
-        """Which conditions the wrapped objective teaches."""
-        return self.objective.learned
 
     def targets(
         self, draws: LengthDraws, data: X, condition: Condition | None, networks: Networks
@@ -98,7 +67,7 @@ class EveryDepth(Objective):
 
 
 @dataclasses.dataclass(frozen=True)
-class LengthConsistency(EveryDepth):
+class LengthConsistency(DrawnDepths):
     """Train another objective at every depth, and the depths to agree.
 
     Each example runs at one of the network's depths; for the last `1 / every` of the batch the

@@ -6,13 +6,17 @@ fields, each over one unit of length, solved one after another:
     h_0 = tokens, u_0 = 0;   group k:  dh/dl = p_{g-1} + p_g - h,   du/dl = p_g
 
 with `p_0 = h` and `p_{j+1} = B_{kg+j}(p_j, c)`. The network's output is read from `u` where the
-integration stops. Within a group the field is smooth and does not depend on `l`; it jumps where
-one group ends and the next begins, so no solve crosses an edge.
+integration stops, or at every edge that it passes. Within a group the field is smooth and does not
+depend on `l`; it jumps where one group ends and the next begins, so no solve crosses an edge.
+
+That is the published wiring, "accumulate". In the other, "residual", the state is `h` alone, which
+is also what is read: `dh/dl = p_g - h`. One Euler step per group is then a plain transformer.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Generic, Literal, TypeVar
+from typing import Generic, Literal, TypeVar, get_args
 
 import diffrax
 import equinox as eqx
@@ -21,14 +25,22 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from odelt_eqx.errors import check_choice
 from odelt_eqx.ode.blocks import AnyBlock, Stack, run_scanned
 from odelt_eqx.ode.plan import FixedSteps, Plan, without_recomputing
 
 Tree = TypeVar("Tree")
 
 Hidden = Float[Array, "batch *tokens width"]
-State = tuple[Float[Array, "*batch width"], Float[Array, "*batch width"]]
-"""`(h, u)`: the hidden state, and what it has accumulated."""
+State = tuple[Float[Array, "*batch width"], ...]
+"""`(h, u)`, the hidden state and what it has accumulated, or `(h,)`. The last one is read."""
+Wiring = Literal["accumulate", "residual"]
+GroupConditions = Float[Array, "batch features"] | tuple[Float[Array, "batch features"], ...]
+LengthDepth = (
+    int | Literal["plain"] | tuple[int, ...] | Int[np.ndarray, " batch"] | Int[Array, " batch"]
+)
+
+Read = Callable[[Hidden, LengthDepth], Array]
 
 
 class LengthStats(eqx.Module):
@@ -39,12 +51,20 @@ class LengthStats(eqx.Module):
         depth: blocks in the groups that were integrated.
         blocks: block evaluations.
         failures: groups whose solve ran out of steps.
+        error: root mean square of the last change of what was read, where a tolerance chose the
+            depth; 0 elsewhere.
     """
 
     solves: Float[Array, " batch"]
     depth: Float[Array, " batch"]
     blocks: Float[Array, " batch"]
     failures: Float[Array, " batch"]
+    error: Float[Array, " batch"]
+
+    @classmethod
+    def zeros(cls, batch_size: int) -> "LengthStats":
+        """Return the statistics of no solve."""
+        return cls(*jnp.zeros((5, batch_size)))
 
 
 Carry = tuple[State, LengthStats]
@@ -55,14 +75,27 @@ class ODEBlock(eqx.Module, Generic[AnyBlock]):
 
     $$\frac{dh}{dl} = p_{g-1} + p_g - h, \qquad \frac{du}{dl} = p_g.$$
 
-    One Euler step of size 1 gives `h <- p_{g-1} + p_g`, `u <- u + p_g`, the published method.
+    One Euler step of size 1 gives `h <- p_{g-1} + p_g`, `u <- u + p_g`, the published method. In
+    the wiring "residual" the state is `h` alone, $dh/dl = p_g - h$, and that step is `h <- p_g`.
 
     Args:
         blocks: at least one module `block(h, condition, key=None) -> h` for one example. Those of
             a `Stack` are scanned.
+        wiring: "accumulate" or "residual", the same for all groups of a network.
+
+    Raises:
+        InputError: `wiring` is neither.
     """
 
     blocks: tuple[AnyBlock, ...] | Stack[AnyBlock]
+    wiring: Wiring = eqx.field(static=True, default="accumulate")
+
+    def __check_init__(self) -> None:
+        check_choice("wiring", self.wiring, get_args(Wiring))
+
+    def start(self, h: Hidden) -> State:
+        """Return the state at l = 0."""
+        return (h, jnp.zeros_like(h)) if self.wiring == "accumulate" else (h,)
 
     def field(self, recompute: bool = False) -> Callable[..., State]:
         """Return `(l, state, (condition, key)) -> (dh/dl, du/dl)` for one example.
@@ -75,15 +108,17 @@ class ODEBlock(eqx.Module, Generic[AnyBlock]):
 
         def field(length: Array, state: State, args: tuple[Array, Key[Array, ""] | None]) -> State:
             del length
-            (h, _), (condition, key) = state, args
+            h, (condition, key) = state[0], args
             keys = None if key is None else jax.random.split(key, len(self.blocks))
             if stack is not None:
                 previous, current = run_scanned(stack, recompute, h, condition, keys)
-                return previous + current - h, current
-            previous, current = h, h
-            for j, block in enumerate(self.blocks):
-                own = None if keys is None else keys[j]
-                previous, current = current, block(current, condition, key=own)
+            else:
+                previous, current = h, h
+                for j, block in enumerate(self.blocks):
+                    own = None if keys is None else keys[j]
+                    previous, current = current, block(current, condition, key=own)
+            if self.wiring == "residual":
+                return (current - h,)
             return previous + current - h, current
 
         return field
@@ -96,13 +131,13 @@ class ODEBlock(eqx.Module, Generic[AnyBlock]):
         plan: Plan,
         keys: Key[Array, " batch"] | None = None,
     ) -> Carry:
-        """Integrate `(h, u)` of a batch over this group's unit of length.
+        """Integrate the state of a batch over this group's unit of length.
 
         The batch is one solve, so that the gradient of a weight is summed over the batch as it is
         computed, unless an adaptive plan is `per_example`.
 
         Args:
-            carry: `(h, u)`, each (batch, *tokens, width), float32, and what was taken before.
+            carry: the state, each part (batch, *tokens, width), float32, and what was taken before.
             condition: what every block is given besides.
             keys: dropout keys, one per example, or None for no dropout.
 
@@ -138,82 +173,126 @@ class ODEBlock(eqx.Module, Generic[AnyBlock]):
             depth=total.depth + size,
             blocks=total.blocks + size * jnp.asarray(plan.evaluations(steps), jnp.float32),
             failures=total.failures + failed.astype(jnp.float32),
+            error=total.error,
         )
 
 
 def integrate_length(
     groups: Sequence[ODEBlock],
     h: Hidden,
-    condition: Float[Array, "batch features"],
-    count: int | Literal["plain"] | Int[np.ndarray, " batch"] | Int[Array, " batch"],
+    condition: GroupConditions,
+    depth: LengthDepth,
     plan: Plan,
+    read: Read = lambda u, depth: u,
+    *,
     keys: Key[Array, " batch"] | None = None,
-    exit_tolerance: float | Float[Array, ""] | None = None,
-) -> tuple[Hidden, LengthStats]:
-    r"""Solve the length ODE over the first `count` groups and return `u`.
+    tolerance: float | Float[Array, ""] | None = None,
+) -> tuple[Array, LengthStats]:
+    r"""Solve the length ODE up to a depth and return what is read from `u` there.
 
     Args:
         h: hidden state at l = 0.
-        condition: what every block is given besides.
-        count: how many groups are integrated. An int: for every example. A NumPy array (batch,),
-            known while tracing: an example leaves the batch at its last edge, and nothing is
-            computed for it afterwards. A JAX array (batch,): every group runs, and examples that
-            are done keep their state. "plain": no ODE; every block runs once, in turn, `h <- B(h)`,
-            and `h` is returned.
+        condition: what every block is given besides, or a tuple with that of each group.
+        depth: blocks; groups that are not full within it do not run. An int: for every example. A
+            NumPy array (batch,), known while tracing: an example leaves the batch at its last edge,
+            and nothing is computed for it afterwards. A JAX array (batch,): every group runs, and
+            examples that are done keep their state. A tuple of rising ints: one integration, read
+            at each of them. "plain": no ODE; every block runs once, in turn, `h <- B(h)`, and the
+            last `h` is read.
+        read: `(u, depth) -> output`, with `u` of the batch, (batch, *tokens, width), and the depth
+            where it is read: `depth`, or one of the tuple. By default `u` itself.
         keys: dropout keys, one per example, or None for no dropout.
-        exit_tolerance: an example stops at the first edge where
-            $\|\Delta u\| < \epsilon \|u\|$, with $\Delta u$ what the last group added; once all
-            have stopped, no group runs any more. None: no example stops early.
+        tolerance: with a tuple of depths, an example stops at the first of them, the second or
+            later, where what is read changed by less than this share of it, and is read there for
+            all that follow; once all have stopped, no group runs any more. The change is an
+            estimate of the error. None: no example stops early.
 
     Returns:
-        `u` at the last edge of each example, (batch, *tokens, width), and what it took.
+        What is read, (batch, ...), or (depths, batch, ...) for a tuple, and what it took.
     """
-    zero = jnp.zeros(h.shape[0])
-    carry = (h, jnp.zeros_like(h)), LengthStats(zero + 1, zero, zero, zero)
-    if isinstance(count, str):
+    once = dataclasses.replace(LengthStats.zeros(len(h)), solves=jnp.ones(len(h)))
+    carry = groups[0].start(h), once
+    ends = np.cumsum([len(group.blocks) for group in groups])
+    count = lambda depth: np.searchsorted(ends, depth, side="right")
+
+    def advance(carry: Carry, start: int, end: int) -> Carry:
+        for k in range(start, end):
+            carry = groups[k](carry, _of_group(condition, k), plan, _fold(keys, k))
+        return carry
+
+    if isinstance(depth, tuple):
+        edges = [(int(count(d)), lambda u, d=d: read(u, d)) for d in depth]
+        return _read_edges(carry, advance, edges, tolerance)
+    if isinstance(depth, str):
         carry = _run_plain(carry, groups, condition, keys)
-    elif exit_tolerance is None and isinstance(count, int):
-        for k, group in enumerate(groups[:count]):
-            carry = group(carry, condition, plan, _fold(keys, k))
-    elif exit_tolerance is None and isinstance(count, np.ndarray):
-        carry = _integrate_leaving(carry, groups, condition, count, plan, keys)
-    elif exit_tolerance is None:
-        for k, group in enumerate(groups):
-            new = group(carry, condition, plan, _fold(keys, k))
-            carry = _where(k < jnp.asarray(count), new, carry)
+    elif isinstance(depth, int):
+        carry = advance(carry, 0, int(count(depth)))
+    elif isinstance(depth, np.ndarray):
+        carry = _integrate_leaving(carry, groups, condition, count(depth), plan, keys)
     else:
-        active = jnp.ones(h.shape[0], bool)
-        for k, group in enumerate(groups[:count] if isinstance(count, int) else groups):
-            active = active & (k < jnp.asarray(count))
-            advance = partial(group, condition=condition, plan=plan, keys=_fold(keys, k))
-            new = jax.lax.cond(jnp.any(active), advance, lambda carry: carry, carry)
-            added = new[0][1] - carry[0][1]
-            carry = _where(active, new, carry)
-            active = active & (_norm(added) >= exit_tolerance * _norm(new[0][1]))
-    (_, u), stats = carry
-    return u, stats
+        for k in range(len(groups)):
+            carry = _where(ends[k] <= jnp.asarray(depth), advance(carry, k, k + 1), carry)
+    state, stats = carry
+    return read(state[-1], depth), stats
+
+
+def _read_edges(
+    carry: Carry,
+    advance: Callable[[Carry, int, int], Carry],
+    edges: Sequence[tuple[int, Callable[[Hidden], Array]]],
+    tolerance: float | Float[Array, ""] | None,
+) -> tuple[Array, LengthStats]:
+    """Return what is read after each of some numbers of groups, and what it took."""
+    outputs: list[Array] = []
+    active, start = jnp.ones(carry[0][0].shape[0], bool), 0
+    for end, read in edges:
+
+        def run(
+            carry: Carry, start: int = start, end: int = end, read: Callable = read
+        ) -> tuple[Carry, Array]:
+            new = advance(carry, start, end)
+            return new, read(new[0][-1])
+
+        start = end
+
+        if tolerance is None or not outputs:
+            carry, output = run(carry)
+        else:
+            last = outputs[-1]
+            skip = lambda carry, last=last: (carry, last)
+            new, output = jax.lax.cond(jnp.any(active), run, skip, carry)
+            carry, output = _where(active, (new, output), (carry, last))
+            change = _rms(output - last)
+            state, stats = carry
+            stats = dataclasses.replace(stats, error=jnp.where(active, change, stats.error))
+            carry = state, stats
+            active = active & (change >= tolerance * _rms(output))
+        outputs.append(output)
+    return jnp.stack(outputs), carry[1]
 
 
 def _run_plain(
     carry: Carry,
     groups: Sequence[ODEBlock],
-    condition: Float[Array, "batch features"],
+    condition: GroupConditions,
     keys: Key[Array, " batch"] | None,
 ) -> Carry:
     """Run every block once, in turn; the hidden state is what is read."""
-    (h, _), total = carry
-    blocks = [block for group in groups for block in group.blocks]
-    for j, block in enumerate(blocks):
-        run = lambda h, c, key, block=block: block(h, c, key=key)
-        h = jax.vmap(run)(h, condition, _fold(keys, j))
-    count = total.depth + len(blocks)
-    return (h, h), LengthStats(total.solves, count, count, total.failures)
+    (h, *_), total = carry
+    count = 0
+    for k, group in enumerate(groups):
+        for block in group.blocks:
+            run = lambda h, c, key, block=block: block(h, c, key=key)
+            h = jax.vmap(run)(h, _of_group(condition, k), _fold(keys, count))
+            count += 1
+    blocks = total.blocks + count
+    return (h,), dataclasses.replace(total, depth=blocks, blocks=blocks)
 
 
 def _integrate_leaving(
     carry: Carry,
     groups: Sequence[ODEBlock],
-    condition: Float[Array, "batch features"],
+    condition: GroupConditions,
     count: Int[np.ndarray, " batch"],
     plan: Plan,
     keys: Key[Array, " batch"] | None,
@@ -237,7 +316,7 @@ def _integrate_leaving(
         finished.append(cut(running[0], slice(staying, None)))
         count = count[:staying]
         carry, condition, keys = cut(running, slice(staying))
-        running = group(carry, condition, plan, _fold(keys, k)), condition, keys
+        running = group(carry, _of_group(condition, k), plan, _fold(keys, k)), condition, keys
     finished.append(running[0])
 
     def join(*pieces: Array) -> Array:
@@ -254,6 +333,11 @@ def _alike_parts(count: Int[np.ndarray, " batch"]) -> int:
         if len(count) % parts == 0 and (rows == rows[0]).all() and (np.diff(rows[0]) <= 0).all():
             return parts
     return 0
+
+
+def _of_group(condition: GroupConditions, k: int) -> Float[Array, "batch features"]:
+    """Return what the blocks of group `k` are given besides."""
+    return condition[k] if isinstance(condition, tuple) else condition
 
 
 def _fold(keys: Key[Array, " batch"] | None, k: int) -> Key[Array, " batch"] | None:
@@ -274,5 +358,5 @@ def _where(active: Bool[Array, " batch"], new: Tree, old: Tree) -> Tree:
     return jax.tree.map(lambda n, o: jnp.where(column(n), n, o), new, old)
 
 
-def _norm(x: Float[Array, "batch *rest"]) -> Float[Array, " batch"]:
-    return jnp.sqrt(jnp.sum(x**2, axis=tuple(range(1, x.ndim))))
+def _rms(x: Float[Array, "batch *rest"]) -> Float[Array, " batch"]:
+    return jnp.sqrt(jnp.mean(x**2, axis=tuple(range(1, x.ndim))))

@@ -120,14 +120,18 @@ class FixedSteps(Plan):
             return jnp.stack([jnp.asarray(t, jnp.float32) for t in self.times])[index]
         return grid_point(self.grid, index.astype(jnp.float32) / self.count)
 
-    def step_length(self, t: Float[Array, ""]) -> Float[Array, ""]:
-        """Return the length of the step that starts at `t`, a point of the grid."""
+    def index(self, t: Float[Array, ""], backwards: bool = False) -> Int[Array, ""]:
+        """Return the index of the step that starts at `t`, a point of the grid, or ends there."""
         if self.times:
             points = jnp.stack([jnp.asarray(t, jnp.float32) for t in self.times])
             index = jnp.searchsorted(points, t, side="right") - 1
         else:
             index = jnp.round(grid_share(self.grid, t) * self.count).astype(jnp.int32)
-        index = jnp.clip(index, 0, self.count - 1)
+        return jnp.clip(index - int(backwards), 0, self.count - 1)
+
+    def step_length(self, t: Float[Array, ""]) -> Float[Array, ""]:
+        """Return the length of the step that starts at `t`, a point of the grid."""
+        index = self.index(t)
         return self.point(index + 1) - self.point(index)
 
     def arguments(self, backwards: bool = False, jumps: Jumps | None = None) -> dict[str, Any]:  # noqa: D102

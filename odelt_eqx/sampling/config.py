@@ -18,6 +18,7 @@ from odelt_eqx.network import (
     check_batch,
     check_depth,
     check_guidance,
+    check_tolerance,
 )
 from odelt_eqx.ode.plan import (
     Adaptive,
@@ -31,6 +32,9 @@ from odelt_eqx.ode.plan import (
 BFLOAT16_TOLERANCE = 1e-3
 """Below about this, the rounding of a bfloat16 field looks like error to an adaptive solver."""
 
+STEP_SOLVERS = ("euler", "ab2", "ab3")
+"""The solvers that evaluate the field once a step, where it starts."""
+
 Tree = TypeVar("Tree")
 
 
@@ -41,29 +45,39 @@ class SampleConfig(eqx.Module):
         time: how the time ODE is solved over [0, 1]; one Euler step by default.
         length: how each group's unit of length is solved; None as the network says.
         depth: blocks to run, one of the network's depths; "full" for all, "plain" for the network
-            without a length ODE. In Python also an array with the depth of each example.
+            without a length ODE; or the depth of every time step, for Euler's steps or those of a
+            multistep solver. In Python also an array with the depth of each example.
+        depth_tolerance: a network evaluation of an example stops at the first of the network's
+            depths, the second or later, where the velocity changed by less than this share of it;
+            None runs to `depth`. It needs a network that is not told its depth beforehand.
         guidance: classifier-free guidance weight; 1 runs the condition alone, 0 the null condition
             alone. In Python also an array with the weight of each example.
         guidance_interval: guidance acts from the first time until before the second (arXiv
             2404.07724), and the condition alone is evaluated at other times; None for all times.
             Examples with adaptive steps of their own compute both halves at all times.
-        exit_tolerance: a network evaluation of an example stops at the first edge of the length
-            where the last group changed `u` by less than this share of it; None runs to `depth`.
+        depth_guidance: weight `w` of guidance by depth, `v_L + w (v_L - v_l)`; 0 for none. It costs
+            nothing where one integration gives both velocities, see `guided_velocity`. In Python
+            also an array with the weight of each example.
+        guide_depth: the depth `l` of the guide; None for the network's smallest.
+        depth_guidance_interval: times between which guidance by depth acts; None for all times.
         as_published: ask the network for the reference's step index, `floor(log2 steps)` under
             every solver and 0 in adaptive solves, instead of the flow field or, in a step of
             Euler's, the mean velocity over that step.
 
     Raises:
-        InputError: `exit_tolerance` is not positive, or `guidance_interval` is not two rising
-            times in [0, 1].
+        InputError: `depth_tolerance` is not positive, or an interval is not two rising times in
+            [0, 1].
     """
 
     time: FixedSteps | Adaptive = FixedSteps()
     length: FixedSteps | Adaptive | None = None
-    depth: int | Literal["full", "plain"] = "full"
+    depth: int | Literal["full", "plain"] | tuple[int, ...] = "full"
+    depth_tolerance: float | None = None
     guidance: float = 1.0
     guidance_interval: tuple[float, float] | None = None
-    exit_tolerance: float | None = None
+    depth_guidance: float = 0.0
+    guide_depth: int | None = None
+    depth_guidance_interval: tuple[float, float] | None = None
     as_published: bool = False
 
     def __check_init__(self) -> None:
@@ -80,8 +94,9 @@ def resolve(
 ) -> SampleConfig:
     """Return how a call runs the network, in the form that is compiled.
 
-    What may change without compiling is an array: step counts, tolerances, an interval, and a
-    guidance that is neither 0 nor 1. "full" and a length of None are replaced by the network's own.
+    What may change without compiling is an array: step counts, tolerances, intervals, a guidance
+    that is neither 0 nor 1, and one by depth that is not 0. "full", a length and a guide's depth of
+    None are replaced by the network's own.
     `options` are fields of `config` that a caller replaces. In a call that is `traced`, which may
     be differentiated, counts stay numbers and both plans keep their adjoint.
 
@@ -90,15 +105,26 @@ def resolve(
     """
     _check_options(options)
     chosen = vars(config) | options
-    guidance, tolerance = chosen["guidance"], chosen["exit_tolerance"]
-    interval = None if _is(guidance, 1) else chosen["guidance_interval"]
+    guidance, by_depth = chosen["guidance"], chosen["depth_guidance"]
+    tolerance = chosen["depth_tolerance"]
     check_batch(network, x, condition)
     _check_labels(network, condition)
     guided = isinstance(guidance, Tracer) or np.ndim(guidance) > 0 or guidance not in (0, 1)
     check_guidance(network.condition_type, guidance)
-    if np.ndim(guidance) and np.shape(guidance) != x.shape[:1]:
-        raise InputError(f"guidance must be a number or have shape {x.shape[:1]}; got {guidance}")
+    for name in ("guidance", "depth_guidance"):
+        if np.ndim(chosen[name]) and np.shape(chosen[name]) != x.shape[:1]:
+            raise InputError(
+                f"{name} must be a number or have shape {x.shape[:1]}; got {chosen[name]}"
+            )
     depth = network.depth if _is(chosen["depth"], "full") else chosen["depth"]
+    depth = check_depth(depth, network.depths)
+    if isinstance(depth, tuple):
+        _check_depths(depth, chosen["time"])
+    if tolerance is not None:
+        check_tolerance(network, depth)
+    guide = None
+    if not _is(by_depth, 0):
+        guide = _guide_depth(network, depth, chosen["guide_depth"])
     length = network.length if chosen["length"] is None else chosen["length"]
     _warn_of_precision(network, time=chosen["time"], length=length)
     if not traced and isinstance(length, FixedSteps):
@@ -107,12 +133,27 @@ def resolve(
         config,
         time=with_known_steps(chosen["time"]) if traced else as_arrays(chosen["time"]),
         length=length if isinstance(length, FixedSteps) else as_arrays(length),
-        depth=check_depth(depth, network.depths),
+        depth=depth,
         as_published=chosen["as_published"],
         guidance=jnp.asarray(guidance, jnp.float32) if guided else float(guidance),
-        guidance_interval=None if interval is None else tuple(map(jnp.float32, interval)),
-        exit_tolerance=None if tolerance is None else jnp.asarray(tolerance, jnp.float32),
+        guidance_interval=_times(None if _is(guidance, 1) else chosen["guidance_interval"]),
+        depth_guidance=0.0 if guide is None else jnp.asarray(by_depth, jnp.float32),
+        guide_depth=guide,
+        depth_guidance_interval=_times(
+            None if guide is None else chosen["depth_guidance_interval"]
+        ),
+        depth_tolerance=None if tolerance is None else jnp.asarray(tolerance, jnp.float32),
     )
+
+
+def leave_out_depth_guidance(
+    config: SampleConfig, options: dict[str, Any], what: str
+) -> dict[str, Any]:
+    """Return `options` without guidance by depth, which is no flow of the model's; say so."""
+    if _is(options.get("depth_guidance", config.depth_guidance), 0):
+        return options
+    warnings.warn(f"{what} leaves out guidance by depth", stacklevel=3)
+    return options | {"depth_guidance": 0.0}
 
 
 def raise_failures(
@@ -145,6 +186,30 @@ def _replace(config: SampleConfig, **values: Any) -> SampleConfig:
     return eqx.tree_at(fields, config, list(values.values()), is_leaf=lambda x: x is None)
 
 
+def _times(interval: tuple[Any, Any] | None) -> tuple[Array, ...] | None:
+    return None if interval is None else tuple(map(jnp.float32, interval))
+
+
+def _check_depths(depths: tuple[int, ...], time: Plan) -> None:
+    """Raise an InputError unless there is a depth for every step of a plan."""
+    if not isinstance(time, FixedSteps) or time.solver not in STEP_SOLVERS:
+        raise InputError(
+            "a depth for every step needs fixed steps of one of the solvers "
+            f"{', '.join(STEP_SOLVERS)}, which evaluate once a step; got {time}"
+        )
+    if isinstance(time.count, Tracer) or len(depths) != int(time.count):
+        raise InputError(f"there must be a depth for each of {time.count} steps; got {depths}")
+
+
+def _guide_depth(network: Network, depth: Any, guide: int | None) -> int:
+    """Return the depth of the guide, or raise an InputError if it guides nothing."""
+    guide = int(check_depth(network.depths[0] if guide is None else guide, network.depths))
+    known = [depth] if isinstance(depth, int) else depth if isinstance(depth, tuple) else [np.inf]
+    if max(known) <= guide:
+        raise InputError(f"the guide must be shallower than depth {max(known)}; got {guide}")
+    return guide
+
+
 def _is(value: Any, constant: str | int) -> bool:
     """Whether a value is this string or number; an array is not compared."""
     return np.ndim(value) == 0 and not isinstance(value, Array | Tracer) and value == constant
@@ -158,15 +223,15 @@ def _check_options(options: dict[str, Any]) -> None:
 
 
 def _check_values(options: dict[str, Any]) -> None:
-    tolerance, interval = options.get("exit_tolerance"), options.get("guidance_interval")
+    tolerance = options.get("depth_tolerance")
     if tolerance is not None and not isinstance(tolerance, Tracer) and not tolerance > 0:
-        raise InputError(f"exit_tolerance must be positive; got {tolerance}")
-    if interval is None or any(isinstance(time, Tracer) for time in interval):
-        return
-    if len(interval) != 2 or not 0 <= interval[0] < interval[1] <= 1:
-        raise InputError(
-            f"guidance_interval must be two rising times in [0, 1]; got {tuple(interval)}"
-        )
+        raise InputError(f"depth_tolerance must be positive; got {tolerance}")
+    for name in ("guidance_interval", "depth_guidance_interval"):
+        interval = options.get(name)
+        if interval is None or any(isinstance(time, Tracer) for time in interval):
+            continue
+        if len(interval) != 2 or not 0 <= interval[0] < interval[1] <= 1:
+            raise InputError(f"{name} must be two rising times in [0, 1]; got {tuple(interval)}")
 
 
 def _check_labels(network: Network, condition: Condition | None) -> None:

@@ -72,8 +72,8 @@ def _run(
         fresh = normal(jax.random.fold_in(key, index), x.shape)
         return s * (x + (1 - t) * v) + (1 - s) * fresh, jax.tree.map(jnp.add, total, stats)
 
-    start = noise, LengthStats(zero, zero, zero, zero)
+    start = noise, LengthStats.zeros(len(noise))
     x, total = jax.lax.fori_loop(0, time.count, step, start)
     steps, none = jnp.broadcast_to(time.count, zero.shape), jnp.zeros(zero.shape, int)
     solution = TimeSolution(x, steps, none, none > 0, None)
-    return replicate((x, solve_stats(solution, total)))
+    return replicate((x, solve_stats(solution, total, zero)))

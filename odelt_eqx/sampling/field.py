@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -10,14 +10,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from odelt_eqx.network import Condition, Network, guided_velocity, index_of_step
+from odelt_eqx.network import (
+    Condition,
+    Depth,
+    Network,
+    gives_guide,
+    guided_velocity,
+    index_of_step,
+)
 from odelt_eqx.ode.length import LengthStats
 from odelt_eqx.ode.plan import FixedSteps, Plan
 from odelt_eqx.ode.time import TimeSolution
 from odelt_eqx.sampling.config import SampleConfig
 
-Args = tuple[Condition | None, Array | None, Array | None]
-"""The condition and, where they differ between examples, the depth and the guidance."""
+Args = tuple[Condition | None, Array | None, Array | None, Array | None]
+"""The condition and, where they differ between examples, depth, guidance and that by depth."""
 StepIndex = Callable[[Float[Array, ""]], Float[Array, ""]]
 """The step index that a network is asked for at a time."""
 
@@ -34,6 +41,11 @@ class SolveStats(NamedTuple):
         evaluations: network evaluations; a guided one counts twice.
         blocks: block evaluations, over all network evaluations.
         depth: depth in blocks that a network evaluation reached, on average.
+        time_error: what the time solver estimates its error to be: the root mean square over the
+            values of a sample for each step, summed over the steps; 0 if it estimates none.
+        depth_error: what a tolerance of depth estimates its error to be, in the same units: the
+            root mean square of the last change of the velocity, averaged over the evaluations,
+            since a solve lasts one unit of time; 0 without a tolerance.
         time_failed: the time solve ran out of steps: the states are the last ones.
         length_failed: a length solve did.
     """
@@ -43,6 +55,8 @@ class SolveStats(NamedTuple):
     evaluations: Int[Array | np.ndarray, " batch"]
     blocks: Int[Array | np.ndarray, " batch"]
     depth: Float[Array | np.ndarray, " batch"]
+    time_error: Float[Array | np.ndarray, " batch"]
+    depth_error: Float[Array | np.ndarray, " batch"]
     time_failed: Bool[Array | np.ndarray, " batch"]
     length_failed: Bool[Array | np.ndarray, " batch"]
 
@@ -55,10 +69,14 @@ class SolveStats(NamedTuple):
             "network evaluations": self.evaluations,
             "block evaluations": self.blocks,
             "depth reached": self.depth,
+            "estimated error of time": self.time_error,
+            "estimated error of depth": self.depth_error,
         }
 
 
-def solve_stats(solution: TimeSolution, total: LengthStats) -> SolveStats:
+def solve_stats(
+    solution: TimeSolution, total: LengthStats, time_error: Float[Array, " batch"]
+) -> SolveStats:
     """Return the statistics of a counted solve."""
     return SolveStats(
         accepted=solution.accepted,
@@ -66,6 +84,8 @@ def solve_stats(solution: TimeSolution, total: LengthStats) -> SolveStats:
         evaluations=total.solves.astype(jnp.int32),
         blocks=total.blocks.astype(jnp.int32),
         depth=total.depth / jnp.maximum(total.solves, 1),
+        time_error=time_error,
+        depth_error=total.error / jnp.maximum(total.solves, 1),
         time_failed=solution.failed,
         length_failed=total.failures > 0,
     )
@@ -106,41 +126,68 @@ def published_step_index(plan: Plan, flow_index: int) -> StepIndex:
 def field_args(condition: Condition | None, config: SampleConfig) -> Args:
     """Return what differs between the examples of a batch, for `velocity_field`."""
     differs = lambda value: value if eqx.is_array(value) and value.ndim else None
-    return condition, differs(config.depth), differs(config.guidance)
+    depth = None if isinstance(config.depth, tuple) else differs(config.depth)
+    return condition, depth, differs(config.guidance), differs(config.depth_guidance)
 
 
-def jumps(config: SampleConfig) -> Float[Array, "2"] | None:
+def jumps(config: SampleConfig) -> Float[Array, " jumps"] | None:
     """Return the times where guidance starts and ends, for `integrate_time`."""
-    interval = config.guidance_interval
-    return None if interval is None else jnp.stack(jax.tree.map(jnp.asarray, interval))
+    intervals = (config.guidance_interval, config.depth_guidance_interval)
+    times = [jnp.asarray(time) for interval in intervals if interval for time in interval]
+    return jnp.sort(jnp.stack(times)) if times else None
 
 
 def velocity_field(
-    network: Network, config: SampleConfig, index: StepIndex
+    network: Network, config: SampleConfig, index: StepIndex, *, backwards: bool = False
 ) -> Callable[..., tuple[Float[Array, "batch *shape"], LengthStats]]:
     """Return the field `(t, x, args) -> (dx/dt, stats)`, guided, of a config from `resolve`."""
 
     def field(t: Float[Array, ""], x: Array, args: Args) -> tuple[Array, LengthStats]:
-        condition, depth, guidance = args
+        condition, own_depth, own_guidance, own_depth_guidance = args
+        depth = config.depth if own_depth is None else own_depth
+        guidance = config.guidance if own_guidance is None else own_guidance
+        by_depth = config.depth_guidance if own_depth_guidance is None else own_depth_guidance
+        velocity = partial(
+            guided_velocity,
+            network,
+            t,
+            x,
+            index(t),
+            condition,
+            guide_depth=config.guide_depth,
+            length=config.length,
+            tolerance=config.depth_tolerance,
+        )
 
-        def velocity(guidance: float | Array) -> tuple[Array, LengthStats]:
-            return guided_velocity(
-                network,
-                t,
-                x,
-                index(t),
-                condition,
-                guidance,
-                config.depth if depth is None else depth,
-                length=config.length,
-                exit_tolerance=config.exit_tolerance,
-            )
+        def at_depth(depth: Depth, guidance: float | Array) -> tuple[Array, LengthStats]:
+            guided = partial(velocity, guidance, depth)
+            guide = config.guide_depth
+            if isinstance(depth, int) and guide is not None and depth <= guide:
+                return guided()
+            if config.depth_guidance_interval is None:
+                return guided(depth_guidance=by_depth)
+            inside = _inside(t, config.depth_guidance_interval)
+            if gives_guide(depth, network):
+                return guided(depth_guidance=jnp.where(inside, by_depth, 0))
+            return jax.lax.cond(inside, partial(guided, depth_guidance=by_depth), guided)
 
-        guided = partial(velocity, config.guidance if guidance is None else guidance)
+        def with_guidance(guidance: float | Array) -> tuple[Array, LengthStats]:
+            if not isinstance(depth, tuple):
+                return at_depth(depth, guidance)
+            assert isinstance(config.time, FixedSteps)  # for the type checker: see `resolve`
+            known = sorted(set(depth))
+            branch = jnp.array([known.index(d) for d in depth])[config.time.index(t, backwards)]
+            return jax.lax.switch(branch, [partial(at_depth, d, guidance) for d in known])
+
         if config.guidance_interval is None:
-            return guided()
-        start, end = config.guidance_interval
-        inside = (start <= t) & ((t < end) | (end == 1))
-        return jax.lax.cond(inside, guided, partial(velocity, 1.0))
+            return with_guidance(guidance)
+        inside = _inside(t, config.guidance_interval)
+        return jax.lax.cond(inside, partial(with_guidance, guidance), partial(with_guidance, 1.0))
 
     return field
+
+
+def _inside(t: Float[Array, ""], interval: tuple[Any, Any]) -> Bool[Array, ""]:
+    """Whether a time lies in an interval, which holds its start, and its end only at t = 1."""
+    start, end = interval
+    return (start <= t) & ((t < end) | (end == 1))

@@ -16,7 +16,12 @@ from odelt_eqx.ode.count import integrate_time_counted
 from odelt_eqx.ode.plan import Adaptive
 from odelt_eqx.ode.time import integrate_time
 from odelt_eqx.parallel import constrain_batch, distribute, replicate
-from odelt_eqx.sampling.config import SampleConfig, raise_failures, resolve
+from odelt_eqx.sampling.config import (
+    SampleConfig,
+    leave_out_depth_guidance,
+    raise_failures,
+    resolve,
+)
 from odelt_eqx.sampling.field import (
     SolveStats,
     field_args,
@@ -43,8 +48,7 @@ def sample(
         condition: class labels (batch,), also as a list or as floats; vectors (batch, size); or
             None without a condition. A model that was trained without its conditions ignores it.
         config: how the network is run.
-        **options: fields of `SampleConfig` to replace: `time`, `length`, `depth`, `guidance`,
-            `guidance_interval`, `exit_tolerance`.
+        **options: fields of `SampleConfig` to replace, such as `time`, `depth` or `guidance`.
 
     Returns:
         Samples at t = 1, (batch, *shape), not clipped.
@@ -77,8 +81,8 @@ class CompiledSampler:
     """`sample_with_stats` compiled ahead, for one shape of batch and one kind of plan.
 
     What may change without compiling is the noise, the condition, the numbers of the time plan
-    (its steps or tolerances, but not its solver), and a guidance other than 0 and 1. Arguments and
-    errors are those of `sample`.
+    (its steps or tolerances, but not its solver), the numbers of guidance other than 0 and 1, and
+    of that by depth other than 0. Arguments and errors are those of `sample`.
     """
 
     def __init__(
@@ -146,9 +150,10 @@ def invert(
 ) -> X:
     """Carry data (batch, *shape) back to its noise: the time ODE from t = 1 to t = 0.
 
-    `sample` with the same options returns the data, up to the error of both solves. Arguments and
-    errors are those of `sample`.
+    `sample` with the same options returns the data, up to the error of both solves. Guidance by
+    depth is left out, with a warning. Arguments and errors are those of `sample`.
     """
+    options = leave_out_depth_guidance(config, options, "the way back")
     return _solve(model, data, condition, config, options, backwards=True)
 
 
@@ -192,11 +197,12 @@ def _run(
     model = distribute(jax.tree.unflatten(structure, weights))
     start, condition = constrain_batch(replicate((start, condition)))
     index = step_index(config, model.flow_index, backwards=backwards)
-    field, args = velocity_field(model, config, index), field_args(condition, config)
+    field = velocity_field(model, config, index, backwards=backwards)
+    args = field_args(condition, config)
     solve = {"args": args, "backwards": backwards, "at": at, "jumps": jumps(config)}
     if count:
-        solution, total = integrate_time_counted(field, start, config.time, **solve)
-        stats = solve_stats(solution, total)
+        solution, total, error = integrate_time_counted(field, start, config.time, **solve)
+        stats = solve_stats(solution, total, error)
     else:
         plain = lambda *inputs: field(*inputs)[0]
         solution, stats = integrate_time(plain, start, config.time, **solve), None

@@ -15,7 +15,12 @@ from odelt_eqx.ode.count import integrate_time_counted
 from odelt_eqx.ode.length import LengthStats
 from odelt_eqx.ode.plan import Adaptive
 from odelt_eqx.parallel import constrain_batch, distribute, replicate
-from odelt_eqx.sampling.config import SampleConfig, raise_failures, resolve
+from odelt_eqx.sampling.config import (
+    SampleConfig,
+    leave_out_depth_guidance,
+    raise_failures,
+    resolve,
+)
 from odelt_eqx.sampling.field import (
     SolveStats,
     field_args,
@@ -62,6 +67,8 @@ def log_likelihood(
     with $x_t$ the path from the data back to its noise, solved together with the integral.
     Source: arXiv 1806.07366 (equation 8), 1810.01367 (the estimate of the trace).
 
+    Guidance by depth is left out, with a warning: it follows no density of the model's.
+
     The arguments are those of `sample`, with data (batch, *shape) in place of noise, besides:
 
     Args:
@@ -70,6 +77,7 @@ def log_likelihood(
         key: decides the probes; an InputError if it is missing.
     """
     condition = as_condition(model, condition)
+    options = leave_out_depth_guidance(config, options, "the likelihood")
     config = resolve(model, data, condition, config, options)
     signs = None
     if probes != "exact":
@@ -95,13 +103,13 @@ def _run(
     """Return the noise of the data, the change of log-density, and what the solve took."""
     data, condition, signs = constrain_batch(replicate((data, condition, signs)))
     index = step_index(config, model.flow_index, backwards=True)
-    field = with_divergence(velocity_field(distribute(model), config, index))
+    field = with_divergence(velocity_field(distribute(model), config, index, backwards=True))
     start, args = (data, jnp.zeros(len(data))), (field_args(condition, config), signs)
-    solution, total = integrate_time_counted(
+    solution, total, error = integrate_time_counted(
         field, start, config.time, args, backwards=True, jumps=jumps(config)
     )
     noise, change = jax.tree.map(lambda state: state[-1], solution.states)
-    return replicate((noise, change, solve_stats(solution, total)))
+    return replicate((noise, change, solve_stats(solution, total, error)))
 
 
 def with_divergence(

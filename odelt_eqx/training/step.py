@@ -127,28 +127,40 @@ def held_out_loss(
     """
     state = _update_teacher(state, objective, steps)
     targets = _make_targets(state, objective, data, condition, key, steps)
-    return jnp.mean(squared_error(distribute(state.model), targets))
+    return jnp.mean(_over_depths(squared_error(distribute(state.model), targets), targets))
 
 
 def squared_error(
     model: Network, targets: Targets, key: Key[Array, ""] | None = None
-) -> Float[Array, " batch"]:
-    """Return the mean squared error of the velocity, one per example; no dropout without a key."""
-    velocity = model(
-        targets.t,
-        targets.x_t,
-        targets.step_index,
-        targets.condition,
-        depth=targets.depth,
-        key=key,
-    )
-    error = velocity - targets.velocity
-    return jnp.mean(error**2, axis=tuple(range(1, error.ndim)))
+) -> Float[Array, " batch"] | Float[Array, "depths batch"]:
+    """Return the mean squared error of the velocity of each example, at each of several depths.
+
+    There is no dropout without a key.
+    """
+    inputs = (targets.t, targets.x_t, targets.step_index, targets.condition)
+    mean = lambda error: jnp.mean(error**2, axis=tuple(range(-len(model.shape), 0)))
+    if not isinstance(targets.depth, tuple):
+        return mean(model(*inputs, depth=targets.depth, key=key) - targets.velocity)
+    velocities = model.velocities(*inputs, depths=targets.depth, key=key)
+    shallow, edges = targets.velocity, targets.edges
+    if edges is not None and edges.share:
+        own = jax.lax.stop_gradient(velocities[-1])
+        teacher = own if edges.teacher is None else edges.teacher
+        shallow = shallow + edges.share * (teacher - shallow)
+    last = velocities[-1:] - targets.velocity
+    return mean(jnp.concatenate([velocities[:-1] - shallow, last]))
+
+
+def _over_depths(errors: Float[Array, "*depths batch"], targets: Targets) -> Float[Array, " batch"]:
+    """Return the errors of examples, weighted over depths if there are several."""
+    if targets.edges is None:
+        return errors
+    return jnp.asarray(targets.edges.weights) @ errors
 
 
 def weight_errors(
-    errors: Float[Array, " batch"], power: Float[Array, " batch"] | None
-) -> Float[Array, " batch"]:
+    errors: Float[Array, "*depths batch"], power: Float[Array, " batch"] | None
+) -> Float[Array, "*depths batch"]:
     """Return `e / (e + 0.001) ** power`, the denominator a constant (arXiv 2505.13447, eq. 22).
 
     The gradient is that of the squared error times a weight that is small where the error is large:
@@ -163,7 +175,8 @@ def _differentiate(
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Return what is minimised and the squared error, each `mean` of one per example."""
     errors = squared_error(distribute(model), targets, key)
-    return mean(weight_errors(errors, targets.power)), mean(errors)
+    weighted = weight_errors(errors, targets.power)
+    return mean(_over_depths(weighted, targets)), mean(_over_depths(errors, targets))
 
 
 def _make_targets(

@@ -35,7 +35,7 @@ def plan_of(solver, kind):
 def counted(field, blocks=3):
     def evaluate(t, x, args):
         one = jnp.ones(len(x))
-        return field(t, x, args), LengthStats(one, blocks * one, blocks * one, 0 * one)
+        return field(t, x, args), LengthStats(one, blocks * one, blocks * one, 0 * one, t * one)
 
     return evaluate
 
@@ -49,7 +49,7 @@ def test_every_evaluation_is_counted_rejected_steps_included(solver, kind, backw
         return oscillation(t, x, args)
 
     plan = plan_of(solver, kind)
-    solution, cost = integrate_time_counted(counted(field), NOISE, plan, backwards=backwards)
+    solution, cost, _ = integrate_time_counted(counted(field), NOISE, plan, backwards=backwards)
     jax.block_until_ready(cost)
     jax.effects_barrier()
     np.testing.assert_array_equal(cost.solves, len(calls))
@@ -63,7 +63,7 @@ def test_counting_does_not_change_the_solve(per_example):
     rates = jnp.arange(1.0, 5)
     field = lambda t, x, rate: rate[:, None] * jnp.cos(40 * t) * x
     plain = integrate_time(field, NOISE, plan, rates)
-    solution, cost = integrate_time_counted(counted(field), NOISE, plan, rates)
+    solution, cost, _ = integrate_time_counted(counted(field), NOISE, plan, rates)
     np.testing.assert_array_equal(solution.states, plain.states)
     np.testing.assert_array_equal(solution.accepted, plain.accepted)
     assert cost.solves.shape == (4,)

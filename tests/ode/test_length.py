@@ -77,9 +77,11 @@ def euler(field: np.ndarray) -> np.ndarray:
     return np.eye(len(field)) + field
 
 
-def solve(groups, tokens, count, plan):
-    condition = jnp.zeros((BATCH, WIDTH))
-    return np.asarray(integrate_length(groups, jnp.asarray(tokens), condition, count, plan)[0])
+def solve(groups, tokens, count, plan, **options):
+    """Return what is read from `u` after a number of groups of two blocks."""
+    condition, depth = jnp.zeros((BATCH, WIDTH)), 2 * count
+    h = jnp.asarray(tokens)
+    return np.asarray(integrate_length(groups, h, condition, depth, plan, **options)[0])
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -120,8 +122,7 @@ def test_an_edge_is_never_inside_a_solve(groups, tokens):
     """Two groups in a row are the second's solve from where the first ended."""
     plan = odelt.FixedSteps(2, "heun")
     h, condition = jnp.asarray(tokens), jnp.zeros((BATCH, WIDTH))
-    zero = jnp.zeros(BATCH)
-    start = (h, jnp.zeros_like(h)), LengthStats(zero, zero, zero, zero)
+    start = (h, jnp.zeros_like(h)), LengthStats.zeros(BATCH)
     (_, expected), _ = groups[1](groups[0](start, condition, plan), condition, plan)
     np.testing.assert_allclose(solve(groups, tokens, 2, plan), expected, 1e-12)
 
@@ -130,7 +131,7 @@ def test_an_edge_is_never_inside_a_solve(groups, tokens):
 def test_keeping_and_recomputing_have_the_same_gradient(groups, tokens, steps):
     def loss(groups, adjoint):
         plan = odelt.FixedSteps(steps, adjoint=adjoint)
-        u, _ = integrate_length(groups, jnp.asarray(tokens), jnp.zeros((BATCH, WIDTH)), 3, plan)
+        u, _ = integrate_length(groups, jnp.asarray(tokens), jnp.zeros((BATCH, WIDTH)), 6, plan)
         return jnp.sum(u**2)
 
     keep, recompute = (jax.grad(loss)(groups, a) for a in ("keep", "recompute"))
@@ -152,7 +153,7 @@ def test_stacked_blocks_are_the_same_groups(groups, tokens, plan):
 def test_stacked_blocks_have_the_same_gradient(groups, tokens, adjoint):
     def loss(groups):
         plan = odelt.FixedSteps(3, adjoint=adjoint)
-        u, _ = integrate_length(groups, jnp.asarray(tokens), jnp.zeros((BATCH, WIDTH)), 3, plan)
+        u, _ = integrate_length(groups, jnp.asarray(tokens), jnp.zeros((BATCH, WIDTH)), 6, plan)
         return jnp.sum(u**2)
 
     apart = jax.grad(loss)(groups)
@@ -171,16 +172,16 @@ def test_a_stack_is_cut_into_groups_and_what_is_left():
 
 def test_forward_mode_goes_through_the_default_plan(groups, tokens):
     def u(h):
-        return integrate_length(groups, h, jnp.zeros((BATCH, WIDTH)), 3, odelt.FixedSteps())[0]
+        return integrate_length(groups, h, jnp.zeros((BATCH, WIDTH)), 6, odelt.FixedSteps())[0]
 
     h = jnp.asarray(tokens)
     _, tangent = jax.jvp(u, (h,), (h,))
     np.testing.assert_allclose(tangent, u(h), 1e-12)
 
 
-def cost(groups, tokens, count, plan, **kwargs):
+def cost(groups, tokens, depth, plan, **kwargs):
     condition = jnp.zeros((BATCH, WIDTH))
-    return integrate_length(groups, jnp.asarray(tokens), condition, count, plan, **kwargs)[1]
+    return integrate_length(groups, jnp.asarray(tokens), condition, depth, plan, **kwargs)[1]
 
 
 @pytest.mark.parametrize(
@@ -188,7 +189,7 @@ def cost(groups, tokens, count, plan, **kwargs):
 )
 def test_blocks_are_counted_where_each_example_stops(groups, tokens, plan, stages):
     count = np.array([3, 1, 2, 1])
-    for spent in (cost(groups, tokens, c, plan) for c in (count, jnp.asarray(count))):
+    for spent in (cost(groups, tokens, 2 * c, plan) for c in (count, jnp.asarray(count))):
         np.testing.assert_array_equal(spent.depth, 2 * count)
         np.testing.assert_array_equal(spent.blocks, 2 * count * stages)
 
@@ -198,33 +199,95 @@ def test_an_adaptive_length_solve_is_counted_and_its_failure_stays_with_its_exam
     quiet = tokens.copy()
     quiet[1] = 0
     plan = odelt.Adaptive(1e-9, 1e-9, "heun", max_steps=8, per_example=True)
-    spent = cost(groups, quiet, 3, plan)
+    spent = cost(groups, quiet, 6, plan)
     np.testing.assert_array_equal(spent.failures > 0, [True, False, True, True])
     assert spent.blocks[1] < spent.blocks[0] == 3 * 2 * plan.evaluations(8)
     alone = solve(groups, quiet, 3, odelt.Adaptive(1e-9, 1e-9, "heun", per_example=True))[1]
     np.testing.assert_array_equal(solve(groups, quiet, 3, plan)[1], alone)
 
 
-def test_early_exit_stops_each_example_where_the_last_group_adds_little(groups, tokens):
-    """The share that group k adds decides; a tolerance between two shares stops between them."""
-    after = [solve(groups, tokens, n, odelt.FixedSteps()) for n in (1, 2, 3)]
-    norm = lambda x: np.linalg.norm(x, axis=(1, 2))
-    share = norm(after[1] - after[0]) / norm(after[1])
-    tolerance = float(np.sort(share)[1:3].mean())
-    stops = np.where(share < tolerance, 2, 3)
-    assert set(stops.tolist()) == {2, 3}
-    exits = {"exit_tolerance": tolerance}
+def read(u, depth):
+    """A nonlinear map, one output per example."""
+    return jnp.tanh(u).reshape(len(u), -1) @ jnp.arange(1.0, TOKENS * WIDTH + 1)[:, None]
+
+
+@pytest.mark.parametrize("wiring", ["accumulate", "residual"])
+def test_one_integration_is_read_at_every_edge(matrices, tokens, wiring):
+    groups = [ODEBlock(tuple(map(LinearBlock, jnp.asarray(g))), wiring) for g in matrices]
+    plan, h = odelt.FixedSteps(2, "heun"), jnp.asarray(tokens)
     condition = jnp.zeros((BATCH, WIDTH))
-    for count in (3, np.full(BATCH, 3), jnp.full(BATCH, 3)):
-        u, spent = integrate_length(
-            groups, jnp.asarray(tokens), condition, count, odelt.FixedSteps(), **exits
-        )
-        np.testing.assert_array_equal(spent.depth, 2 * stops)
-        expected = [after[n - 1][i] for i, n in enumerate(stops)]
+    together, spent = integrate_length(groups, h, condition, (2, 4, 6), plan, read)
+    assert together.shape == (3, BATCH, 1)
+    for depth, found in zip((2, 4, 6), together, strict=True):
+        alone, _ = integrate_length(groups, h, condition, depth, plan, read)
+        np.testing.assert_allclose(found, alone, 1e-12)
+    np.testing.assert_array_equal(spent.blocks, 3 * 2 * plan.evaluations(2))
+    np.testing.assert_array_equal(spent.error, 0)
+
+
+def test_the_residual_wiring_is_a_plain_network_at_full_depth(matrices, tokens):
+    groups = [ODEBlock(tuple(map(LinearBlock, jnp.asarray(g))), "residual") for g in matrices]
+    expected = tokens @ np.linalg.multi_dot(matrices.reshape(-1, WIDTH, WIDTH))
+    for plan, count in ((odelt.FixedSteps(), 3), (odelt.FixedSteps(3), "plain")):
+        condition, h = jnp.zeros((BATCH, WIDTH)), jnp.asarray(tokens)
+        depth = count if count == "plain" else 2 * count
+        found = integrate_length(groups, h, condition, depth, plan)[0]
+        np.testing.assert_allclose(found, expected, 1e-10)
+
+
+def test_the_residual_wiring_converges_to_its_matrix_exponential(matrices, tokens):
+    groups = [ODEBlock(tuple(map(LinearBlock, jnp.asarray(g))), "residual") for g in matrices]
+    exact = tokens
+    for first, second in matrices:
+        exact = exact @ scipy.linalg.expm(first @ second - np.eye(WIDTH))
+    found = solve(groups, tokens, 3, odelt.Adaptive(1e-8, 1e-8, "tsit5"))
+    np.testing.assert_allclose(found, exact, atol=1e-6)
+
+
+def test_each_group_may_have_a_condition_of_its_own(tokens):
+    class Shift(eqx.Module):
+        def __call__(self, tokens, condition, *, key=None):
+            return tokens + condition
+
+    groups = [ODEBlock((Shift(),)) for _ in range(3)]
+    conditions = tuple(jnp.full((BATCH, WIDTH), c) for c in (1.0, 10.0, 100.0))
+    h = jnp.asarray(tokens)
+    for depth in (3, (1, 3), np.full(BATCH, 3), jnp.full(BATCH, 3), "plain"):
+        u = integrate_length(groups, h, conditions, depth, odelt.FixedSteps())[0]
+        u = u[-1] if isinstance(depth, tuple) else u
+        expected = tokens + 111
+        if not isinstance(depth, str):  # one Euler step is `h <- 2 h + c`, `u <- u + h + c`
+            first = 2 * tokens + 1
+            expected = (tokens + 1) + (first + 10) + (2 * first + 10 + 100)
         np.testing.assert_allclose(u, expected, 1e-12)
 
 
-def test_early_exit_runs_no_group_once_all_examples_have_stopped(tokens):
+def test_a_tolerance_stops_each_example_where_what_is_read_changes_little(groups, tokens):
+    """A tolerance between the changes of two examples stops between them, and reports them."""
+    after = [solve(groups, tokens, n, odelt.FixedSteps(), read=read) for n in (1, 2, 3)]
+    rms = lambda x: np.abs(x[:, 0])
+    change = rms(after[1] - after[0]) / rms(after[1])
+    tolerance = float(np.sort(change)[1:3].mean())
+    stops = np.where(change < tolerance, 2, 3)
+    assert set(stops.tolist()) == {2, 3}
+    outputs, spent = integrate_length(
+        groups,
+        jnp.asarray(tokens),
+        jnp.zeros((BATCH, WIDTH)),
+        (2, 4, 6),
+        odelt.FixedSteps(),
+        read,
+        tolerance=tolerance,
+    )
+    np.testing.assert_array_equal(spent.depth, 2 * stops)
+    np.testing.assert_allclose(outputs[0], after[0], 1e-12)
+    chosen = [after[n - 1][i] for i, n in enumerate(stops)]
+    np.testing.assert_allclose(outputs[2], chosen, 1e-12)
+    error = [rms(after[n - 1] - after[n - 2])[i] for i, n in enumerate(stops)]
+    np.testing.assert_allclose(spent.error, error, 1e-9)
+
+
+def test_no_group_runs_once_all_examples_have_stopped(tokens):
     calls = []
 
     class Spy(eqx.Module):
@@ -233,9 +296,9 @@ def test_early_exit_runs_no_group_once_all_examples_have_stopped(tokens):
             return tokens
 
     groups = [ODEBlock((Spy(),)) for _ in range(4)]
-    for tolerance, ran in ((2.0, 1), (1e-9, 4)):
+    for tolerance, ran in ((2.0, 2), (1e-9, 4)):
         calls.clear()
-        spent = cost(groups, tokens, 4, odelt.FixedSteps(), exit_tolerance=tolerance)
+        spent = cost(groups, tokens, (1, 2, 3, 4), odelt.FixedSteps(), tolerance=tolerance)
         jax.block_until_ready(spent)
         jax.effects_barrier()
         assert len(calls) == ran
@@ -274,7 +337,8 @@ def wide_gradient(size, adjoint="keep", layout=tuple):
     groups = [ODEBlock(layout([WideBlock(w) for w in group])) for group in weights]
     h, condition = jnp.ones((8, 256, 16), jnp.float32), jnp.zeros((8, 16), jnp.float32)
     plan = odelt.FixedSteps(adjoint=adjoint)
-    loss = lambda groups: jnp.sum(integrate_length(groups, h, condition, 2, plan)[0] ** 2)
+    depth = 2 * size
+    loss = lambda groups: jnp.sum(integrate_length(groups, h, condition, depth, plan)[0] ** 2)
     return jax.jit(jax.grad(loss)).lower(groups)
 
 

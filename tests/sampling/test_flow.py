@@ -10,6 +10,8 @@ import pytest
 
 import odelt_eqx as odelt
 from odelt_eqx.sampling import flow
+from tests.conftest import TINY
+from tests.nn.test_anytime import awake
 
 NOISE = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
 LABELS = jnp.array([3, 7])
@@ -60,13 +62,13 @@ def test_both_axes_may_be_adaptive_and_meet_their_tolerances_in_proportion(model
     assert blocks[0] < blocks[1] < blocks[2]
 
 
-def test_samples_do_not_depend_on_their_neighbours(model):
+def test_samples_do_not_depend_on_their_neighbours():
     """With steps of their own not even to the rounding of a shared one."""
+    model = awake(TINY, length_embedding="none")
     for time in (odelt.FixedSteps(4), odelt.Adaptive(1e-3, 1e-3, per_example=True)):
-        batch, stats = odelt.sample_with_stats(model, NOISE, LABELS, time=time, exit_tolerance=0.7)
-        alone, own = odelt.sample_with_stats(
-            model, NOISE[1:], LABELS[1:], time=time, exit_tolerance=0.7
-        )
+        options = {"time": time, "depth_tolerance": 0.7}
+        batch, stats = odelt.sample_with_stats(model, NOISE, LABELS, **options)
+        alone, own = odelt.sample_with_stats(model, NOISE[1:], LABELS[1:], **options)
         np.testing.assert_allclose(batch[1:], alone, rtol=1e-4, atol=1e-4)
         assert stats.blocks[1] == own.blocks[0]
 
@@ -81,18 +83,6 @@ def test_each_sample_may_have_its_own_depth_under_any_plan(model):
                     model, NOISE[i : i + 1], LABELS[i : i + 1], time=time, depth=int(depth[i])
                 )
                 np.testing.assert_allclose(images[i], one[0], rtol=1e-4, atol=1e-4)
-
-
-def test_early_exit_saves_blocks_and_its_tolerance_compiles_nothing(model):
-    def run(tolerance):
-        before = flow._run._cached._cache_size()
-        _, stats = odelt.sample_with_stats(model, NOISE, LABELS, exit_tolerance=tolerance)
-        return stats, flow._run._cached._cache_size() - before
-
-    assert run(1e-6)[0].blocks.tolist() == [4, 4]
-    stats, compiled = run(10.0)
-    assert stats.blocks.tolist() == stats.depth.tolist() == [2, 2]
-    assert compiled == 0
 
 
 def test_the_length_plan_of_the_config_is_the_default(model):
@@ -123,7 +113,6 @@ def test_sampling_may_be_part_of_a_larger_program(model):
         ({"depth": 3}, r"depth must be one of 2, 4 \(in blocks\); got 3"),
         ({"condition": jnp.array([3, 11])}, "labels must lie between 0 and 9, or be 10 for none"),
         ({"condition": jnp.array([3, -1])}, "labels must lie between 0 and 9, or be 10 for none"),
-        ({"exit_tolerance": 0.0}, "exit_tolerance must be positive; got 0"),
         ({"noise": NOISE[:, :4]}, r"states must have shape \(batch, 8, 8, 1\)"),
     ],
 )

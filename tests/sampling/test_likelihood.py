@@ -23,8 +23,7 @@ def gaussian(t, x, _):
     """The velocity that carries N(0, I) to a Gaussian whose axes are not those of the values."""
     inside = (x - t * MEAN) @ AXES
     rate = (t * SPREAD**2 - (1 - t)) / ((1 - t) ** 2 + (t * SPREAD) ** 2)
-    zero = jnp.zeros(len(x))
-    return MEAN + (rate * inside) @ AXES.T, LengthStats(zero, zero, zero, zero)
+    return MEAN + (rate * inside) @ AXES.T, LengthStats.zeros(len(x))
 
 
 @pytest.mark.parametrize("probes", [None, 4096])
@@ -39,7 +38,7 @@ def test_bits_of_a_gaussian_are_its_formula(probes, plan):
         signs = jax.random.rademacher(jax.random.key(0), (8, probes, SIZE), jnp.float32)
     start, args = (jnp.asarray(images), jnp.zeros(8)), (None, signs)
     field = with_divergence(gaussian)
-    solution, _ = integrate_time_counted(field, start, plan, args, backwards=True)
+    solution, _, _ = integrate_time_counted(field, start, plan, args, backwards=True)
     noise, change = solution.states
     found = float(jnp.mean(standard_normal(noise[-1]) + change[-1]))
     assert found == pytest.approx(np.mean(target.logpdf(images)), rel=0.01)

@@ -17,7 +17,7 @@ from odelt_eqx.config import save_config
 from odelt_eqx.evaluation.grid import GridConfig
 from odelt_eqx.evaluation.report import evaluate
 from odelt_eqx.evaluation.samples import SampleRequest, save_samples
-from odelt_eqx.objective import FlowMatching, LengthConsistency
+from odelt_eqx.objective import DeepSupervision, FlowMatching, LengthConsistency, Shortcut
 from odelt_eqx.parallel import Processes, check_batch_size, make_mesh
 from odelt_eqx.training.checkpoint import run_config
 from odelt_eqx.training.train import train
@@ -144,6 +144,17 @@ def test_a_run_of_stacked_blocks_on_eight_devices_is_that_on_one(tmp_path):
     config = run_config(alone)
     stacked = dataclasses.replace(config, model=dataclasses.replace(config.model, stacked=True))
     end(start(stacked, run, "fsdp", devices=8), 0)
+    assert_same_run(run, alone)
+
+
+def test_every_depth_in_one_pass_on_eight_devices_then_on_one_is_one_run(tmp_path):
+    model = dataclasses.replace(POINTS.model, length_embedding="edge", wiring="residual")
+    objective = DeepSupervision(Shortcut(), (2.0, 1.0), 0.5, "average")
+    points = dataclasses.replace(POINTS, model=model, objective=objective)
+    alone, run = train_alone(points, tmp_path), tmp_path / "run"
+    config = run_config(alone)
+    end(start(config, run, "fsdp", devices=8, stop=3), 143)
+    train(config, run, resume=True)
     assert_same_run(run, alone)
 
 

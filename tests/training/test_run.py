@@ -15,6 +15,7 @@ from odelt_eqx.data import Folder, HeldOut, Npz, open_source
 from odelt_eqx.interop import PublishedShortcut
 from odelt_eqx.objective import (
     TRAIN_TYPES,
+    DeepSupervision,
     FlowMatching,
     LengthConsistency,
     LiveReflow,
@@ -158,14 +159,19 @@ def test_a_run_may_go_on_for_longer_and_be_saved_otherwise(points_run, tmp_path,
     assert rates[20] < rates[18] == POINTS_RUN.optimizer.learning_rate
 
 
+TYPES = TRAIN_TYPES.values()
 CHANGED = [FlowMatching(0.2), Shortcut(8, 1.5), LengthConsistency(teacher_depth="deeper")]
+CHANGED += [DeepSupervision(Shortcut(), (1.0, 2.0, 3.0), 0.5, "average")]
 
 
 @pytest.mark.parametrize(
-    "objective", [*CHANGED, *TRAIN_TYPES.values(), *map(LengthConsistency, TRAIN_TYPES.values())]
+    "objective",
+    [*CHANGED, *TYPES, *map(LengthConsistency, TYPES), *map(DeepSupervision, TYPES)],
 )
 def test_a_config_survives_its_file(tmp_path, objective):
-    config = dataclasses.replace(preset("digits"), objective=objective)
+    config = preset("digits")
+    model = dataclasses.replace(config.model, length_embedding="none", wiring="residual")
+    config = dataclasses.replace(config, objective=objective, model=model)
     save_config(config, tmp_path / "config.json")
     assert load_config(tmp_path / "config.json") == config
 

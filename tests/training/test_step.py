@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from odelt_eqx.config import OptimizerConfig, TrainConfig
-from odelt_eqx.objective import FlowMatching, LengthConsistency, Networks, Shortcut, TrainingTime
+from odelt_eqx.objective import (
+    DeepSupervision,
+    FlowMatching,
+    LengthConsistency,
+    Networks,
+    Shortcut,
+    TrainingTime,
+)
 from odelt_eqx.training.optimizer import ema_decay, learning_rate, make_optimizer
 from odelt_eqx.training.step import held_out_loss, init_state, make_train_step, squared_error
 from tests.conftest import NETWORK, TINY
@@ -84,10 +91,13 @@ def test_a_step_is_adamw_on_the_mean_squared_error_and_moves_the_average():
         np.testing.assert_allclose(mean, 0.9 * old + 0.1 * new, atol=1e-6)
 
 
-@pytest.mark.parametrize("objective", [FlowMatching(), LengthConsistency(Shortcut())], ids=str)
+@pytest.mark.parametrize(
+    "objective", [FlowMatching(), LengthConsistency(Shortcut()), DeepSupervision()], ids=str
+)
 def test_training_learns_and_the_held_out_loss_sees_it(objective):
     optimizer = make_optimizer(OptimizerConfig(learning_rate=3e-3, warmup=5), 200)
-    config = dataclasses.replace(TINY, dropout=0.1)
+    told = "none" if isinstance(objective, DeepSupervision) else "depth"
+    config = dataclasses.replace(TINY, dropout=0.1, length_embedding=told)
     state = init_state(config.build(key=jax.random.key(0)), optimizer)
     train_step = make_train_step(objective, optimizer, ema=0.95, steps=200)
     held_out = lambda: float(
