@@ -253,7 +253,7 @@ class Grid:
                 *("network evaluations", "block evaluations", "class accuracy"),
                 f"{self.frechet}{self.counts}",
                 *("× real", distance_name("Kernel", self.features), "precision", "recall"),
-                *self._second_name,
+                *([self.second_name] if self.second else []),
                 "program MB",
             ]
         ]
@@ -282,8 +282,9 @@ class Grid:
         ]
 
     @property
-    def _second_name(self) -> list[str]:
-        return [distance_name("Fréchet", self.second)] if self.second else []
+    def second_name(self) -> str:
+        """Name of the second judge's distance; nothing if there is none."""
+        return distance_name("Fréchet", self.second) if self.second else ""
 
     def bits_table(self) -> list[list[str]]:
         """Return the bits per dimension as text, with a header; empty if there are none."""
@@ -312,7 +313,7 @@ class Grid:
     def _second_note(self) -> str:
         if self.second is None:
             return ""
-        return f"{distance_name('Fréchet', self.second)}: a second judge, nothing was trained for. "
+        return f"{self.second_name}: the second judge, for which nothing was trained. "
 
     def markdown(self) -> str:
         """Return the grid as a page of Markdown."""

@@ -173,6 +173,7 @@ def _page(
         for row in grid.rows
     ]
     data = {**to_dict(grid), "rows": rows, "frechet": grid.frechet, "strip": [1, 1], "classes": []}
+    data["second_name"] = grid.second_name
     if len(grid.shape) == 3:
         height, width, _ = grid.shape
         names = grid.class_names

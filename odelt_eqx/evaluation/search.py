@@ -159,8 +159,8 @@ def search(
             trials = Trials(meter, stop, progress, seconds)
             published, found = find_frontier(config, config.settings(network), trials)
         figure = folder / "frontier.png"
-        second = None if judge.second is None else judge.second.name
-        names = [distance_name("Fréchet", name) for name in (judge.features.name, second) if name]
+        judges = [features for features in (judge.features, judge.second) if features is not None]
+        names = [distance_name("Fréchet", features.name) for features in judges]
         on_main_process(lambda: save_frontier(published.values(), found.values(), names, figure))
         measured = {**published, **found}.values()
         rows = [row for row in measured if row is not None]

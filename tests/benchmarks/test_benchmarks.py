@@ -200,3 +200,17 @@ def test_solvers(benchmark, tiny_run, tmp_path):
     costs = [(row["time solver"], row["steps"], row["network evaluations"]) for row in rows[1:]]
     assert costs == [("euler, cosine", 2, 2), ("heun, cosine", 1, 2)]
     assert rows[0]["distance to the flow"] == 0 < rows[-1]["distance to the flow"]
+
+
+def test_ways_to_train_every_depth(module, monkeypatch, capsys, tmp_path):
+    depth, out = module("depth"), tmp_path / "rows.json"
+    ways = {
+        name: way for name, way in depth.WAYS.items() if name.endswith(("tency", "supervision"))
+    }
+    monkeypatch.setattr(depth, "WAYS", ways)
+    depth.main(depth.Config(out=out, preset="moons", rounds=1))
+    columns = "training | ms (range) | ratio of ms | ratio of MiB | steps of equal cost"
+    rows = assert_reported(capsys.readouterr().out, out, columns)
+    assert [row["training"] for row in rows] == ["length consistency", "deep supervision"]
+    assert (rows[0]["ratio of ms"], rows[0]["ratio of MiB"]) == (1, 1)
+    assert rows[0]["steps of equal cost"] == 2000

@@ -14,6 +14,7 @@ from odelt_eqx.evaluation import features as module
 from odelt_eqx.evaluation.classifier import ClassifierConfig, train_classifier
 from odelt_eqx.evaluation.features import (
     Classifier,
+    Edges,
     Features,
     Inception,
     Pixels,
@@ -169,3 +170,22 @@ def test_a_file_that_is_no_classifier_is_one_line(tmp_path):
 def test_a_classifier_needs_images_of_several_classes(tmp_path):
     with pytest.raises(odelt.InputError, match=r"needs images of at least 2 classes; moons has"):
         train_classifier(ClassifierConfig(data=Toy("moons")), tmp_path)
+
+
+def test_edges_are_the_norms_of_differences_to_neighbours():
+    """Of a ramp that rises by 0.1 to the right and by 0.2 below, everywhere."""
+    rows, columns = np.mgrid[:5, :6]
+    ramp = (0.1 * columns + 0.2 * rows - 0.9)[None, ..., None].astype(np.float32)
+    edges = Edges().open((5, 6, 1))
+    np.testing.assert_allclose(edges(ramp), np.full((1, 4 * 5), np.hypot(0.1, 0.2)), rtol=1e-5)
+    in_colour = np.concatenate([ramp, ramp, ramp], axis=-1)
+    np.testing.assert_allclose(edges(in_colour), edges(ramp), rtol=1e-5)
+    wide = Edges().open((64, 40, 3))
+    assert wide.width((64, 40, 3)) == 256
+    np.testing.assert_allclose(wide(np.ones((2, 64, 40, 3), np.float32)), 0)
+
+
+@pytest.mark.parametrize("shape", [(3,), (1, 8, 1)])
+def test_there_are_no_edges_without_neighbours(shape):
+    with pytest.raises(odelt.InputError, match="edges are features of images; got samples of"):
+        Edges().open(shape)

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from odelt_eqx.data import Toy, digits, open_source
-from odelt_eqx.evaluation.features import Pixels
+from odelt_eqx.evaluation.features import Edges, Pixels
 from odelt_eqx.evaluation.metrics import compute_statistics
-from odelt_eqx.evaluation.quality import Accumulator, Judge
+from odelt_eqx.evaluation.quality import Accumulator, Judge, groups
 from odelt_eqx.files import write_arrays
 
 RNG = np.random.default_rng(0)
@@ -76,17 +76,19 @@ def test_the_judge_compares_vectors():
 
 def test_an_accumulator_continues_from_its_arrays(tmp_path):
     rows = RNG.standard_normal((50, 3)).astype(np.float32)
-    whole, first, rest = (Accumulator(50, Pixels().open((8, 8, 1)), (3,)) for _ in range(3))
-    whole.add(rows, 20)
-    first.add(rows[:30], 15)
+    kind, second = Pixels().open((8, 8, 1)), 2 * rows
+    whole, first, rest = (Accumulator(50, kind, (3,), kind) for _ in range(3))
+    whole.add(rows, second, 20)
+    first.add(rows[:30], second[:30], 15)
     write_arrays(tmp_path / "first.npz", vars(first))
     rest.load(tmp_path / "nothing.npz")
     assert rest.count == 0
     rest.load(tmp_path / "first.npz")
-    rest.add(rows[30:], 5)
+    rest.add(rows[30:], second[30:], 5)
     assert (rest.count, rest.hits) == (50, 20)
     np.testing.assert_array_equal(rest.rows, rows)
-    for ours, theirs in zip(rest.groups, whole.groups, strict=True):
+    np.testing.assert_array_equal(rest.second, second)
+    for ours, theirs in zip(groups(rest.rows), groups(whole.rows), strict=True):
         assert len(ours) == 5
         np.testing.assert_array_equal(ours, theirs)
 
@@ -100,3 +102,13 @@ def test_given_statistics_replace_those_of_the_held_out_split(judge):
     assert ours.frechet == pytest.approx(theirs.frechet)
     assert by_file.reference.startswith("given statistics (")
     assert by_file.real_quality(1000).frechet == pytest.approx(0, abs=1e-6)
+
+
+def test_images_have_a_second_judge_that_is_another(judge):
+    train, held_out = digits("train"), digits("held-out")
+    by_edges = Judge(Edges().open((8, 8, 1)), train, held_out, classes=10)
+    assert (judge.second.name, by_edges.second.name) == ("edges", "pixels")
+    ours, theirs = (quality(j, train.x, train.condition) for j in (judge, by_edges))
+    assert ours.second == pytest.approx(theirs.frechet, rel=1e-6)
+    assert ours.second_error == pytest.approx(theirs.frechet_error, rel=1e-6)
+    assert theirs.second == pytest.approx(ours.frechet, rel=1e-6)

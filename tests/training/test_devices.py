@@ -124,7 +124,8 @@ def assert_same_grid(run, out):
     for a, b in zip(ours["rows"], theirs["rows"], strict=True):
         assert a["quality"]["frechet"] == pytest.approx(b["quality"]["frechet"], rel=1e-3)
         assert a["quality"]["accuracy"] == b["quality"]["accuracy"]
-    assert ours["bounds"]["noise"] == pytest.approx(theirs["bounds"]["noise"], rel=1e-3)
+    known = lambda grid: {k: v for k, v in grid["bounds"]["noise"].items() if v is not None}
+    assert known(ours) == pytest.approx(known(theirs), rel=1e-3)
     names = {path.name for path in run.iterdir()}
     assert {"report.html", "grid.png", "rows.jsonl"} <= names
     assert not [name for name in names if "partial" in name]
@@ -147,13 +148,14 @@ def test_a_run_of_stacked_blocks_on_eight_devices_is_that_on_one(tmp_path):
     assert_same_run(run, alone)
 
 
-def test_every_depth_in_one_pass_on_eight_devices_then_on_one_is_one_run(tmp_path):
-    model = dataclasses.replace(POINTS.model, length_embedding="edge", wiring="residual")
+def test_every_depth_in_one_pass_on_four_devices_then_on_one_is_one_run(tmp_path):
+    changes = {"length_embedding": "edge", "wiring": "residual", "ignore_step": False}
+    model = dataclasses.replace(POINTS.model, **changes)
     objective = DeepSupervision(Shortcut(), (2.0, 1.0), 0.5, "average")
     points = dataclasses.replace(POINTS, model=model, objective=objective)
     alone, run = train_alone(points, tmp_path), tmp_path / "run"
     config = run_config(alone)
-    end(start(config, run, "fsdp", devices=8, stop=3), 143)
+    end(start(config, run, "fsdp", devices=4, stop=3), 143)
     train(config, run, resume=True)
     assert_same_run(run, alone)
 
