@@ -117,6 +117,7 @@ def resolve(
                 f"{name} must be a number or have shape {x.shape[:1]}; got {chosen[name]}"
             )
     depth = network.depth if _is(chosen["depth"], "full") else chosen["depth"]
+    depth = tuple(depth) if isinstance(depth, list) else depth
     depth = check_depth(depth, network.depths)
     if isinstance(depth, tuple):
         _check_depths(depth, chosen["time"])

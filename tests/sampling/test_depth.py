@@ -96,7 +96,7 @@ def test_every_step_may_have_a_depth_of_its_own(anytime, time):
     np.testing.assert_allclose(stats.depth, np.mean(depths))
     if time.solver == "euler":
         np.testing.assert_allclose(found, np.mean([1, 9, 4, 9]), rtol=1e-6)
-    back = odelt.invert(Ladder(anytime), X, time=EULER, depth=depths)
+    back = odelt.invert(Ladder(anytime), X, time=EULER, depth=list(depths))
     np.testing.assert_allclose(back, -np.mean([1, 9, 4, 9]), rtol=1e-6)
     guided = odelt.sample(Ladder(anytime), X, time=EULER, depth=depths, depth_guidance=1.0)
     np.testing.assert_allclose(guided, np.mean([1, 17, 7, 17]), rtol=1e-6)
