@@ -21,8 +21,8 @@ from odelt_eqx.objective import (
     Networks,
     Objective,
     Targets,
-    TaughtBy,
     TrainingTime,
+    WrappingObjective,
 )
 from odelt_eqx.ode import FixedSteps
 from odelt_eqx.parallel import check_batch_size, distribute, make_mesh, place, shard_batch
@@ -32,7 +32,7 @@ from odelt_eqx.training.step import TrainState, init_state, make_train_step, squ
 
 
 @dataclasses.dataclass(frozen=True)
-class Masked(Objective):
+class Masked(WrappingObjective):
     """The same draws, but the depths are not known while tracing: every block runs for everyone.
 
     Args:
@@ -40,16 +40,6 @@ class Masked(Objective):
     """
 
     objective: LengthConsistency
-
-    @property
-    def trains_steps(self) -> bool:
-        """Whether the objective does."""
-        return self.objective.trains_steps
-
-    @property
-    def taught_by(self) -> TaughtBy:
-        """What teaches the objective."""
-        return self.objective.taught_by
 
     def draw(
         self, key: Key[Array, ""], batch_size: int, network: Network, when: TrainingTime
