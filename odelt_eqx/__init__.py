@@ -5,7 +5,9 @@ from odelt_eqx.evaluation.grid import Recommendation as Recommendation, recommen
 from odelt_eqx.interop import (
     load_reference as load_reference,
     load_safetensors as load_safetensors,
+    load_sit as load_sit,
     save_safetensors as save_safetensors,
+    save_sit as save_sit,
 )
 from odelt_eqx.interop.truncate import truncate as truncate
 from odelt_eqx.network import Classes as Classes, Network as Network, Vector as Vector

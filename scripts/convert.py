@@ -1,13 +1,14 @@
-"""Convert a checkpoint of the reference to a run folder, or any network to safetensors."""
+"""Convert a checkpoint of the reference, SiT or REPA to a run folder, or any to safetensors."""
 
 import dataclasses
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
 from odelt_eqx import cli
 from odelt_eqx.config import TrainConfig
-from odelt_eqx.training.weights import convert
+from odelt_eqx.training.weights import WeightFormat, convert
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,16 +16,21 @@ class Convert:
     """Convert weights for a preset, changed by the options.
 
     Args:
-        source: a pickle of the reference, a run folder, or a safetensors file.
+        source: a pickle of the reference, a checkpoint of SiT or REPA (.pt or .safetensors), a run
+            folder, or a safetensors file.
         target: a run folder to make, or a path that ends in .safetensors.
         config: the run that the weights will belong to.
         depth: keep only the blocks that the network runs at this depth.
+        format: whose file the source is; by default that is told by its suffix and names.
+        layout: of a safetensors file that is written: ours, or SiT's for a plain network.
     """
 
     source: tyro.conf.Positional[Path]
     target: tyro.conf.Positional[Path]
     config: TrainConfig
     depth: int | None = None
+    format: WeightFormat | None = None
+    layout: Literal["odelt", "sit"] = "odelt"
 
 
 def run() -> None:
@@ -32,7 +38,7 @@ def run() -> None:
     _, config, words = cli.preset_of_command_line()
     default = Convert(tyro.MISSING, tyro.MISSING, config)
     args = cli.parse(default, words)
-    convert(args.source, args.target, args.config, args.depth)
+    convert(args.source, args.target, args.config, args.depth, args.format, args.layout)
     cli.print_results(args.target)
 
 

@@ -19,3 +19,9 @@ from odelt_eqx.interop.safetensors import (
     load_safetensors as load_safetensors,
     save_safetensors as save_safetensors,
 )
+from odelt_eqx.interop.sit import (
+    dit_from_sit as dit_from_sit,
+    load_sit as load_sit,
+    load_sit_pair as load_sit_pair,
+    save_sit as save_sit,
+)

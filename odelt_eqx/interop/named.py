@@ -1,6 +1,9 @@
 """Arrays by name: flattening, reading, and comparing names."""
 
-from collections.abc import Collection, Mapping
+import contextlib
+import dataclasses
+from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +11,19 @@ import numpy as np
 import safetensors
 
 from odelt_eqx.errors import InputError, reason
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stored:
+    """An array in an open file.
+
+    Args:
+        shape: its shape.
+        read: returns it, or raises an InputError if it is damaged.
+    """
+
+    shape: tuple[int, ...]
+    read: Callable[[], np.ndarray]
 
 
 def listed(names: list[str], most: int = 8) -> str:
@@ -46,16 +62,40 @@ def flatten(
     return flat
 
 
-def read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """Return the arrays of a `.safetensors` file by name.
+@contextlib.contextmanager
+def open_safetensors(path: Path) -> Iterator[dict[str, Stored]]:
+    """Yield the arrays of a `.safetensors` file by name, to be read while it is open.
 
     Raises:
         InputError: the file is missing, damaged or of another format.
     """
     if not path.is_file():
         raise InputError(f"there is no file {path}")
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (safetensors.SafetensorError, OSError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is not a .safetensors file: {reason(error)}") from None
+
+    @contextlib.contextmanager
+    def in_one_line() -> Iterator[None]:
+        try:
+            yield
+        except (safetensors.SafetensorError, OSError, TypeError, ValueError) as error:
+            raise InputError(f"{path} is not a .safetensors file: {reason(error)}") from None
+
+    def read(name: str) -> np.ndarray:
+        with in_one_line():
+            return file.get_tensor(name)
+
+    with in_one_line():
+        file: Any = safetensors.safe_open(path, framework="numpy")
+    with file:
+        with in_one_line():
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+        yield {name: Stored(tuple(shape), partial(read, name)) for name, shape in shapes.items()}
+
+
+def read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of a `.safetensors` file by name.
+
+    Raises:
+        InputError: the file is missing, damaged or of another format.
+    """
+    with open_safetensors(path) as arrays:
+        return {name: array.read() for name, array in arrays.items()}

@@ -5,9 +5,10 @@ name becomes an inert record; the few names that describe arrays become the byte
 they carry. So no class or function named in the file is ever imported or called.
 """
 
+import io
 import os
 import pickletools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -88,7 +89,10 @@ def _mapping(name: str, *arguments: Any) -> dict:
     return dict(*arguments[:1])
 
 
-MADE: dict[str, Callable[..., Any]] = {
+Makers = Mapping[str, Callable[..., Any]]
+"""What stands for a call of a name in a file: `maker(name, *arguments)`."""
+
+MADE: Makers = {
     "numpy.dtype": DType,
     "numpy.core.multiarray._reconstruct": Array,
     "numpy._core.multiarray._reconstruct": Array,
@@ -117,7 +121,8 @@ PLAIN = {
 class _Machine:
     """The stack machine that runs pickles, without the ability to call anything named in them."""
 
-    def __init__(self) -> None:
+    def __init__(self, made: Makers, load: Callable[[Any], Any] | None) -> None:
+        self.made, self.load = made, load
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
@@ -165,6 +170,8 @@ class _Machine:
                 items = stack[-count:]
                 del stack[-count:]
                 self.extend(items)
+            case "BINPERSID" if self.load is not None:
+                stack.append(self.load(stack.pop()))
             case "GLOBAL" | "STACK_GLOBAL" | "REDUCE" | "NEWOBJ" | "NEWOBJ_EX" | "BUILD":
                 self.make(name, argument)
             case _:
@@ -197,19 +204,21 @@ class _Machine:
         named = stack.pop()
         if name == "STACK_GLOBAL":
             stack.append(Inert(f"{named}.{last}"))
+        elif name == "BUILD" and isinstance(named, dict):
+            stack.append(named)  # attributes of a mapping, which hold no arrays
         elif not isinstance(named, Inert):
             raise ValueError("it calls an object without a name")
         elif name == "BUILD":
             named.state = last
             stack.append(named)
         else:
-            stack.append(MADE.get(named.name, Inert)(named.name, *last))
+            stack.append(self.made.get(named.name, Inert)(named.name, *last))
 
 
 class _Bounded:
     """A file that refuses to read, or allocate, more than it holds."""
 
-    def __init__(self, file: BinaryIO, size: int):
+    def __init__(self, file: BinaryIO | io.BytesIO, size: int):
         self._file, self._size = file, size
         self.readline, self.tell = file.readline, file.tell
 
@@ -233,14 +242,38 @@ def unpickle(path: Path) -> Any:
             f"{path} has {size / 2**30:.1f} GiB, more than the {memory / 2**30:.1f} GiB of memory"
         )
     try:
-        machine = _Machine()
         with path.open("rb") as file:
-            bounded: Any = _Bounded(file, size)
-            for instruction, argument, _ in pickletools.genops(bounded):
-                machine.step(instruction.name, argument)
-        return _resolve(machine.stack.pop(), {})
+            return run_pickle(file, size)
     except Exception as error:  # damage can break any step
-        raise InputError(f"{path} is damaged or not a checkpoint: {reason(error)}") from None
+        raise damaged(path, error) from None
+
+
+def damaged(path: Path, error: Exception) -> InputError:
+    """Return the error that says why a file cannot be read."""
+    return InputError(f"{path} is damaged or not a checkpoint: {reason(error)}")
+
+
+def run_pickle(
+    file: BinaryIO | io.BytesIO,
+    size: int,
+    made: Makers = MADE,
+    load: Callable[[Any], Any] | None = None,
+) -> Any:
+    """Return the content of the pickle that starts where `file` stands, and leave it at its end.
+
+    Args:
+        file: an open file of `size` bytes.
+        made: what stands for calls of known names.
+        load: maps what names an object outside the pickle to what stands for it; None: there are
+            no such objects.
+
+    Raises:
+        Exception: of any kind, if the pickle is damaged.
+    """
+    machine, bounded = _Machine(made, load), _Bounded(file, size)
+    for instruction, argument, _ in pickletools.genops(bounded):  # pyright: ignore[reportArgumentType]
+        machine.step(instruction.name, argument)
+    return _resolve(machine.stack.pop(), {})
 
 
 def _resolve(value: Any, known: dict[int, Any], depth: int = 0) -> Any:

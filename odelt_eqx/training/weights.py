@@ -1,8 +1,9 @@
 """Weights from another run or file: read, converted, started from, learned from."""
 
 import dataclasses
+import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -10,23 +11,35 @@ import jax.numpy as jnp
 
 from odelt_eqx.config import TrainConfig, save_config
 from odelt_eqx.errors import InputError
-from odelt_eqx.interop import load_reference_pair, load_safetensors, save_safetensors
+from odelt_eqx.interop import (
+    load_reference_pair,
+    load_safetensors,
+    load_sit_pair,
+    save_safetensors,
+    save_sit,
+)
+from odelt_eqx.interop.sit import is_sit
 from odelt_eqx.interop.truncate import truncate
 from odelt_eqx.nn import DiTConfig, stacked, unstacked
 from odelt_eqx.training.checkpoint import CONFIG, AnyNetwork, Checkpoints, load
 from odelt_eqx.training.step import TrainState
 
 SAFETENSORS = ".safetensors"
+TORCH = (".pt", ".pth", ".ckpt", ".bin")
+
+WeightFormat = Literal["reference", "sit", "repa"]
 
 
 def read_weights(
-    source: str | Path, config: TrainConfig | None = None
+    source: str | Path, config: TrainConfig | None = None, format: WeightFormat | None = None
 ) -> tuple[AnyNetwork, AnyNetwork]:
-    """Return the trained and the EMA weights of a run folder, a safetensors file or a pickle.
+    """Return the trained and the EMA weights of a run folder or a file.
 
     Args:
-        source: a run folder, a `.safetensors` file of this package, or a pickle of the reference.
-        config: its `model` is the shape of the network in a pickle, which does not state it.
+        source: a run folder, a `.safetensors` file of this package, a pickle of the reference, or a
+            checkpoint of SiT or REPA (`.pt` or `.safetensors`).
+        config: its `model` is the shape of the network in a foreign file, which does not state it.
+        format: whose file it is; by default that is told by its suffix and the names in it.
 
     Raises:
         InputError: it is none of them, or does not fit `config`.
@@ -34,36 +47,51 @@ def read_weights(
     source = Path(source)
     if source.is_dir():
         return load(source, "model"), load(source, "ema")
-    if source.suffix == SAFETENSORS:
+    if source.suffix == SAFETENSORS and format is None and not is_sit(source):
         model = load_safetensors(source)
         return model, model
     if config is None:
         raise InputError(f"{source} is neither a run folder nor a {SAFETENSORS} file; convert it")
     if not isinstance(config.model, DiTConfig):
-        raise InputError(f"{source} is a pickle of a DiT; choose a preset whose network is one")
-    return load_reference_pair(source, config.model)
+        raise InputError(f"{source} is a file of a DiT; choose a preset whose network is one")
+    from_torch = source.suffix in (*TORCH, SAFETENSORS) or zipfile.is_zipfile(source)
+    if format == "reference" or (format is None and not from_torch):
+        return load_reference_pair(source, config.model)
+    return load_sit_pair(source, config.model, format)
 
 
-def convert(source: Path, target: Path, config: TrainConfig, depth: int | None = None) -> None:
+def convert(
+    source: Path,
+    target: Path,
+    config: TrainConfig,
+    depth: int | None = None,
+    format: WeightFormat | None = None,
+    layout: Literal["odelt", "sit"] = "odelt",
+) -> None:
     """Write the weights of `source` as a run folder, or its EMA weights as a safetensors file.
 
     Args:
         source: what `read_weights` reads.
         target: a path that does not exist yet; its suffix decides.
-        config: the run that the weights will belong to. Its `model` is the shape of a pickle's
-            network; any other source has a shape of its own, which replaces it.
+        config: the run that the weights will belong to. Its `model` is the shape of the network in
+            a foreign file; any other source has a shape of its own, which replaces it.
         depth: keep only the blocks that the network runs at this depth.
+        format: whose file `source` is, if it is a foreign one.
+        layout: of a safetensors file: that of this package, or that of SiT, see `save_sit`.
 
     Raises:
-        InputError: `target` exists, `source` cannot be read, or the network has no such depth.
+        InputError: `target` exists, `source` cannot be read, the network has no such depth, or no
+            file of that layout can hold it.
     """
     if target.exists():
         raise InputError(f"{target} exists; choose another path")
-    model, ema = read_weights(source, config)
+    if layout == "sit" and target.suffix != SAFETENSORS:
+        raise InputError(f"the layout sit is that of a file: end {target} in {SAFETENSORS}")
+    model, ema = read_weights(source, config, format)
     if depth is not None:
         model, ema = truncate(model, depth), truncate(ema, depth)
     if target.suffix == SAFETENSORS:
-        save_safetensors(ema, target)
+        (save_safetensors if layout == "odelt" else save_sit)(ema, target)
         return
     config = dataclasses.replace(config, model=model.config)
     target.mkdir(parents=True)
@@ -75,8 +103,9 @@ def convert(source: Path, target: Path, config: TrainConfig, depth: int | None =
 def init_from(state: TrainState, source: str | Path) -> TrainState:
     """Return `state` with the weights and the EMA weights of `source`.
 
-    The networks must have parameters of the same shapes. Grouping, layout and everything that is
-    not a parameter stay those of `state`.
+    The networks must have parameters of the same shapes. Grouping, layout, wiring and everything
+    that is not a parameter stay those of `state`. So does an embedding of the length that `source`
+    lacks; one that `state` lacks is left out.
 
     Raises:
         InputError: `source` cannot be read or has other shapes.
@@ -122,7 +151,13 @@ def fit(weights: AnyNetwork, template: Any, source: str | Path) -> Any:
     Raises:
         InputError: the parameters have other shapes; it names the `source` of the weights.
     """
-    form, leaves = eqx.filter_eval_shape(unstacked, template), jax.tree.leaves(unstacked(weights))
+    weights = unstacked(weights)
+    if template.length_embedding is None or weights.length_embedding is None:
+        same = template.length_embedding
+        weights = eqx.tree_at(
+            lambda m: m.length_embedding, weights, same, is_leaf=lambda leaf: leaf is None
+        )
+    form, leaves = eqx.filter_eval_shape(unstacked, template), jax.tree.leaves(weights)
     named = jax.tree_util.tree_leaves_with_path(form)
     for (path, ours), theirs in zip(named, leaves, strict=False):
         if ours.shape != theirs.shape:
