@@ -32,7 +32,7 @@ from odelt_eqx.interop.named import Stored, check_names, listed, open_safetensor
 from odelt_eqx.interop.torch_file import open_torch
 from odelt_eqx.nn.dit import DiT, DiTConfig
 from odelt_eqx.nn.embeddings import FREQUENCIES, ScalarEmbedding, position_table
-from odelt_eqx.nn.groups import stacked, unstacked
+from odelt_eqx.nn.groups import unstacked
 from odelt_eqx.nn.vector import VectorNet
 from odelt_eqx.ode import FixedSteps
 
@@ -43,6 +43,9 @@ POSITIONS, PROJECTORS = "pos_embed", "projectors."
 
 ENTRIES = ("model", "state_dict", "model_state_dict")
 """Names under which the trained weights may stand in a checkpoint, if they are not bare."""
+
+STACKED = ".blocks.stacked."
+"""What the path of a parameter has where blocks share arrays, for `.blocks.INDEX.` elsewhere."""
 
 POSITION_ERROR = 0.01
 """The largest difference between tables of positions that comes from half precision."""
@@ -152,18 +155,29 @@ def dit_from_sit(
     if not variance and not projectors and format == "sit":
         warnings.warn("read as SiT; if it is a REPA without projectors, say repa", stacklevel=3)
     _check_positions(weights, config)
-    arrays = {
-        id(slot): jnp.asarray(_to_ours(name, weights[name].read(), config, format))
-        for name, slot in slots.items()
-    }
-    model = jax.tree.map(
-        lambda slot: arrays[id(slot)] if id(slot) in arrays else jnp.zeros(slot.shape, slot.dtype),
-        template,
-    )
+    names = {id(slot): name for name, slot in slots.items()}
+    named = {_key(path): names.get(id(slot)) for path, slot in jax.tree.leaves_with_path(template)}
+
+    def fill(path: Any, slot: jax.ShapeDtypeStruct) -> jax.Array:
+        """Return a parameter: that of the checkpoint, or zero where it has none."""
+        key, array = _key(path), np.zeros(slot.shape, np.float32)
+        rows: dict[str, Any] = {key: array}
+        if STACKED in key:
+            rows = {key.replace(STACKED, f".blocks.{i}."): row for i, row in enumerate(array)}
+        for key, row in rows.items():
+            if name := named[key]:
+                row[...] = _to_ours(name, weights[name].read(), config, format)
+        return jnp.asarray(array)
+
+    form = eqx.filter_eval_shape(DiT, config, key=jax.random.key(0))
+    model = jax.tree.map_with_path(fill, form)
     # The embedding of the step is zero by its last layer alone, so that it can be trained.
     fresh = ScalarEmbedding(config.hidden_size, key=jax.random.key(0)).hidden
-    model = eqx.tree_at(lambda m: m.condition_embedding.step.hidden, model, fresh)
-    return stacked(model) if config.stacked else model
+    return eqx.tree_at(lambda m: m.condition_embedding.step.hidden, model, fresh)
+
+
+def _key(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 def save_sit(model: DiT | VectorNet, path: str | Path) -> None:
@@ -178,12 +192,12 @@ def save_sit(model: DiT | VectorNet, path: str | Path) -> None:
     if not isinstance(model, DiT):
         raise InputError(f"SiT's layout is for a DiT; got a {type(model).__name__}")
     _check_plain(model.config)
-    model = unstacked(model)
-    config, embeddings = model.config, model.condition_embedding
+    plain: DiT = unstacked(model)
+    config, embeddings = plain.config, plain.condition_embedding
     step = embeddings.step(jnp.zeros(()))  # a constant
     bias = jnp.asarray(embeddings.time.out.bias) + step
-    model = eqx.tree_at(lambda m: m.condition_embedding.time.out.bias, model, bias)
-    arrays = {n: _to_sit(n, np.asarray(array), config) for n, array in _parameters(model)}
+    plain = eqx.tree_at(lambda m: m.condition_embedding.time.out.bias, plain, bias)
+    arrays = {n: _to_sit(n, np.asarray(array), config) for n, array in _parameters(plain)}
     arrays[POSITIONS] = position_table(config.grid, config.hidden_size)[None]
     with atomic_write(Path(path)) as temporary:
         safetensors.numpy.save_file(arrays, temporary, {"format": "pt"})

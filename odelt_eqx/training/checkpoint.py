@@ -107,8 +107,12 @@ class Checkpoints(AbstractContextManager):
         self._save(int(state.step), trees, dicts)
 
     def save_weights(self, model: AnyNetwork, ema: AnyNetwork, config: TrainConfig) -> None:
-        """Save weights without an optimizer state, as step 0 of a run to sample or start from."""
-        self._save(0, {"model": model, "ema": ema}, {"config": to_dict(config)})
+        """Save weights without an optimizer state, as step 0 of a run to sample or start from.
+
+        Where one network is both the trained and the averaged one, it is written once, as "ema".
+        """
+        trees = {"ema": ema} if model is ema else {"model": model, "ema": ema}
+        self._save(0, trees, {"config": to_dict(config)})
 
     def _save(self, step: int, trees: dict[str, Any], dicts: dict[str, Any]) -> None:
         items = {name: ocp.args.StandardSave(_by_path(tree)) for name, tree in trees.items()}
@@ -167,7 +171,13 @@ class Checkpoints(AbstractContextManager):
 
     def restore_weights(self, item: Weights, template: AnyNetwork) -> AnyNetwork:
         """Return one set of weights of the newest readable checkpoint."""
-        return self._newest(lambda step: self._read_network(step, item, template))
+        return self._newest(lambda step: self._read_network(step, self._kept(step, item), template))
+
+    def _kept(self, step: int, item: Weights) -> Weights:
+        """Return under which name weights are kept, see `save_weights`."""
+        folder = self._run / CHECKPOINTS / str(step)
+        both = any((folder / name).exists() for name in ("model", "optimizer"))
+        return item if both else "ema"
 
     def restore_teacher(self) -> AnyNetwork | None:
         """Return the teacher in the newest readable checkpoint, if any."""

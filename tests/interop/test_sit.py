@@ -114,6 +114,10 @@ def test_the_way_back_is_sits_own_file(tmp_path):
     path = tmp_path / "back.safetensors"
     run = dataclasses.replace(preset("sit-b"), model=CONFIG)
     convert(GOLDEN / "sit_tiny.bare.pt", tmp_path / "run", run)
+    for ema, model in zip(
+        *(jax.tree.leaves(odelt.load(tmp_path / "run", w)) for w in ("ema", "model")), strict=True
+    ):
+        np.testing.assert_array_equal(ema, model)
     convert(tmp_path / "run", path, preset("sit-b"), layout="sit")
     back = read_safetensors(path)
     with open_torch(GOLDEN / "sit_tiny.bare.pt") as content:

@@ -126,6 +126,27 @@ def test_a_flow_and_a_shortcut_model_exchange_their_weights(run, name):
     assert_same(jax.tree.leaves(begun.ema), jax.tree.leaves(odelt.load(run)))
 
 
+@pytest.mark.parametrize("told", ["none", "edge"])
+def test_a_run_begins_from_weights_with_another_wiring_and_embedding_of_the_length(tmp_path, told):
+    """What both have in common is taken over, and the embedding that only one has is left."""
+    plain = dataclasses.replace(SMALL.model, wiring="residual", length_embedding="none")
+    source = plain.build(key=jax.random.key(5))
+    odelt.save_safetensors(source, tmp_path / "plain.safetensors")
+    state = fresh_state(seed=3)
+    begun = init_from(state, tmp_path / "plain.safetensors").model
+    assert begun.config == SMALL.model
+    table = lambda model: model.length_embedding.weight
+    np.testing.assert_array_equal(table(begun), table(state.model))
+    assert_same(begun.blocks, source.blocks)
+    odelt.save_safetensors(begun, tmp_path / "published.safetensors")
+    model = dataclasses.replace(plain, length_embedding=told)
+    back = init_from(fresh_state(model), tmp_path / "published.safetensors").model
+    assert back.config == model
+    assert_same(back.condition_embedding, source.condition_embedding)
+    if told == "edge":
+        assert_same(back.length_embedding, begun.length_embedding)
+
+
 def test_a_run_begins_from_safetensors_and_from_other_groups(run, tmp_path):
     path = tmp_path / "weights.safetensors"
     convert(run, path, SMALL)
