@@ -58,7 +58,7 @@ def flatten(
         elif isinstance(value, np.ndarray):
             flat[f"{prefix}{name}"] = value
         elif strict:
-            raise InputError(f"{prefix}{name} is not an array but {value!r}"[:200])
+            raise InputError(f"{prefix}{name} is not an array but a {type(value).__name__}"[:200])
     return flat
 
 

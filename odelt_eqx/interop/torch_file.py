@@ -20,7 +20,7 @@ import numpy as np
 
 from odelt_eqx.errors import InputError
 from odelt_eqx.interop.named import Stored
-from odelt_eqx.interop.unpickle import MADE, Makers, damaged, run_pickle
+from odelt_eqx.interop.unpickle import MADE, Inert, Makers, damaged, run_pickle
 
 MAGIC = 0x1950A86A20F9469CFC6C
 """The number that a file of the older format starts with, as a pickle of its own."""
@@ -61,7 +61,7 @@ def _tensor(name: str, storage: Any, offset: Any, shape: Any, strides: Any, *res
     if not isinstance(storage, Storage) or len(shape) != len(strides):
         raise ValueError("a tensor without its contents")
     if not all(type(number) is int and 0 <= number < 2**48 for number in numbers):
-        raise ValueError(f"{shape} is not a shape, or {strides} are not strides")
+        raise ValueError("a tensor whose shape or strides are out of range")
     size, dtype = math.prod(shape), storage.dtype
     last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
     if size and last >= storage.count:
@@ -195,11 +195,12 @@ def _loader(make: Callable[[np.dtype, str, int], Storage], order: str) -> Callab
         if kind == "module":
             return what
         key, _, count, *view = rest
+        known = isinstance(what, Inert) and isinstance(key, str)
+        if kind != "storage" or not known or any(view) or type(count) is not int or count < 0:
+            raise ValueError("a storage without type, name or size")
         name = what.name.split(".")[-1]
-        if kind != "storage" or any(view) or type(count) is not int or count < 0:
-            raise ValueError(f"{named!r} is not a storage"[:200])
         if name not in ELEMENTS:
             raise ValueError(f"elements of a {name} are not read")
-        return make(ELEMENTS[name].newbyteorder(order), str(key), count)
+        return make(ELEMENTS[name].newbyteorder(order), key, count)
 
     return load

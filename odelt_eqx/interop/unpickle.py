@@ -2,13 +2,14 @@
 
 A pickle is a program for a small machine that may name any Python object and call it. Here every
 name becomes an inert record; the few names that describe arrays become the bytes, shape and dtype
-they carry. So no class or function named in the file is ever imported or called.
+they carry. So no class or function named in the file is ever imported or called. Nor is an object
+of the file printed or hashed, which takes exponential time for tuples of shared tuples.
 """
 
 import io
 import os
 import pickletools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -41,10 +42,10 @@ class DType(Inert):
         if isinstance(code, Inert) and code.name == "ml_dtypes.bfloat16":
             return np.dtype(jnp.bfloat16)
         if not isinstance(code, str) or code not in DTYPES:
-            raise ValueError(f"an array of {code!r} is not an array of numbers")
+            raise ValueError("an array of objects is not an array of numbers")
         order = self.state[1] if isinstance(self.state, tuple) and len(self.state) > 1 else "|"
-        if order not in ("<", ">", "=", "|"):
-            raise ValueError(f"{order!r} is not a byte order")
+        if not isinstance(order, str) or order not in ("<", ">", "=", "|"):
+            raise ValueError("an array without a byte order")
         return DTYPES[code].newbyteorder(order) if order in "<>" else DTYPES[code]
 
 
@@ -74,19 +75,27 @@ def _scalar(name: str, *arguments: Any) -> Array:
 
 def _buffer(name: str, data: Any, dtype: Any, shape: Any, order: Any) -> Array:
     """Stand for NumPy's arrays in pickles of protocol 5."""
+    if not isinstance(data, bytes | bytearray):
+        raise ValueError("an array without its contents")
     return Array(name, state=(1, shape, dtype, order == "F", bytes(data)))
 
 
 def _latin(name: str, text: Any, encoding: Any) -> bytes:
     """Stand for bytes in pickles of protocol 2."""
-    if encoding != "latin1":
-        raise ValueError(f"{encoding!r} is not an encoding of bytes")
+    if not isinstance(text, str) or encoding != "latin1":
+        raise ValueError("bytes in an unknown encoding")
     return text.encode("latin1")
 
 
 def _mapping(name: str, *arguments: Any) -> dict:
     """Stand for mappings, which become plain dictionaries."""
-    return dict(*arguments[:1])
+    content = arguments[0] if arguments else {}
+    return _entries(content.items() if isinstance(content, dict) else content)
+
+
+def _entries(pairs: Iterable[Any]) -> dict[Any, Any]:
+    """Return the entries that can name an array: those under strings and integers."""
+    return {key: value for key, value in pairs if isinstance(key, str | int)}
 
 
 Makers = Mapping[str, Callable[..., Any]]
@@ -150,7 +159,7 @@ class _Machine:
                 stack.append(self.pop_mark())
             case "DICT":
                 items = self.pop_mark()
-                stack.append(dict(zip(items[::2], items[1::2], strict=True)))
+                stack.append(_entries(zip(items[::2], items[1::2], strict=True)))
             case "POP":
                 stack.pop()
             case "POP_MARK":
@@ -190,7 +199,7 @@ class _Machine:
         if isinstance(target, list):
             target.extend(items)
         elif isinstance(target, dict):
-            target.update(zip(items[::2], items[1::2], strict=True))
+            target.update(_entries(zip(items[::2], items[1::2], strict=True)))
 
     def make(self, name: str, argument: Any) -> None:
         """Record a name of the file, or its call with arguments."""
@@ -203,6 +212,8 @@ class _Machine:
         last = stack.pop()
         named = stack.pop()
         if name == "STACK_GLOBAL":
+            if not isinstance(named, str) or not isinstance(last, str):
+                raise ValueError("a name that is no string")
             stack.append(Inert(f"{named}.{last}"))
         elif name == "BUILD" and isinstance(named, dict):
             stack.append(named)  # attributes of a mapping, which hold no arrays

@@ -147,7 +147,34 @@ def test_a_truncated_file_is_refused_in_one_line(tmp_path):
         read(tmp_path, CHECKPOINT.read_bytes()[:100_000])
 
 
+def shared(levels: int) -> bytes:
+    """A tuple of shared tuples: printing or hashing it takes 2^levels steps."""
+    return b"N" + b"2\x86" * levels
+
+
+DTYPE = b"cnumpy\ndtype\n"
+ARRAY = b"\x80\x02cnumpy.core.multiarray\n_reconstruct\nN\x85R(K\x01K\x01\x85"
+TYPE = b"X\x02\0\0\0f4\x85R"
+BUFFER = b"\x80\x04cnumpy.core.numeric\n_frombuffer\n("
+
 BOMBS = {
+    "an element type of shared tuples": ARRAY + DTYPE + shared(40) + b"\x85R\x89C\x04abcdtb.",
+    "a byte order of shared tuples": ARRAY
+    + DTYPE
+    + TYPE
+    + b"(K\x03"
+    + shared(40)
+    + b"tb\x89C\x04abcdtb.",
+    "a name of shared tuples": b"\x80\x04" + shared(40) + b"X\x01\0\0\0a\x93.",
+    "an encoding of shared tuples": b"\x80\x02c_codecs\nencode\nX\x01\0\0\0a"
+    + shared(40)
+    + b"\x86R.",
+    "a buffer that is a number": BUFFER
+    + b"\x8a\x08"
+    + struct.pack("<q", 2**40)
+    + DTYPE
+    + TYPE
+    + b"K\x01\x85X\x01\0\0\0CtR.",
     "a string that claims a terabyte": b"\x80\x04\x8e" + struct.pack("<Q", 2**40) + b"x.",
     "a bytearray that claims a terabyte": b"\x80\x05\x96" + struct.pack("<Q", 2**40) + b"x.",
     "a memo key of 2^32 - 1": b"\x80\x04Nr" + struct.pack("<I", 2**32 - 1) + b"0.",
@@ -162,6 +189,13 @@ def test_a_file_that_claims_too_much_is_refused_at_once(tmp_path, content):
     began = time.monotonic()
     with pytest.raises(odelt.InputError, match="is damaged or not a checkpoint"):
         read(tmp_path, content)
+    assert time.monotonic() - began < 2
+
+
+def test_keys_of_shared_tuples_are_left_out(tmp_path):
+    content = b"\x80\x02}(" + shared(40) + b"K\x01X\x01\0\0\0aK\x02u."
+    began = time.monotonic()
+    assert read(tmp_path, content) == {"a": 2}
     assert time.monotonic() - began < 2
 
 
