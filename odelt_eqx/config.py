@@ -10,7 +10,12 @@ from odelt_eqx.files import read_json, write_json
 from odelt_eqx.interop.published import PublishedObjective
 from odelt_eqx.network import check_depth, check_guidance
 from odelt_eqx.nn import DiTConfig, VectorNetConfig
-from odelt_eqx.objective import DeepSupervision, LengthConsistency, TimeObjective
+from odelt_eqx.objective import (
+    DeepSupervision,
+    LengthConsistency,
+    TimeObjective,
+    WrappingObjective,
+)
 from odelt_eqx.ode import FixedSteps
 from odelt_eqx.parallel import Layout
 from odelt_eqx.sampling import SampleConfig
@@ -108,7 +113,8 @@ class TrainConfig:
             their average where it has one.
         teacher: a run folder or a `.safetensors` file whose EMA weights teach the time axis,
             in place of this run's own.
-        sample: how the network is run unless a command says otherwise.
+        sample: how the network is run unless a command says otherwise; without guidance by depth
+            where the objective trains one depth only.
         steps: training steps.
         batch_size: examples per step.
         sharding: how several devices share the work: "dp" copies the state to each, "fsdp" splits
@@ -175,6 +181,9 @@ class TrainConfig:
             )
         model = dataclasses.replace(self.model, ignore_step=ignore_step, learned=learned)
         object.__setattr__(self, "model", model)
+        if not isinstance(self.objective, WrappingObjective):  # one depth is trained: none to guide
+            sample = dataclasses.replace(self.sample, depth_guidance=0.0)
+            object.__setattr__(self, "sample", sample)
         check_guidance(model.condition_type, self.sample.guidance)
         for depth in (*self.logging.sample_depths, self.sample.depth):
             check_depth(depth, self.model.depths)

@@ -35,18 +35,24 @@ def digits() -> TrainConfig:
     """A small transformer on 8 x 8 handwritten digits, the main job of the README.
 
     Command: `python scripts/train.py digits`. Hardware: 2 CPU cores, about 4 minutes.
-    Expect: see the table in the README, which this run makes.
+    Expect: see the table in benchmarks/README.md, which this run makes.
     """
-    return TrainConfig(
-        model=DiTConfig(
-            image_size=8, channels=1, patch_size=2, num_heads=4, num_classes=10, **SMALL
-        ),
+    model = DiTConfig(image_size=8, channels=1, patch_size=2, num_heads=4, num_classes=10, **SMALL)
+    config = TrainConfig(
+        model=model,
         optimizer=OptimizerConfig(learning_rate=2e-3, warmup=100, weight_decay=0.01, ema=0.99),
-        steps=3600,
+        sample=_guided(0.5),
+        steps=2700,
         batch_size=64,
-        save_every=1200,
-        eval_every=600,
+        save_every=900,
+        eval_every=450,
     )
+    return of_type(config, "deep-supervision")
+
+
+def _guided(weight: float) -> SampleConfig:
+    """Eight evaluations of an `anytime` network, guided by its smallest depth."""
+    return SampleConfig(time=FixedSteps(steps=8, solver="ab2"), depth_guidance=weight)
 
 
 def _plane(data: Toy, num_classes: int | None) -> TrainConfig:
@@ -94,20 +100,20 @@ def fashion() -> TrainConfig:
     Command: `python scripts/train.py fashion`, after `apt install dataset-fashion-mnist` (Debian,
     Ubuntu), or `python scripts/train.py fashion data:idx --data.folder FOLDER` with
     the IDX files in FOLDER. Hardware: 2 CPU cores, 0.12 s a step, so 16 minutes. Expect, by the
-    features of `scripts/classifier.py`: a Fréchet distance of 4.0 at depth 6 and 128 time steps,
-    11.1 at depth 2 and one step (real images: 0.6), see the README.
+    features of `scripts/classifier.py`: see the table in benchmarks/README.md.
     """
-    return TrainConfig(
-        model=DiTConfig(
-            image_size=28, channels=1, patch_size=4, num_heads=4, num_classes=10, **SMALL
-        ),
+    model = DiTConfig(image_size=28, channels=1, patch_size=4, num_heads=4, num_classes=10, **SMALL)
+    config = TrainConfig(
+        model=model,
         optimizer=OptimizerConfig(learning_rate=2e-3, warmup=200, weight_decay=0.01, ema=0.995),
         data=Idx(Path("/usr/share/datasets/fashion-mnist"), class_names=FASHION),
-        steps=8000,
+        sample=_guided(1.0),
+        steps=5900,
         batch_size=64,
         eval_every=1000,
         save_every=1000,
     )
+    return of_type(config, "deep-supervision")
 
 
 def folder() -> TrainConfig:
@@ -283,8 +289,12 @@ def of_type(config: TrainConfig, name: str) -> TrainConfig:
         new = dataclasses.replace(new, **{f: v for f, v in labels.items() if f in fields})
         if isinstance(old, WrappingObjective):
             new = dataclasses.replace(old, objective=new)
-    # What follows from the objective.
+    # What follows from the objective. On a network that is told its depth, guidance by depth would
+    # cost a second pass.
     model = dataclasses.replace(
         config.model, ignore_step=False, learned="both", length_embedding=embedding
     )
-    return dataclasses.replace(config, model=model, objective=new)
+    sample = (
+        config.sample if model.anytime else dataclasses.replace(config.sample, depth_guidance=0.0)
+    )
+    return dataclasses.replace(config, model=model, objective=new, sample=sample)

@@ -99,10 +99,14 @@ class GridConfig:
         ]
         return *fixed, *adaptive
 
-    def sample_configs(self, depths: tuple[int, ...]) -> list[SampleConfig]:
+    def sample_configs(
+        self, depths: tuple[int, ...], own: SampleConfig | None = None
+    ) -> list[SampleConfig]:
         """Return the setting of each row of a network with these depths.
 
-        Those that share a compiled program are neighbours.
+        Those that share a compiled program are neighbours. The last is `own`, how a run samples
+        unless it is told otherwise, if that has one depth and guidance by depth: no grid has it
+        unless it is asked for.
         """
         guidance = [
             {"guidance": weight, "guidance_interval": interval}
@@ -116,11 +120,17 @@ class GridConfig:
             for interval in (self.depth_guidance_intervals if weight else ()) or (None,)
         ]
         axes = itertools.product(self.depths or depths, by_depth, guidance, self.plans)
-        return [
+        configs = [
             SampleConfig(time=time, length=self.length, depth=depth, **guide, **guidance)
             for depth, guide, guidance, time in axes
             if guide["guide_depth"] is None or guide["guide_depth"] < depth
         ]
+        if own is not None and own.depth_guidance and isinstance(own.depth, int | str):
+            depth = depths[-1] if own.depth == "full" else own.depth
+            guide = depths[0] if own.guide_depth is None else own.guide_depth
+            own = dataclasses.replace(own, length=self.length, depth=depth, guide_depth=guide)
+            configs += [own] if own not in configs else []
+        return configs
 
 
 @dataclasses.dataclass(frozen=True)

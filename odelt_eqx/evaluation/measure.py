@@ -135,8 +135,18 @@ class Meter:
     All processes must call the same methods. Only process 0 gets values.
     """
 
-    def __init__(self, network: Network, judge: Judge, config: GridConfig, folder: Path, data: Any):
+    def __init__(
+        self,
+        network: Network,
+        judge: Judge,
+        config: GridConfig,
+        folder: Path,
+        data: Any,
+        own: SampleConfig | None = None,
+    ):
+        """Read what is known; `own` is a setting that is measured whatever the grid is."""
         self.judge, self.config = judge, config
+        self.configs = config.sample_configs(network.depths, own)
         self._network, self._folder = network, folder
         self._store = Store(folder / ROWS)
         self._samplers: dict[Any, CompiledSampler] = {}
@@ -168,7 +178,7 @@ class Meter:
             SolveError: an adaptive plan ran out of steps.
             Interrupted: a signal asked for it; the same call resumes the measurement.
         """
-        configs, rows, started = self.config.sample_configs(self._network.depths), {}, monotonic()
+        configs, rows, started = self.configs, {}, monotonic()
         with StopSignals() as stop:
             if seconds is not None and (steps := self.config.steps):
                 few = [config for config in configs if _steps(config) == min(steps)]

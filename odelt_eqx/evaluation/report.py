@@ -41,7 +41,7 @@ def evaluate(
     command: str = "",
     seconds: float | None = None,
 ) -> list[Path]:
-    """Measure the grid of a run and write it with figures and a report.
+    """Measure the grid of a run, and its own setting, and write it with figures and a report.
 
     Rows that were measured with the same settings are taken from `rows.jsonl` in the same folder.
 
@@ -65,9 +65,9 @@ def evaluate(
         check_depth(depth, trained.model.depths)
     judge, figures = open_judge(trained, config, features), []
     with network_on_devices(run) as network:
-        meter = Meter(network, judge, config, folder, to_dict(trained)["data"])
-        total = config.count * len(config.sample_configs(trained.model.depths))
-        with Progress("evaluate (samples)", total) as progress:
+        data = to_dict(trained)["data"]
+        meter = Meter(network, judge, config, folder, data, trained.sample)
+        with Progress("evaluate (samples)", config.count * len(meter.configs)) as progress:
             rows = list(meter.rows(progress, seconds))
         if network.shape == (2,):
             figures = [folder / "length.png", folder / "density.png"]

@@ -47,6 +47,6 @@ TRAIN_TYPES: dict[str, TimeObjective] = {
 
 DEPTH_TYPES: dict[str, LengthConsistency | DeepSupervision] = {
     "length-consistency": LengthConsistency(),
-    "deep-supervision": DeepSupervision(),
+    "deep-supervision": DeepSupervision(share=0.5),
 }
 """How every depth is trained, around any of `TRAIN_TYPES`."""

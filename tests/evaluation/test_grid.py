@@ -78,6 +78,23 @@ def test_a_grid_has_a_row_for_each_depth_and_time_plan(model, judge, tmp_path):
     assert all((tmp_path / "samples" / row.samples).exists() for row in rows)
 
 
+def test_how_a_run_samples_by_itself_is_a_row_if_it_is_guided_by_depth():
+    config = GridConfig(steps=(1, 3))
+    grid, time = config.sample_configs((2, 4)), odelt.FixedSteps(steps=8, solver="ab2")
+    own = odelt.SampleConfig(time=time, depth_guidance=0.5)
+    *others, last = config.sample_configs((2, 4), own)
+    assert others == grid
+    assert last == dataclasses.replace(own, depth=4, guide_depth=2)
+    asked = GridConfig(steps=(8,), solvers=("ab2",), depth_guidance=(0.5,))
+    assert asked.sample_configs((2, 4), own).count(last) == 1
+    for alike in (
+        None,
+        odelt.SampleConfig(time=time),
+        dataclasses.replace(own, depth=(2, 4) * 4),
+    ):
+        assert config.sample_configs((2, 4), alike) == grid
+
+
 def test_solvers_grids_and_guidance_are_axes():
     config = GridConfig(
         steps=(2, 4),

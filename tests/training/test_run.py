@@ -243,7 +243,13 @@ def test_a_preset_may_be_trained_by_any_type(name):
     assert config.objective.objective.class_dropout == 1
     assert config.model.ignore_step != config.objective.trains_steps
     assert of_type(of_type(config, "rfm"), name).model == config.model
+    deep = of_type(preset("digits"), name)
+    assert isinstance(deep.objective, DeepSupervision)
+    assert (deep.model.length_embedding, deep.sample.depth_guidance) == ("none", 0.5)
+    told = of_type(deep, "length-consistency")
+    assert (told.model.length_embedding, told.sample.depth_guidance) == ("depth", 0)
     alone = dataclasses.replace(preset("digits"), objective=FlowMatching(0.3))
+    assert alone.sample.depth_guidance == 0
     objective = of_type(alone, name).objective
     assert objective == dataclasses.replace(TRAIN_TYPES[name], class_dropout=0.3)
 
