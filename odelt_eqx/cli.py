@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import math
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import tyro
 
 from odelt_eqx.config import TrainConfig
 from odelt_eqx.data import Folder, open_source
-from odelt_eqx.errors import DivergedError, InputError, Interrupted, SolveError
+from odelt_eqx.errors import DivergedError, InputError, Interrupted, SolveError, reason
 from odelt_eqx.nn import DiTConfig
 from odelt_eqx.parallel import is_main_process
 from odelt_eqx.presets import of_type, preset
@@ -24,6 +25,8 @@ HELD_OUT = 64
 """Images that are held out of a folder, if that is less than a fifth of them."""
 FOLLOWING = ("channels", "image_size", "patch_size", "hidden_size", "size", "num_classes")
 """Fields of a network that follow from the data."""
+BROKEN_PIPE = 141
+"""Exit status of a command whose output nobody reads any more, as shells report it."""
 Arguments = TypeVar("Arguments", bound=Any)
 
 
@@ -233,7 +236,11 @@ def print_results(*lines: object) -> None:
 
 
 def main(run: Callable[[], None]) -> None:
-    """Run a script; a user's error becomes one line and exit status 2, without a traceback."""
+    """Run a script; errors of a user or the system become one line and exit status 2.
+
+    A reader that closes the pipe early, as `head` does, ends it without a word, as it does other
+    commands.
+    """
     said = set()
 
     def note_once(message: Warning | str, *_: Any, **__: Any) -> None:
@@ -243,7 +250,13 @@ def main(run: Callable[[], None]) -> None:
 
     warnings.showwarning = note_once
     try:
-        run()
+        try:
+            run()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        _discard_output()
+        sys.exit(BROKEN_PIPE)
     except Interrupted as error:
         print(f"stopped: {error}", file=sys.stderr)
         sys.exit(error.status)
@@ -251,6 +264,17 @@ def main(run: Callable[[], None]) -> None:
         _fail("interrupted", status=130)
     except (InputError, SolveError, DivergedError) as error:
         _fail(str(error), status=2)
+    except OSError as error:
+        _discard_output()
+        _fail(reason(error), status=2)
+
+
+def _discard_output() -> None:
+    """Throw away output that cannot be written, so that exiting does not try it once more."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, status: int) -> None:

@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -358,3 +360,18 @@ def test_a_mistake_is_one_line_and_a_status(command, tiny_run, words, message):
     assert status == 2
     assert message in " ".join(errors.replace("│", " ").split())
     assert "Traceback" not in errors
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has it")
+def test_output_that_cannot_be_written_is_one_line_or_silence(tiny_run):
+    """A program that reads the first line alone, and a full disk."""
+    words = [sys.executable, str(SCRIPTS / "info.py"), str(tiny_run)]
+    reader, writer = os.pipe()
+    os.close(reader)
+    for output, status, message in (
+        (writer, 141, ""),
+        (os.open("/dev/full", os.O_WRONLY), 2, "error: [Errno 28] No space left on device\n"),
+    ):
+        found = subprocess.run(words, stdout=output, stderr=subprocess.PIPE, text=True)
+        os.close(output)
+        assert (found.returncode, found.stderr) == (status, message)
