@@ -8,6 +8,7 @@ import tyro
 
 from odelt_eqx import cli
 from odelt_eqx.config import TrainConfig
+from odelt_eqx.interop.hub import is_on_hub
 from odelt_eqx.training.weights import WeightFormat, convert
 
 
@@ -17,8 +18,8 @@ class Convert:
 
     Args:
         source: a pickle of the reference, a checkpoint of SiT or REPA (.pt or .safetensors), a run
-            folder, or a safetensors file.
-        target: a run folder to make, or a path that ends in .safetensors.
+            folder, a safetensors file, or hub:OWNER/NAME with one.
+        target: a run folder to make, a path that ends in .safetensors, or hub:OWNER/NAME.
         config: the run that the weights will belong to.
         depth: keep only the blocks that the network runs at this depth.
         format: whose file the source is; by default that is told by its suffix and names.
@@ -38,7 +39,12 @@ def run() -> None:
     _, config, words = cli.preset_of_command_line()
     default = Convert(tyro.MISSING, tyro.MISSING, config)
     args = cli.parse(default, words)
-    convert(args.source, args.target, args.config, args.depth, args.format, args.layout)
+    card = ""
+    if is_on_hub(args.target) and args.source.is_dir():
+        from odelt_eqx.evaluation.report import describe_run  # which loads much that is not needed
+
+        card = describe_run(args.source)
+    convert(args.source, args.target, args.config, args.depth, args.format, args.layout, card)
     cli.print_results(args.target)
 
 

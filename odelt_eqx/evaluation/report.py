@@ -29,7 +29,9 @@ from odelt_eqx.ode.plan import Adaptive, FixedSteps
 from odelt_eqx.parallel import describe_devices, is_main_process, on_main_process
 from odelt_eqx.progress import Progress
 from odelt_eqx.serialize import to_dict
-from odelt_eqx.training.checkpoint import Checkpoints, run_config
+from odelt_eqx.training.checkpoint import Checkpoints, load_contents, run_config
+
+TABLE = "grid.md"
 
 
 def evaluate(
@@ -116,7 +118,7 @@ def write_grid(
     All processes must call it. `figures` are shown in the report besides, if they exist by then.
     """
     bounds, bits, config, judge = meter.bounds(), tuple(meter.bits()), meter.config, meter.judge
-    names = ("grid.png", "grid.md", GRID, "curves.png", "report.html")
+    names = ("grid.png", TABLE, GRID, "curves.png", "report.html")
     with Checkpoints(run, write=False) as checkpoints:
         step = checkpoints.latest or 0
 
@@ -142,7 +144,7 @@ def write_grid(
             second=None if judge.second is None else judge.second.name,
         )
         save_grid_samples(grid, judge, folder)
-        write_text(folder / "grid.md", grid.markdown())
+        write_text(folder / TABLE, grid.markdown())
         write_json(folder / GRID, to_dict(grid))
         save_curves(grid, folder / "curves.png")
         page = _page(grid, trained, run, folder, command, figures)
@@ -243,3 +245,15 @@ def _embed(path: Path) -> str:
     if not path.is_file():
         return ""
     return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def describe_run(run: Path) -> str:
+    """Return the classes and the measured grid of a run as sections of Markdown, if it has them."""
+    contents, grid = load_contents(run), run / TABLE
+    sections = ""
+    if contents is not None:
+        lines = (f"- {label}: {name}" for label, name in enumerate(contents.class_names))
+        sections += "## Classes\n\n" + "\n".join(lines) + "\n\n"
+    if grid.is_file():
+        sections += f"## Measured\n\n{grid.read_text().strip()}\n\n"
+    return sections

@@ -11,6 +11,7 @@ import numpy as np
 
 from odelt_eqx.errors import InputError, reason
 from odelt_eqx.files import read_json
+from odelt_eqx.interop.hub import download, is_on_hub
 from odelt_eqx.interop.named import check_names, listed, read_safetensors
 from odelt_eqx.nn.autoencoder import Autoencoder, AutoencoderConfig
 
@@ -59,8 +60,9 @@ def load_autoencoder(path: str | Path) -> Autoencoder:
         InputError: there is no such file, or it holds another network: the message lists what is
             missing, left over or of another shape.
     """
-    text = str(path)
-    folder = _download(text.removeprefix("hub:")) if text.startswith("hub:") else Path(path)
+    files = (CONFIG, WEIGHTS[0])
+    files += tuple(f"vae/{file}" for file in files)
+    folder = download(path, files) if is_on_hub(path) else Path(path)
     file = _find_weights(folder) if folder.is_dir() else folder
     weights = {_rename(name): array for name, array in read_safetensors(file).items()}
     config = file.with_name(CONFIG)
@@ -111,22 +113,6 @@ def _find_weights(folder: Path) -> Path:
             if (parent / name).is_file():
                 return parent / name
     raise InputError(f"there is no {WEIGHTS[0]} in {folder} or in {folder / 'vae'}")
-
-
-def _download(name: str) -> Path:
-    """Return the local copy of a repository's autoencoder on the hub."""
-    try:
-        from huggingface_hub import snapshot_download  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise InputError(
-            f"hub:{name} needs huggingface_hub: pip install 'odelt-eqx[hub]', or give a local file"
-        ) from None
-    files = (CONFIG, WEIGHTS[0])
-    try:
-        copy = snapshot_download(name, allow_patterns=[*files, *(f"vae/{file}" for file in files)])
-    except Exception as error:  # the client's errors share no base class
-        raise InputError(f"hub:{name} cannot be downloaded: {reason(error)}") from None
-    return Path(copy)
 
 
 def _read_config(path: Path) -> AutoencoderConfig:

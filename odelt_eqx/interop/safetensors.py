@@ -1,6 +1,7 @@
 """Weights in the safetensors format: arrays by name, the config as metadata."""
 
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,26 +13,91 @@ import safetensors.numpy
 
 from odelt_eqx.errors import InputError, reason
 from odelt_eqx.files import atomic_write
+from odelt_eqx.interop.hub import download, is_on_hub, upload
 from odelt_eqx.nn import AnyNetworkConfig, DiT, VectorNet, unstacked
 from odelt_eqx.serialize import from_dict, to_dict
 
 Module = TypeVar("Module", bound=eqx.Module)
 
 
-def save_safetensors(model: DiT | VectorNet, path: str | Path) -> None:
-    """Write a network: arrays by their path in the unstacked tree, the config as metadata."""
+WEIGHTS, CARD = "model.safetensors", "README.md"
+"""The files of a network in a repository on the hub."""
+
+
+def save_safetensors(model: DiT | VectorNet, path: str | Path, card: str | None = None) -> None:
+    """Write a network: arrays by their path in the unstacked tree, the config as metadata.
+
+    Args:
+        model: the network.
+        path: a file, or `hub:OWNER/NAME`, a repository on the Hugging Face Hub (needs the extra
+            `hub`), which is made if there is none.
+        card: on the hub, the text of the page, Markdown; by default the config and how to sample.
+
+    Raises:
+        InputError: the repository cannot be written.
+    """
     model = unstacked(model)
-    write_module(model, model.config, Path(path), AnyNetworkConfig)
+    if not is_on_hub(path):
+        write_module(model, model.config, Path(path), AnyNetworkConfig)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        save_safetensors(model, Path(folder) / WEIGHTS)
+        (Path(folder) / CARD).write_text(card or model_card(model, str(path)))
+        upload(Path(folder), path)
 
 
 def load_safetensors(path: str | Path) -> DiT | VectorNet:
-    """Return the network that `save_safetensors` wrote.
+    """Return the network that `save_safetensors` wrote, from a file or from `hub:OWNER/NAME`.
 
     Raises:
-        InputError: there is no such file, or it holds no network of this package.
+        InputError: there is no such file or repository, or it holds no network of this package.
     """
     build = lambda config, key: config.build(key=key)
-    return read_module(Path(path), build, AnyNetworkConfig)
+    file = download(path, (WEIGHTS,)) / WEIGHTS if is_on_hub(path) else Path(path)
+    return read_module(file, build, AnyNetworkConfig)
+
+
+def model_card(model: DiT | VectorNet, path: str, sections: str = "") -> str:
+    """Return the page of a network on the hub: what it is, how to sample, its config.
+
+    Args:
+        model: the network.
+        path: its name, `hub:OWNER/NAME`.
+        sections: Markdown between how to sample and the config.
+    """
+    config = json.dumps(to_dict(model.config, AnyNetworkConfig), indent=2)
+    depths = ", ".join(map(str, model.depths))
+    shallow = f"depth={model.depths[0]}"
+    labels, given = "", f"model, noise, {shallow}"
+    if model.config.num_classes is not None:
+        labels = f"labels = jax.numpy.arange(4) % {model.config.num_classes}\n"
+        given = f"model, noise, labels, {shallow}"
+    return f"""---
+library_name: odelt-eqx
+tags: [flow-matching, jax, equinox]
+---
+# {path.split("/")[-1]}
+
+A {type(model).__name__} for samples of shape {model.shape}, which runs at depth {depths} (blocks).
+
+```python
+import jax
+import odelt_eqx as odelt
+
+model = odelt.load_safetensors("{path}")
+noise = jax.random.normal(jax.random.key(0), (4, *model.shape))
+{labels}samples = odelt.sample({given})
+```
+
+On the command line: `python scripts/convert.py PRESET {path} runs/model`, then `python
+scripts/sample.py runs/model`.
+
+{sections}## Config
+
+```json
+{config}
+```
+"""
 
 
 def write_module(module: eqx.Module, config: Any, path: Path, config_type: Any = None) -> None:

@@ -18,6 +18,8 @@ from odelt_eqx.interop import (
     save_safetensors,
     save_sit,
 )
+from odelt_eqx.interop.hub import is_on_hub
+from odelt_eqx.interop.safetensors import model_card
 from odelt_eqx.interop.sit import is_sit
 from odelt_eqx.interop.truncate import truncate
 from odelt_eqx.nn import DiTConfig, stacked, unstacked
@@ -36,14 +38,17 @@ def read_weights(
     """Return the trained and the EMA weights of a run folder or a file.
 
     Args:
-        source: a run folder, a `.safetensors` file of this package, a pickle of the reference, or a
-            checkpoint of SiT or REPA (`.pt` or `.safetensors`).
+        source: a run folder, a `.safetensors` file of this package or `hub:OWNER/NAME` with one, a
+            pickle of the reference, or a checkpoint of SiT or REPA (`.pt` or `.safetensors`).
         config: its `model` is the shape of the network in a foreign file, which does not state it.
         format: whose file it is; by default that is told by its suffix and the names in it.
 
     Raises:
         InputError: it is none of them, or does not fit `config`.
     """
+    if is_on_hub(source):
+        model = load_safetensors(source)
+        return model, model
     source = Path(source)
     if source.is_dir():
         return load(source, "model"), load(source, "ema")
@@ -67,17 +72,20 @@ def convert(
     depth: int | None = None,
     format: WeightFormat | None = None,
     layout: Literal["odelt", "sit"] = "odelt",
+    card: str = "",
 ) -> None:
     """Write the weights of `source` as a run folder, or its EMA weights as a safetensors file.
 
     Args:
         source: what `read_weights` reads.
-        target: a path that does not exist yet; its suffix decides.
+        target: a path that does not exist yet, whose suffix decides, or `hub:OWNER/NAME` for a
+            safetensors file on the Hugging Face Hub.
         config: the run that the weights will belong to. Its `model` is the shape of the network in
             a foreign file; any other source has a shape of its own, which replaces it.
         depth: keep only the blocks that the network runs at this depth.
         format: whose file `source` is, if it is a foreign one.
         layout: of a safetensors file: that of this package, or that of SiT, see `save_sit`.
+        card: on the hub, what its page says besides how to sample and the config, Markdown.
 
     Raises:
         InputError: `target` exists, `source` cannot be read, the network has no such depth, or no
@@ -90,6 +98,9 @@ def convert(
     model, ema = read_weights(source, config, format)
     if depth is not None:
         model, ema = truncate(model, depth), truncate(ema, depth)
+    if is_on_hub(target):
+        save_safetensors(ema, target, model_card(ema, str(target), card))
+        return
     if target.suffix == SAFETENSORS:
         (save_safetensors if layout == "odelt" else save_sit)(ema, target)
         return
