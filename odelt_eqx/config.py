@@ -181,7 +181,8 @@ class TrainConfig:
             )
         model = dataclasses.replace(self.model, ignore_step=ignore_step, learned=learned)
         object.__setattr__(self, "model", model)
-        if not isinstance(self.objective, WrappingObjective):  # one depth is trained: none to guide
+        if not isinstance(self.objective, WrappingObjective) or len(model.depths) < 2:
+            # One depth is trained, and none to guide it.
             sample = dataclasses.replace(self.sample, depth_guidance=0.0)
             object.__setattr__(self, "sample", sample)
         check_guidance(model.condition_type, self.sample.guidance)

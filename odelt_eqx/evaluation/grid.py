@@ -125,11 +125,11 @@ class GridConfig:
             for depth, guide, guidance, time in axes
             if guide["guide_depth"] is None or guide["guide_depth"] < depth
         ]
-        if own is not None and own.depth_guidance and isinstance(own.depth, int | str):
-            depth = depths[-1] if own.depth == "full" else own.depth
+        depth = None if own is None else depths[-1] if own.depth == "full" else own.depth
+        if own is not None and own.depth_guidance and isinstance(depth, int):
             guide = depths[0] if own.guide_depth is None else own.guide_depth
             own = dataclasses.replace(own, length=self.length, depth=depth, guide_depth=guide)
-            configs += [own] if own not in configs else []
+            configs += [own] if guide < depth and own not in configs else []
         return configs
 
 

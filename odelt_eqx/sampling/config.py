@@ -58,7 +58,8 @@ class SampleConfig(eqx.Module):
         depth_guidance: weight `w` of guidance by depth, `v_L + w (v_L - v_l)`; 0 for none. It costs
             nothing where one integration gives both velocities, see `guided_velocity`. In Python
             also an array with the weight of each example.
-        guide_depth: the depth `l` of the guide; None for the network's smallest.
+        guide_depth: the depth `l` of the guide; None for the network's smallest, which has no guide
+            itself.
         depth_guidance_interval: times between which guidance by depth acts; None for all times.
         as_published: ask the network for the reference's step index, `floor(log2 steps)` under
             every solver and 0 in adaptive solves, instead of the flow field or, in a step of
@@ -202,13 +203,20 @@ def _check_depths(depths: tuple[int, ...], time: Plan) -> None:
         raise InputError(f"there must be a depth for each of {time.count} steps; got {depths}")
 
 
-def _guide_depth(network: Network, depth: Any, guide: int | None) -> int:
-    """Return the depth of the guide, or raise an InputError if it guides nothing."""
-    guide = int(check_depth(network.depths[0] if guide is None else guide, network.depths))
+def _guide_depth(network: Network, depth: Any, asked: int | None) -> int | None:
+    """Return the depth of the guide; None if it is the smallest, and so is all that it would guide.
+
+    Raises:
+        InputError: it can guide nothing: the network has one depth, or a guide was asked for that
+            is as deep.
+    """
+    guide = int(check_depth(network.depths[0] if asked is None else asked, network.depths))
     known = [depth] if isinstance(depth, int) else depth if isinstance(depth, tuple) else [np.inf]
-    if max(known) <= guide:
-        raise InputError(f"the guide must be shallower than depth {max(known)}; got {guide}")
-    return guide
+    if max(known) > guide:
+        return guide
+    if asked is None and len(network.depths) > 1:
+        return None
+    raise InputError(f"the guide must be shallower than depth {max(known)}; got {guide}")
 
 
 def _is(value: Any, constant: str | int) -> bool:

@@ -91,6 +91,7 @@ def test_how_a_run_samples_by_itself_is_a_row_if_it_is_guided_by_depth():
         None,
         odelt.SampleConfig(time=time),
         dataclasses.replace(own, depth=(2, 4) * 4),
+        dataclasses.replace(own, depth=2),
     ):
         assert config.sample_configs((2, 4), alike) == grid
 

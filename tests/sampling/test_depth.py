@@ -52,6 +52,11 @@ def test_the_velocity_moves_on_from_that_of_the_guide(anytime, time):
         close(run(depth_guidance=1.0, depth=own)[:, 0], [1, 4 + 3, 9 + 8])
 
 
+def test_the_smallest_depth_has_no_guide():
+    run = lambda **options: odelt.sample(Ladder(), X, time=EULER, depth=1, **options)
+    np.testing.assert_array_equal(run(depth_guidance=1.0), run())
+
+
 def test_a_network_that_is_not_told_its_depth_pays_nothing_for_its_guide():
     for anytime, blocks, evaluations in ((True, 3, 1), (False, 3 + 1, 2)):
         _, stats = odelt.sample_with_stats(Ladder(anytime), X, time=EULER, depth_guidance=1.0)
@@ -122,7 +127,7 @@ def test_the_depth_of_a_step_is_that_of_the_network():
         ({"depth": (1, 2, 3, 4)}, "depth must be one of 1, 2, 3"),
         ({"depth": (1,) * 4, "time": odelt.FixedSteps(4, "heun")}, "which evaluate once a step"),
         ({"depth": (1,) * 4, "time": odelt.Adaptive()}, "needs fixed steps of one of the solvers"),
-        ({"depth_guidance": 1.0, "depth": 1}, "must be shallower than depth 1; got 1"),
+        ({"depth_guidance": 1.0, "depth": 1, "guide_depth": 1}, "shallower than depth 1; got 1"),
         ({"depth_guidance": 1.0, "guide_depth": 3}, "must be shallower than depth 3; got 3"),
         ({"depth_guidance": 1.0, "guide_depth": 4}, "depth must be one of 1, 2, 3"),
         ({"depth_guidance": np.ones(2)}, r"depth_guidance must be a number or have shape \(3,\)"),
