@@ -4,7 +4,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,9 @@ WRITE_ERRORS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
     *(errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.ENAMETOOLONG, errno.EEXIST),
 }
+
+UNPACKED, RATIO = 2**28, 100
+"""A compressed file may unpack to so many bytes, or to so many times its own size."""
 
 
 def temporary_path(path: Path) -> Path:
@@ -90,24 +93,32 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def read_arrays(path: Path, what: str, *names: str) -> dict[str, np.ndarray]:
-    """Return the arrays of an `.npz` file by name; objects in it are never unpickled.
+def read_arrays(
+    path: Path, what: str, *names: str, optional: Collection[str] = ()
+) -> dict[str, np.ndarray]:
+    """Return arrays of an `.npz` file by name; objects in it are never unpickled.
 
     Args:
         path: the file.
         what: what it should be, for the message: "a file of statistics (mu and sigma)".
         *names: arrays that it must have.
+        optional: arrays that are read if it has them. All others are left alone.
 
     Raises:
-        InputError: it is missing or damaged, or lacks one of the arrays.
+        InputError: it is missing or damaged, lacks one of the arrays, or would unpack to far more
+            than its own size.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        for name in names:
-            if name not in arrays:
-                raise KeyError(f"it has no array {name!r}")
-        return arrays
+            for name in names:
+                if name not in file.files:
+                    raise KeyError(f"it has no array {name!r}")
+            wanted = [name for name in file.files if name in {*names, *optional}]
+            size = sum(file.zip.getinfo(f"{name}.npy").file_size for name in wanted)
+            if size > UNPACKED and size > RATIO * path.stat().st_size:
+                gib = f"{size / 2**30:.1f} GiB"
+                raise ValueError(f"it unpacks to {gib}; save it uncompressed if that is right")
+            return {name: file[name] for name in wanted}
     except Exception as error:  # a damaged archive raises errors of many kinds
         raise InputError(f"{path} is not {what}: {reason(error)}") from None
 

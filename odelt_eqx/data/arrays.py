@@ -144,7 +144,8 @@ class Npz(DataSet):
 
     def _read(self, path: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
         """Return images as bytes or in [-1, 1], labels as they are, and the names of classes."""
-        arrays = read_arrays(path, "a file of images and labels", "images")
+        what, others = "a file of images and labels", ("labels", "class_names")
+        arrays = read_arrays(path, what, "images", optional=others)
         labels = arrays.get("labels", np.zeros(arrays["images"].shape[:1], np.int32))
         images = _check_shapes(arrays["images"], labels, path)
         if self.range is not None or images.dtype != np.uint8:

@@ -305,11 +305,17 @@ def load_statistics(path: Path) -> Statistics:
         InputError: the file is missing or damaged, or holds something else.
     """
     what = "a file of statistics (mu and sigma of features)"
-    arrays = read_arrays(path, what, "mu", "sigma")
+    arrays = read_arrays(path, what, "mu", "sigma", optional=("count", "features"))
     try:
         mean, covariance = (np.asarray(arrays[name], np.float64) for name in ("mu", "sigma"))
         count = int(arrays["count"]) if "count" in arrays else None
         features = str(arrays["features"]) if "features" in arrays else None
-        return Statistics(mean, covariance, count, features)
+        found = Statistics(mean, covariance, count, features)
+        slack = 1e-5 * np.abs(covariance).max(initial=0)
+        if np.abs(covariance - covariance.T).max(initial=0) > slack:
+            raise InputError("sigma is not symmetric")
+        if np.diag(covariance).min(initial=0) < -slack:
+            raise InputError("sigma has a negative variance")
+        return found
     except (TypeError, ValueError) as error:
         raise InputError(f"{path} is not {what}: {reason(error)}") from None

@@ -42,7 +42,7 @@ def save_safetensors(model: DiT | VectorNet, path: str | Path, card: str | None 
         return
     with tempfile.TemporaryDirectory() as folder:
         save_safetensors(model, Path(folder) / WEIGHTS)
-        (Path(folder) / CARD).write_text(card or model_card(model, str(path)))
+        (Path(folder) / CARD).write_text(card or model_card(model, str(path)), "utf-8")
         upload(Path(folder), path)
 
 

@@ -167,6 +167,8 @@ def dit_from_sit(
         for key, row in rows.items():
             if name := named[key]:
                 row[...] = _to_ours(name, weights[name].read(), config, format)
+                if not np.isfinite(row).all():
+                    raise InputError(f"{name} of the checkpoint has values that are not finite")
         return jnp.asarray(array)
 
     form = eqx.filter_eval_shape(DiT, config, key=jax.random.key(0))
@@ -299,9 +301,12 @@ def _reverse_time(weight: np.ndarray) -> np.ndarray:
 
 def _check_plain(config: DiTConfig) -> None:
     """Raise an InputError unless SiT's code can run a network of this config at full depth."""
-    plain = config.wiring == "residual" and config.length == FixedSteps() and not config.dead_blocks
+    length = config.length
+    one_step = isinstance(length, FixedSteps) and (length.steps, length.solver) == (1, "euler")
     needs = {
-        "the wiring residual, one Euler step per group and no block outside of the groups": plain,
+        "the wiring residual": config.wiring == "residual",
+        "one Euler step per group": one_step,
+        "no block outside of the groups": not config.dead_blocks,
         "no length embedding": config.length_embedding == "none",
         "steps that are ignored (ignore_step)": config.ignore_step,
         "classes as its condition": config.num_classes is not None,

@@ -86,6 +86,20 @@ def test_files_of_statistics_go_both_ways(tmp_path):
     assert load_statistics(tmp_path / "theirs.npz").count is None
 
 
+def test_other_arrays_in_a_file_of_statistics_are_left_alone(tmp_path):
+    """As in the reference batches of guided-diffusion, which hold images and spatial features."""
+    path = tmp_path / "batch.npz"
+    np.savez(path, mu=np.zeros(2), sigma=np.eye(2), arr_0=np.array([{}]), mu_s=np.zeros(5))
+    np.testing.assert_array_equal(load_statistics(path).covariance, np.eye(2))
+
+
+def test_a_file_that_unpacks_to_far_more_than_its_size_is_refused(tmp_path):
+    path = tmp_path / "bomb.npz"
+    np.savez_compressed(path, mu=np.zeros(2), sigma=np.zeros(2**26, np.float64))
+    with pytest.raises(InputError, match=r"it unpacks to 0\.5 GiB; save it uncompressed"):
+        load_statistics(path)
+
+
 @pytest.mark.parametrize(
     "arrays",
     [
@@ -94,6 +108,8 @@ def test_files_of_statistics_go_both_ways(tmp_path):
         {"mu": np.zeros((3, 1)), "sigma": np.eye(3)},
         {"mu": np.zeros(3), "sigma": np.zeros(3)},
         {"mu": np.zeros(3), "sigma": np.full((3, 3), np.inf)},
+        {"mu": np.zeros(2), "sigma": np.array([[1.0, 0.5], [0.2, 1.0]])},
+        {"mu": np.zeros(2), "sigma": np.diag([1.0, -1.0])},
         {"mu": np.array([{}]), "sigma": np.eye(1)},
         {"mu": np.array(["a"]), "sigma": np.eye(1)},
         {"mu": np.zeros(1), "sigma": np.eye(1), "count": np.zeros(2)},

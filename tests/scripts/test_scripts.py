@@ -102,6 +102,9 @@ def test_convert_makes_a_run_that_samples_and_evaluates(command, tmp_path):
     shape = {"hidden-size": 16, "num-heads": 2, "depth": 3, "depth-min": 1, "depth-group": 1}
     words = [w for name, value in shape.items() for w in (f"--model.{name}", value)]
     source, run = GOLDEN / "small.reference.pkl", tmp_path / "run"
+    refused = command("convert.py", "digits", source, run, *words)
+    assert "networks of the reference have the length_embedding depth" in refused[2]
+    words += ["--model.length-embedding", "depth", "objective:length-consistency"]
     status, out, _ = command("convert.py", "digits", source, run, *words)
     assert (status, out.strip()) == (0, str(run))
     assert command("sample.py", run, "--depth", 2, "--count", 10)[0] == 0
