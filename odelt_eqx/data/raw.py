@@ -141,7 +141,7 @@ def find_raw_images(
         with zipfile.ZipFile(path) as archive:
             # Windows writes backslashes.
             members = {name.replace("\\", "/"): name for name in sorted(archive.namelist())}
-    except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, OSError, RuntimeError) as error:
         raise InputError(f"{path} cannot be read as a zip: {reason(error)}") from None
     return _label_by_path(path, members, partial(_read_zip, path), **how)
 
