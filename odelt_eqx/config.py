@@ -111,6 +111,8 @@ class TrainConfig:
         loading: how data are read; only its `flip` changes what is learned.
         init_from: a run folder or a `.safetensors` file whose weights are the first ones, with
             their average where it has one.
+        frozen: parts of the network that are not trained, by their names in it ("groups",
+            "final"): they keep the average's weights from `init_from`.
         teacher: a run folder or a `.safetensors` file whose EMA weights teach the time axis,
             in place of this run's own.
         sample: how the network is run unless a command says otherwise; without guidance by depth
@@ -141,6 +143,7 @@ class TrainConfig:
     data: Data = Digits()
     loading: Loading = Loading()
     init_from: str | None = None
+    frozen: tuple[str, ...] = ()
     teacher: str | None = None
     sample: SampleConfig = SampleConfig(time=FixedSteps(steps=16))
     steps: int = 100_000
@@ -167,6 +170,11 @@ class TrainConfig:
             raise InputError(
                 f"keep_every must be a multiple of save_every {self.save_every}, or None; "
                 f"got {self.keep_every}"
+            )
+        if self.frozen and self.init_from is None:
+            raise InputError(
+                f"frozen would keep random weights of {', '.join(self.frozen)}: say "
+                "by init_from where they come from"
             )
         ignore_step = not self.objective.trains_steps
         if self.model.ignore_step and not ignore_step:

@@ -21,7 +21,7 @@ Differentiated = Callable[[Network, Targets, Key[Array, ""] | None, Mean], tuple
 
 def accumulate(
     differentiated: Differentiated,
-    model: Network,
+    weights: Network,
     targets: Targets,
     key: Key[Array, ""] | None,
     parts: int,
@@ -33,8 +33,9 @@ def accumulate(
     many calls per step, is not used.
 
     Args:
-        differentiated: `(model, targets, key, mean) -> ((loss, error), gradient)`, where both
+        differentiated: `(weights, targets, key, mean) -> ((loss, error), gradient)`, where both
             values are `mean` of one per example.
+        weights: the parameters that the gradient is of.
         targets: of the whole batch.
         key: dropout key, or None for no dropout.
     """
@@ -49,11 +50,11 @@ def accumulate(
         part = eqx.combine(arrays, rest)
         if isinstance(depth, np.ndarray):
             part = dataclasses.replace(part, depth=depth[rows[0]])
-        result = differentiated(model, part, key, mean)
+        result = differentiated(weights, part, key, mean)
         return jax.tree.map(jnp.add, total, result), None
 
     zero = jnp.zeros(())
-    nothing = jax.tree.map(jnp.zeros_like, eqx.filter(model, eqx.is_inexact_array))
+    nothing = jax.tree.map(jnp.zeros_like, weights)
     keys = None if key is None else jax.random.split(key, parts)
     dealt = jax.tree.map(lambda leaf: leaf[rows], arrays)
     return jax.lax.scan(add, ((zero, zero), nothing), (dealt, counted, keys))[0]

@@ -1,7 +1,8 @@
 """One training step: a pure function from state and batch to state and metrics."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from functools import partial
 
 import equinox as eqx
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from odelt_eqx.errors import InputError
+from odelt_eqx.errors import InputError, find_by_name
 from odelt_eqx.network import Condition, Network
 from odelt_eqx.objective import Networks, Objective, Targets, Teacher, TrainingTime
 from odelt_eqx.parallel import constrain_state, distribute
@@ -42,15 +43,39 @@ class TrainState(eqx.Module):
     skips: Skips = eqx.field(default_factory=Skips.fresh)
 
 
-def init_state(model: Network, optimizer: optax.GradientTransformation) -> TrainState:
+def is_trained(network: Network, frozen: Collection[str] = ()) -> PyTree[bool]:
+    """Return for every leaf of a network whether training changes it.
+
+    Args:
+        frozen: names of the network's fields whose weights stay as they are.
+
+    Raises:
+        InputError: the network has no such field.
+    """
+    parts = {field.name: field for field in dataclasses.fields(network)}
+    for name in frozen:
+        find_by_name("part of this network", name, parts)
+    trained = lambda path, leaf: eqx.is_inexact_array(leaf) and path[0].name not in frozen
+    return jax.tree_util.tree_map_with_path(trained, network)
+
+
+def init_state(
+    model: Network, optimizer: optax.GradientTransformation, frozen: Collection[str] = ()
+) -> TrainState:
     """Return the state before the first step; the EMA is a copy of the model.
 
     The arrays of the model become part of the state, which training donates.
+
+    Args:
+        frozen: names of the model's fields that are not trained, as `make_train_step` gets them.
+
+    Raises:
+        InputError: the model has no such field.
     """
     state = TrainState(
         model=model,
         ema=jax.tree.map(lambda x: jnp.copy(x) if eqx.is_array(x) else x, model),
-        opt_state=optimizer.init(eqx.filter(model, eqx.is_inexact_array)),
+        opt_state=optimizer.init(eqx.filter(model, is_trained(model, frozen))),
         step=jnp.zeros((), jnp.int32),
     )
     return constrain_state(state)
@@ -64,6 +89,7 @@ def make_train_step(
     ema: float | Decay = 0.999,
     parts: int = 1,
     max_skipped: int = 10,
+    frozen: Collection[str] = (),
 ) -> Callable[[TrainState, X, Condition | None, Key[Array, ""]], tuple[TrainState, Metrics]]:
     """Return the compiled training step, `(state, data, condition, key) -> (state, metrics)`.
 
@@ -75,6 +101,7 @@ def make_train_step(
         ema: decay of the moving average, or a function that returns it for the steps taken.
         parts: number of parts that a batch is trained in, one after another.
         max_skipped: after so many skipped steps in a row, every step is skipped.
+        frozen: names of the model's fields that are not trained; they get no gradient.
 
     Raises:
         InputError: the objective needs a teacher and the state has none.
@@ -88,20 +115,21 @@ def make_train_step(
         draw_key, dropout_key = jax.random.split(key)
         state = _update_teacher(state, objective, steps)
         targets = _make_targets(state, objective, data, condition, draw_key, steps)
+        trained = is_trained(state.model, frozen)
+        weights, rest = eqx.partition(state.model, trained)
+        differentiate = partial(_differentiate, rest=rest)
         if parts == 1:
-            (_, error), gradient = _differentiate(state.model, targets, dropout_key, jnp.mean)
+            (_, error), gradient = differentiate(weights, targets, dropout_key, jnp.mean)
         else:
-            (_, error), gradient = accumulate(
-                _differentiate, state.model, targets, dropout_key, parts
-            )
+            (_, error), gradient = accumulate(differentiate, weights, targets, dropout_key, parts)
         norm = optax.tree.norm(gradient)  # not finite if any of the gradient is not
         taken, skips = state.skips.judge(jnp.isfinite(error) & jnp.isfinite(norm), max_skipped)
-        weights = eqx.filter(state.model, eqx.is_inexact_array)
         with jax.numpy_dtype_promotion("standard"):  # optax's own arithmetic needs it
             updates, opt_state = optimizer.update(gradient, state.opt_state, weights)
-        model = eqx.apply_updates(state.model, updates)
+        weights = eqx.apply_updates(weights, updates)
         decay = ema(state.step - state.skips.total) if callable(ema) else ema
-        average = _average(decay, state.ema, model)
+        average = _average(decay, eqx.filter(state.ema, trained), weights)
+        model, average = eqx.combine(weights, rest), eqx.combine(average, rest)
         old = (state.model, state.ema, state.opt_state)
         model, average, opt_state = _select(taken, (model, average, opt_state), old)
         metrics = {"loss": error, "grad_norm": norm, "skipped": skips.total.astype(jnp.float32)}
@@ -171,10 +199,13 @@ def weight_errors(
 
 @eqx.filter_value_and_grad(has_aux=True)
 def _differentiate(
-    model: Network, targets: Targets, key: Key[Array, ""] | None, mean: Mean
+    weights: Network, targets: Targets, key: Key[Array, ""] | None, mean: Mean, rest: Network
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Return what is minimised and the squared error, each `mean` of one per example."""
-    errors = squared_error(distribute(model), targets, key)
+    """Return what is minimised and the squared error, each `mean` of one per example.
+
+    The network is that of the `weights`, which are trained, and the `rest`.
+    """
+    errors = squared_error(distribute(eqx.combine(weights, rest)), targets, key)
     weighted = weight_errors(errors, targets.power)
     return mean(_over_depths(weighted, targets)), mean(_over_depths(errors, targets))
 
@@ -211,9 +242,8 @@ def _update_teacher(state: TrainState, objective: Objective, steps: int) -> Trai
 
 
 def _average(decay: float | Array, average: Network, model: Network) -> Network:
-    """Return the moving average after a step."""
-    update = lambda old, new: decay * old + (1 - decay) * new if eqx.is_inexact_array(old) else new
-    return jax.tree.map(update, average, model)
+    """Return the moving average of weights after a step."""
+    return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, average, model)
 
 
 def _select(condition: Array, new: PyTree, old: PyTree) -> PyTree:

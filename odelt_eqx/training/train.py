@@ -79,6 +79,7 @@ def train(
             ema=ema_decay(config),
             parts=config.accumulate,
             max_skipped=config.optimizer.max_skipped,
+            frozen=config.frozen,
         )
 
         size = min(len(unseen), HELD_OUT) // mesh.size * mesh.size
@@ -159,10 +160,10 @@ def _first_state(
     config: TrainConfig, optimizer: GradientTransformation, key: Key[Array, ""], fresh: bool
 ) -> TrainState:
     """Return the state before the first step, of which a run that resumes uses the structure."""
-    build = lambda key: init_state(config.model.build(key=key), optimizer)
+    build = lambda key: init_state(config.model.build(key=key), optimizer, config.frozen)
     state = eqx.filter_jit(build)(key)  # under jit, each device draws only what it holds
     if fresh and config.init_from:
-        state = init_from(state, config.init_from)
+        state = init_from(state, config.init_from, config.frozen)
     return add_teacher(state, config) if fresh else state
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import zipfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +25,7 @@ from odelt_eqx.interop.sit import is_sit
 from odelt_eqx.interop.truncate import truncate
 from odelt_eqx.nn import DiTConfig, stacked, unstacked
 from odelt_eqx.training.checkpoint import CONFIG, AnyNetwork, Checkpoints, load
-from odelt_eqx.training.step import TrainState
+from odelt_eqx.training.step import TrainState, is_trained
 
 SAFETENSORS = ".safetensors"
 TORCH = (".pt", ".pth", ".ckpt", ".bin")
@@ -111,17 +112,23 @@ def convert(
     save_config(config, target / CONFIG)
 
 
-def init_from(state: TrainState, source: str | Path) -> TrainState:
+def init_from(state: TrainState, source: str | Path, frozen: Collection[str] = ()) -> TrainState:
     """Return `state` with the weights and the EMA weights of `source`.
 
     The networks must have parameters of the same shapes. Grouping, layout, wiring and everything
-    that is not a parameter stay those of `state`. So does an embedding of the length that `source`
-    lacks; one that `state` lacks is left out.
+    that is not a parameter stay those of `state`. An embedding of the length that `source` lacks
+    is zero: so the first network in the wiring "residual" is, at its full depth, a plain `source`.
+    One that `state` lacks is left out.
+
+    Args:
+        frozen: names of the fields that are not trained; both networks get the EMA weights there.
 
     Raises:
         InputError: `source` cannot be read or has other shapes.
     """
     model, ema = (fit(weights, state.model, source) for weights in read_weights(source))
+    kept = jax.tree.map(jnp.copy, ema)  # a state that is donated holds no array twice
+    model = eqx.combine(eqx.filter(model, is_trained(model, frozen)), kept)
     return dataclasses.replace(state, model=model, ema=ema)
 
 
@@ -164,9 +171,9 @@ def fit(weights: AnyNetwork, template: Any, source: str | Path) -> Any:
     """
     weights = unstacked(weights)
     if template.length_embedding is None or weights.length_embedding is None:
-        same = template.length_embedding
+        none = jax.tree.map(jnp.zeros_like, template.length_embedding)
         weights = eqx.tree_at(
-            lambda m: m.length_embedding, weights, same, is_leaf=lambda leaf: leaf is None
+            lambda m: m.length_embedding, weights, none, is_leaf=lambda leaf: leaf is None
         )
     form, leaves = eqx.filter_eval_shape(unstacked, template), jax.tree.leaves(weights)
     named = jax.tree_util.tree_leaves_with_path(form)

@@ -128,7 +128,7 @@ def test_a_flow_and_a_shortcut_model_exchange_their_weights(run, name):
 
 @pytest.mark.parametrize("told", ["none", "edge"])
 def test_a_run_begins_from_weights_with_another_wiring_and_embedding_of_the_length(tmp_path, told):
-    """What both have in common is taken over, and the embedding that only one has is left."""
+    """What both have in common is taken over; an embedding that only the run has is zero."""
     plain = dataclasses.replace(SMALL.model, wiring="residual", length_embedding="none")
     source = plain.build(key=jax.random.key(5))
     odelt.save_safetensors(source, tmp_path / "plain.safetensors")
@@ -136,8 +136,9 @@ def test_a_run_begins_from_weights_with_another_wiring_and_embedding_of_the_leng
     begun = init_from(state, tmp_path / "plain.safetensors").model
     assert begun.config == SMALL.model
     table = lambda model: model.length_embedding.weight
-    np.testing.assert_array_equal(table(begun), table(state.model))
+    np.testing.assert_array_equal(table(begun), np.zeros_like(table(state.model)))
     assert_same(begun.blocks, source.blocks)
+    begun = eqx.tree_at(table, begun, table(state.model))
     odelt.save_safetensors(begun, tmp_path / "published.safetensors")
     model = dataclasses.replace(plain, length_embedding=told)
     back = init_from(fresh_state(model), tmp_path / "published.safetensors").model
@@ -145,6 +146,38 @@ def test_a_run_begins_from_weights_with_another_wiring_and_embedding_of_the_leng
     assert_same(back.condition_embedding, source.condition_embedding)
     if told == "edge":
         assert_same(back.length_embedding, begun.length_embedding)
+
+
+def test_a_residual_network_begins_as_the_plain_one_it_comes_from(tmp_path):
+    plain = dataclasses.replace(SMALL.model, wiring="residual", length_embedding="none")
+    source = plain.build(key=jax.random.key(5))
+    odelt.save_safetensors(source, tmp_path / "plain.safetensors")
+    told = dataclasses.replace(plain, length_embedding="edge")
+    begun = init_from(fresh_state(told), tmp_path / "plain.safetensors").model
+    x = jax.random.normal(jax.random.key(1), (2, *plain.shape))
+    np.testing.assert_allclose(
+        begun(0.3, x, 2, [0, 1]), source(0.3, x, 2, [0, 1], depth="plain"), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_frozen_parts_keep_the_average_they_began_with(points_run, tmp_path):
+    """Also when the run is resumed, and when a batch is trained in parts."""
+    config = dataclasses.replace(POINTS_RUN, init_from=str(points_run), steps=2, save_every=1)
+    config = dataclasses.replace(config, frozen=("groups", "condition_embedding"))
+    once = train(config, tmp_path / "once")
+    source = odelt.load(points_run)
+    for network in (once.model, once.ema):
+        assert_same(network.groups, source.groups)
+        assert_same(network.condition_embedding, source.condition_embedding)
+        assert not np.array_equal(network.final.out.weight, source.final.out.weight)
+    train(dataclasses.replace(config, steps=1), tmp_path / "twice")
+    assert_same(once, train(config, tmp_path / "twice", resume=True))
+    parts = train(dataclasses.replace(config, accumulate=2), tmp_path / "parts")
+    assert_same(parts.model.groups, source.groups)
+    with pytest.raises(odelt.InputError, match="did you mean groups"):
+        train(dataclasses.replace(config, frozen=("group",)), tmp_path / "unknown")
+    with pytest.raises(odelt.InputError, match="frozen would keep random weights of groups"):
+        dataclasses.replace(POINTS_RUN, frozen=("groups",))
 
 
 def test_a_run_begins_from_safetensors_and_from_other_groups(run, tmp_path):
