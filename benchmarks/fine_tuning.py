@@ -61,7 +61,7 @@ class Config(Output):
         count: samples of each.
     """
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]
+    runs: tyro.conf.Positional[tuple[Path, ...]] = (Path("runs/plain"),)
     steps: tuple[int, ...] = (100, 300, 900)
     ways: tuple[str, ...] = tuple(WAYS)
     learning_rate: float = 1e-3
@@ -128,7 +128,7 @@ def save_curves(
                 style = "-" if way.startswith("residual") else "--"
                 error = values.std(axis=1, ddof=1) if values.shape[1] > 1 else None
                 axis.errorbar(steps, values.mean(axis=1), error, ls=style, marker="o", label=way)
-            axis.set(xscale="symlog", yscale="log", title=f"depth {depth}")
+            axis.set(yscale="log", title=f"depth {depth}")
             axis.set_xscale("symlog", linthresh=min(s for _, s in rows if s))
             axis.grid(alpha=0.3, which="both")
     for axis in panels[-1]:
