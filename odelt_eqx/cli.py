@@ -262,11 +262,32 @@ def main(run: Callable[[], None]) -> None:
         sys.exit(error.status)
     except KeyboardInterrupt:
         _fail("interrupted", status=130)
-    except (InputError, SolveError, DivergedError) as error:
+    except (InputError, SolveError, DivergedError, Warning) as error:  # as `-W error` asks for
         _fail(str(error), status=2)
     except OSError as error:
         _discard_output()
         _fail(reason(error), status=2)
+    except Exception as error:
+        if (line := _lacks(error)) is None:
+            raise
+        _fail(line, status=2)
+
+
+def _lacks(error: Exception) -> str | None:
+    """Return what the machine lacks, in one line, if that may be why there was an error."""
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        return (
+            f"out of memory ({reason(error)}): use a smaller batch (--batch-size), or train in "
+            "parts (--accumulate)"
+        )
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as missing:
+        return (
+            f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS')} finds no device here "
+            f"({reason(missing)}): unset it, or set it to cpu"
+        )
+    return None
 
 
 def _discard_output() -> None:

@@ -33,7 +33,8 @@ def temporary_path(path: Path) -> Path:
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path` and rename it to `path` on success.
 
-    In a distributed run only the file of process 0 is kept.
+    In a distributed run only the file of process 0 is kept. An OSError while it is written names
+    the file.
     """
     temporary = temporary_path(path)
     if not is_main_process():
@@ -43,6 +44,10 @@ def atomic_write(path: Path) -> Iterator[Path]:
         yield temporary
         if is_main_process():
             os.replace(temporary, path)
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 

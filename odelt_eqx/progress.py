@@ -21,7 +21,8 @@ class Progress(AbstractContextManager):
 
     def __init__(self, name: str, total: int, done: int = 0):
         """Start at `done` of `total`."""
-        self._name, self._total, self._initial, self._done = name, total, done, done
+        self._name = self._label = name
+        self._total, self._initial, self._done = total, done, done
         terminal = sys.stderr.isatty()
         self._prints = is_main_process() and not terminal
         self._bar = tqdm(
@@ -46,6 +47,12 @@ class Progress(AbstractContextManager):
         self._metrics = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         self._bar.set_postfix_str(self._metrics, refresh=False)
 
+    def stage(self, name: str) -> None:
+        """Show what is being done from now on, beside the name of it all."""
+        self._label = f"{self._name}, {name}"
+        self._bar.set_description_str(self._label)
+        self._print_at_times()
+
     def expect(self, total: int) -> None:
         """Change how much there is to do."""
         self._total = self._bar.total = total
@@ -54,6 +61,9 @@ class Progress(AbstractContextManager):
         """Count `count` more as done."""
         self._done += count
         self._bar.update(count)
+        self._print_at_times()
+
+    def _print_at_times(self) -> None:
         if self._prints and time.monotonic() - self._printed > SECONDS_BETWEEN_LINES:
             self._print()
 
@@ -63,7 +73,7 @@ class Progress(AbstractContextManager):
             self._done,
             self._total,
             self._printed - self._began,
-            prefix=self._name,
+            prefix=self._label,
             initial=self._initial,
             postfix=self._metrics,
             bar_format=LINE,

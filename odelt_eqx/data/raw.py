@@ -196,11 +196,12 @@ def _read_some(images: RawImages) -> Iterator[bytes]:
 def _list_folder(folder: Path) -> dict[str, str]:
     """Return the files in a folder and its subfolders, by path; hidden ones are left out.
 
+    So is what is no file: pipes and devices, whose reading may never end, and links to nothing.
     Links to folders are followed, but no folder is listed twice: not under a link if it is listed
     under its own name.
     """
     hide = lambda names: sorted(name for name in names if not name.startswith("."))
-    own, root, paths = set(), folder.resolve(), []
+    own, root, paths, others = set(), folder.resolve(), [], []
     for parent, subfolders, _ in os.walk(root):
         subfolders[:] = hide(subfolders)
         own.add(_identity(parent))
@@ -214,7 +215,12 @@ def _list_folder(folder: Path) -> dict[str, str]:
             if (new := _identity(path)) not in (listed | own if linked else listed):
                 listed.add(new)
                 subfolders.append(name)
-        paths += [(relative / name).as_posix() for name in sorted(files)]
+        for name in sorted(files):
+            regular = os.path.isfile(os.path.join(parent, name))
+            (paths if regular else others).append((relative / name).as_posix())
+    if others:
+        more = f" and {len(others) - 1:,} more" if others[1:] else ""
+        warnings.warn(f"{folder}: {others[0]}{more} left out: no file", stacklevel=2)
     return {path: path for path in paths}
 
 
@@ -231,7 +237,12 @@ def _find_in_tars(path: Path, files: Sequence[Path], **how: Any) -> RawImages:
         start = "" if file == path else f"{file.relative_to(path).as_posix()}/"
         try:
             with tarfile.open(file, "r:") as archive:
-                found = {m.name: (str(file), m.offset_data, m.size) for m in archive if m.isreg()}
+                found: dict[str, Any] = {}
+                for member in archive:
+                    if member.isreg():
+                        found[member.name] = (str(file), member.offset_data, member.size)
+                    elif member.islnk() and member.linkname in found:
+                        found[member.name] = found[member.linkname]  # a second name of a file
         except (tarfile.TarError, OSError) as error:
             raise InputError(
                 f"{file} cannot be read as a zip, an uncompressed tar or Parquet: {reason(error)}; "

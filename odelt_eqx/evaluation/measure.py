@@ -219,13 +219,18 @@ class Meter:
         """
         judge, size = self.judge, self.config.batch_size
         classes, partial = class_count(self._network), self._folder / f".{name}.partial.npz"
-        judge.prepare()
+        resume = f"the same command resumes from {self._folder}"
+        progress.stage("preparing")
+        with stop.at_once(resume):
+            judge.prepare()
         state = judge.accumulator(count, shown_count(judge.shape, classes, count))
         sampler = self._compiled(config)
         if is_main_process():
             state.load(partial)
-        start, saved = int(broadcast(state.count)), monotonic()
+        start, began = int(broadcast(state.count)), monotonic()
+        saved = began
         progress.advance(start)
+        progress.stage("sampling")
         while start < count:
             samples, labels, stats, seconds = self._sample(sampler, config, start)
             new = min(size, count - start)
@@ -239,13 +244,18 @@ class Meter:
                 write_arrays(partial, vars(state))
                 saved = monotonic()
             if stopped:
-                stop.leave(f"the same command resumes from {self._folder}")
+                stop.leave(resume)
         repeats = [self._sample(sampler, config, 0)[-1] for _ in range(TIMED - len(state.seconds))]
         if not is_main_process():
             return None
+        if monotonic() - began > SAVE_SECONDS:
+            write_arrays(partial, vars(state))
+        progress.stage("comparing")
+        with stop.at_once(resume):
+            quality = judge.quality(state)
         row = Row(
             config=config,
-            quality=judge.quality(state),
+            quality=quality,
             **dict(zip(COST, (state.cost / count).tolist(), strict=True)),
             milliseconds=1e3 * statistics.median([*state.seconds, *repeats]) / size,
             memory=sampler.peak_bytes,

@@ -204,6 +204,9 @@ class _Silent(Progress):
     def advance(self, count: int = 1) -> None:
         """Count nothing."""
 
+    def stage(self, name: str) -> None:
+        """Name nothing."""
+
 
 def find_frontier(
     config: SearchConfig, settings: dict[SampleConfig, list[SampleConfig]], trials: Trials

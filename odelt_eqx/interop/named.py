@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import safetensors
+import safetensors.numpy
 
 from odelt_eqx.errors import InputError, reason
+from odelt_eqx.files import atomic_write
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -99,3 +101,16 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
     """
     with open_safetensors(path) as arrays:
         return {name: array.read() for name, array in arrays.items()}
+
+
+def write_safetensors(path: Path, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
+    """Write a `.safetensors` file atomically.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    with atomic_write(path) as temporary:
+        try:
+            safetensors.numpy.save_file(arrays, temporary, metadata)
+        except safetensors.SafetensorError as error:  # as which it reports the system's, too
+            raise InputError(f"{path} cannot be written: {reason(error)}") from None

@@ -9,11 +9,10 @@ from typing import Any, TypeVar
 import equinox as eqx
 import jax
 import safetensors
-import safetensors.numpy
 
 from odelt_eqx.errors import InputError, reason
-from odelt_eqx.files import atomic_write
 from odelt_eqx.interop.hub import download, is_on_hub, upload
+from odelt_eqx.interop.named import write_safetensors
 from odelt_eqx.nn import AnyNetworkConfig, DiT, VectorNet, unstacked
 from odelt_eqx.serialize import from_dict, to_dict
 
@@ -107,8 +106,7 @@ def write_module(module: eqx.Module, config: Any, path: Path, config_type: Any =
     """
     arrays = {name: jax.device_get(leaf) for name, leaf in _named_arrays(module)}
     metadata = {"config": json.dumps(to_dict(config, config_type))}
-    with atomic_write(path) as temporary:
-        safetensors.numpy.save_file(arrays, temporary, metadata)
+    write_safetensors(path, arrays, metadata)
 
 
 def read_module(path: Path, build: Callable[..., Module], config_type: Any) -> Module:

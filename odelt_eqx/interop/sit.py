@@ -24,11 +24,15 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 
 from odelt_eqx.errors import InputError, check_choice
-from odelt_eqx.files import atomic_write
-from odelt_eqx.interop.named import Stored, check_names, listed, open_safetensors
+from odelt_eqx.interop.named import (
+    Stored,
+    check_names,
+    listed,
+    open_safetensors,
+    write_safetensors,
+)
 from odelt_eqx.interop.torch_file import open_torch
 from odelt_eqx.nn.dit import DiT, DiTConfig
 from odelt_eqx.nn.embeddings import FREQUENCIES, ScalarEmbedding, position_table
@@ -201,8 +205,7 @@ def save_sit(model: DiT | VectorNet, path: str | Path) -> None:
     plain = eqx.tree_at(lambda m: m.condition_embedding.time.out.bias, plain, bias)
     arrays = {n: _to_sit(n, np.asarray(array), config) for n, array in _parameters(plain)}
     arrays[POSITIONS] = position_table(config.grid, config.hidden_size)[None]
-    with atomic_write(Path(path)) as temporary:
-        safetensors.numpy.save_file(arrays, temporary, {"format": "pt"})
+    write_safetensors(Path(path), arrays, {"format": "pt"})
 
 
 def _parameters(model: DiT) -> Iterator[tuple[str, Any]]:

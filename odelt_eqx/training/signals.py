@@ -2,7 +2,8 @@
 
 import signal
 import threading
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import jax
@@ -52,6 +53,29 @@ class StopSignals(AbstractContextManager):
         number = max_over_processes(self.received or 0)
         self.received = signal.Signals(number) if number else None
         return self.received is not None
+
+    @contextmanager
+    def at_once(self, message: str) -> Iterator[None]:
+        """Within it a signal raises an `Interrupted` where the work is, which loses nothing.
+
+        For a long piece of work that asks nobody in between. In a distributed run, whose processes
+        must leave together, signals are recorded all the same.
+        """
+        single = jax.process_count() == 1
+        if single:
+            self.leave(message)
+
+        def stop(number: int, _frame: object) -> None:
+            self._record(number, None)
+            self.leave(message)
+
+        handlers = {n: signal.signal(n, stop) for n in self._previous} if single else {}
+        try:
+            yield
+        finally:
+            for number, handler in handlers.items():
+                if number in self._previous:  # after a signal, the next one acts as it usually does
+                    signal.signal(number, handler)
 
     def leave(self, message: str) -> None:
         """Raise an `Interrupted` that names the signal, if there was one."""

@@ -1,6 +1,7 @@
 """Weights from another run or file: read, converted, started from, learned from."""
 
 import dataclasses
+import shutil
 import zipfile
 from collections.abc import Collection
 from pathlib import Path
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 
 from odelt_eqx.config import TrainConfig, save_config
 from odelt_eqx.errors import InputError
+from odelt_eqx.files import temporary_path
 from odelt_eqx.interop import (
     load_reference_pair,
     load_safetensors,
@@ -106,10 +108,16 @@ def convert(
         (save_safetensors if layout == "odelt" else save_sit)(ema, target)
         return
     config = dataclasses.replace(config, model=model.config)
-    target.mkdir(parents=True)
-    with Checkpoints(target) as checkpoints:
-        checkpoints.save_weights(model, ema, config)
-    save_config(config, target / CONFIG)
+    temporary = temporary_path(target)
+    shutil.rmtree(temporary, ignore_errors=True)  # what a kill left
+    temporary.mkdir(parents=True)
+    try:
+        with Checkpoints(temporary) as checkpoints:
+            checkpoints.save_weights(model, ema, config)
+        save_config(config, temporary / CONFIG)
+        temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def init_from(state: TrainState, source: str | Path, frozen: Collection[str] = ()) -> TrainState:

@@ -177,6 +177,26 @@ def test_an_interrupted_grid_is_resumed(model, judge, tmp_path, at, after):
         assert sheets[0] == sheets[1]
 
 
+def test_a_signal_is_obeyed_while_samples_are_compared(model, judge, tmp_path, monkeypatch):
+    """One distance may take minutes; what was sampled is known to the next attempt."""
+    config = GridConfig(steps=(1,), depths=(2,), count=30, batch_size=10)
+    usual = signal.getsignal(signal.SIGTERM)
+
+    def compare(state):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("it goes on")
+
+    monkeypatch.setattr("odelt_eqx.evaluation.measure.SAVE_SECONDS", 0.0)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="SIGTERM: the same"):
+        patch.setattr(judge, "quality", compare)
+        measure(model, judge, config, tmp_path)
+    assert signal.getsignal(signal.SIGTERM) is usual
+    progress = Silent()
+    (row,) = measure(model, judge, config, tmp_path, progress)
+    assert progress.new == [30]
+    assert row.quality.frechet > 0
+
+
 def test_a_compiled_sampler_does_what_sampling_does(model):
     noise, _, labels = inputs(model, 0, 0, 6)
     start = odelt.SampleConfig(depth=2, guidance=3.0)

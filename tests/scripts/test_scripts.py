@@ -365,6 +365,15 @@ def test_a_mistake_is_one_line_and_a_status(command, tiny_run, words, message):
     assert "Traceback" not in errors
 
 
+def test_a_device_that_is_not_there_is_one_line(tiny_run):
+    words = [sys.executable, str(SCRIPTS / "sample.py"), str(tiny_run), "--count", "1"]
+    environment = {**os.environ, "JAX_PLATFORMS": "abacus"}
+    found = subprocess.run(words, env=environment, capture_output=True, text=True)
+    assert found.returncode == 2
+    assert found.stderr.startswith("error: JAX_PLATFORMS=abacus finds no device here (")
+    assert found.stderr.count("\n") == 1
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has it")
 def test_output_that_cannot_be_written_is_one_line_or_silence(tiny_run):
     """A program that reads the first line alone, and a full disk."""

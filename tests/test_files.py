@@ -1,0 +1,82 @@
+"""Files that the system refuses to write, or that are none."""
+
+import os
+import resource
+import tarfile
+
+import jax
+import numpy as np
+import pytest
+
+import odelt_eqx as odelt
+from odelt_eqx.data.raw import find_raw_images
+from odelt_eqx.evaluation.figures import save_figure
+from odelt_eqx.files import write_arrays, write_text
+from odelt_eqx.nn import stacked
+from tests.conftest import TINY
+from tests.data.makers import write_images
+
+
+@pytest.fixture
+def limit():
+    """No file may be larger than 1,000 bytes, as on a disk that is nearly full."""
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, usual[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+
+
+def write_figure(path):
+    from matplotlib.figure import Figure
+
+    save_figure(Figure(), path)
+
+
+WRITERS = {
+    "text.txt": lambda path: write_text(path, "x" * 5000),
+    "arrays.npz": lambda path: write_arrays(path, {"x": np.zeros(5000)}),
+    "network.safetensors": lambda path: odelt.save_safetensors(
+        stacked(TINY.build(key=jax.random.key(0))), path
+    ),
+    "figure.png": write_figure,
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_what_cannot_be_written_is_named_and_leaves_nothing(name, tmp_path, limit):
+    """And a file that was there before stays."""
+    path = tmp_path / name
+    path.write_bytes(b"before")
+    with pytest.raises((OSError, odelt.InputError)) as caught:
+        WRITERS[name](path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+    assert path.read_bytes() == b"before"
+
+
+def test_pipes_devices_and_links_to_nothing_are_left_out(tmp_path):
+    """Reading a pipe would wait, and reading a device might never end."""
+    write_images(tmp_path, count=2)
+    usual = find_raw_images(tmp_path)
+    os.mkfifo(tmp_path / "pipe.png")
+    os.mkfifo(tmp_path / "labels.txt")
+    (tmp_path / "zeros.png").symlink_to("/dev/zero")
+    (tmp_path / "lost.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.warns(UserWarning, match=r"labels\.txt and 3 more left out: no file"):
+        found = find_raw_images(tmp_path)
+    assert found.names == usual.names
+
+
+def test_a_hard_link_in_a_tar_is_the_file_it_names(tmp_path):
+    write_images(tmp_path / "images", count=2)
+    first, *_ = sorted(path for path in (tmp_path / "images").rglob("*.png"))
+    os.link(first, first.with_name("second-name.png"))
+    archive = tmp_path / "images.tar"
+    with tarfile.open(archive, "w") as tar:
+        tar.add(tmp_path / "images", arcname="images")
+        assert any(member.islnk() for member in tar.getmembers())
+    found = find_raw_images(archive)
+    folder = find_raw_images(tmp_path / "images")
+    contents = lambda images: sorted(map(images.read, images.locations))
+    assert contents(found) == contents(folder)
