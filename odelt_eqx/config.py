@@ -185,7 +185,7 @@ class TrainConfig:
         if self.model.learned not in ("both", learned):
             raise InputError(
                 f"model.learned is {self.model.learned}, but this objective teaches {learned}: "
-                "set model.learned to both"
+                "give --model.learned both"
             )
         model = dataclasses.replace(self.model, ignore_step=ignore_step, learned=learned)
         object.__setattr__(self, "model", model)

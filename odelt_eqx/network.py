@@ -270,7 +270,7 @@ def check_tolerance(network: Network, depth: Any) -> None:
     if not network.anytime:
         raise InputError(
             "this network is told its depth beforehand, so a tolerance cannot choose it: train one "
-            "with model.length_embedding none or edge"
+            "with --model.length-embedding none or edge"
         )
     if not isinstance(depth, int | tuple):
         raise InputError(

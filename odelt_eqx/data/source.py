@@ -165,7 +165,7 @@ class DataSet(abc.ABC):
         """
         source = self._open(split)
         if not len(source):
-            advice = "raise data.held-out.share" if split == "held-out" else "add some"
+            advice = "raise --data.held-out.share" if split == "held-out" else "add some"
             raise InputError(f"{self} has no example in the {split} split; {advice}")
         return source
 

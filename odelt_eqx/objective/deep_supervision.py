@@ -61,8 +61,8 @@ class DeepSupervision(WrappingObjective):
         """Raise an InputError unless a network with these properties can be trained."""
         if not anytime:
             raise InputError(
-                "deep supervision needs a network that is not told its depth beforehand: set "
-                "model.length_embedding to none or edge"
+                "deep supervision needs a network that is not told its depth beforehand: give "
+                "--model.length-embedding none or edge"
             )
         if self.weights and len(self.weights) != len(depths):
             raise InputError(f"there must be a weight for each depth {depths}; got {self.weights}")

@@ -14,6 +14,7 @@ from odelt_eqx.config import TrainConfig
 from odelt_eqx.data import Batch, Source, open_source, stream
 from odelt_eqx.errors import InputError
 from odelt_eqx.network import Condition
+from odelt_eqx.nn.config import NetworkConfig
 from odelt_eqx.objective import TrainingTime
 from odelt_eqx.parallel import check_batch_size, make_mesh, on_main_process, place, shard_batch
 from odelt_eqx.progress import Progress
@@ -144,16 +145,26 @@ def _check_fits(config: TrainConfig, data: Source) -> None:
     """Raise an InputError if the network has another shape or other classes than the data."""
     model = config.model
     if model.shape != data.shape:
-        fields = "model.size" if len(model.shape) == 1 else "model.image_size and model.channels"
         raise InputError(
             f"the network takes examples of shape {model.shape}, {config.data} has {data.shape}; "
-            f"set {fields} to it"
+            f"give {_shape_options(model, data.shape)}"
         )
     if model.num_classes not in (None, data.num_classes) and model.learned != "null":
         raise InputError(
-            f"model.num_classes is {model.num_classes}, {config.data} has {data.num_classes}: set "
-            "it to that"
+            f"the network has {model.num_classes} classes, {config.data} has {data.num_classes}; "
+            f"give --model.num-classes {data.num_classes}"
         )
+
+
+def _shape_options(model: NetworkConfig, shape: tuple[int, ...]) -> str:
+    """Return what gives a network this shape on the command line."""
+    if len(model.shape) != len(shape):
+        return "a preset whose network takes it, such as digits for images and moons for vectors"
+    if len(shape) == 1:
+        return f"--model.size {shape[0]}"
+    height, width, channels = shape
+    size = f"{height}" if height == width else f"{height} {width}"
+    return f"--model.image-size {size} --model.channels {channels}"
 
 
 def _first_state(
@@ -175,5 +186,5 @@ def _check_held_out(config: TrainConfig, state: TrainState, size: int, key: Key[
     except InputError as error:
         raise InputError(
             f"{size} examples are held out, too few to measure this objective on ({error}): raise "
-            "data.held-out.share, or give more data"
+            "--data.held-out.share, or give more data"
         ) from None

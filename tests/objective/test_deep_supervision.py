@@ -96,7 +96,7 @@ def test_errors_are_weighted_at_each_depth_by_themselves():
 @pytest.mark.parametrize(
     ("objective", "config", "message"),
     [
-        (DeepSupervision(), TINY, "set model.length_embedding to none or edge"),
+        (DeepSupervision(), TINY, "give --model.length-embedding none or edge"),
         (DeepSupervision(weights=(1.0,)), CONFIG, r"a weight for each depth \(2, 4\)"),
     ],
 )

@@ -154,11 +154,11 @@ def test_prepare_makes_shards_that_train_reads(command, tmp_path):
     status, _, errors = command("train.py", *words)
     assert status == 2
     assert errors.startswith(
-        "note: model.channels 3: as the data are\nerror: model.num_classes is 5"
+        "note: model.channels 3: as the data are\nerror: the network has 5 classes"
     )
     status, _, errors = command("train.py", *words[2:])
     assert "3 examples are held out, too few to measure this objective on" in errors
-    assert "raise data.held-out.share" in errors
+    assert "raise --data.held-out.share" in errors
 
 
 def test_the_network_follows_the_data(command, tmp_path):
@@ -330,7 +330,7 @@ MISTAKES = [
     (("train.py", "--steps", "0"), "steps must be at least 1; got 0"),
     (("train.py", "--model.depth-min", "1"), "depth_min must lie between"),
     (("train.py", "--model.image-size", "16"), "the network takes examples of shape (16, 16, 1)"),
-    (("train.py", "--model.num-classes", "5"), "model.num_classes is 5, digits has 10"),
+    (("train.py", "--model.num-classes", "5"), "give --model.num-classes 10"),
     (("stats.py", "x.npz", "--batch-size", "0"), "batch_size must be at least 1; got 0"),
     (("classifier.py", "x", "--steps", "0"), "steps must be at least 1; got 0"),
     (("evaluate.py", "RUN", "features:inception", "--features.path", "x.pickle"), "no file"),
