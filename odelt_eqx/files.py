@@ -3,7 +3,9 @@
 import errno
 import hashlib
 import json
+import math
 import os
+import zipfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -125,6 +127,50 @@ def read_arrays(
                 raise ValueError(f"it unpacks to {gib}; save it uncompressed if that is right")
             return {name: file[name] for name in wanted}
     except Exception as error:  # a damaged archive raises errors of many kinds
+        raise InputError(f"{path} is not {what}: {reason(error)}") from None
+
+
+def array_names(path: Path, what: str) -> list[str]:
+    """Return the names of the arrays in an `.npz` file; an InputError as for `read_arrays`."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return list(file.files)
+    except Exception as error:  # as in `read_arrays`
+        raise InputError(f"{path} is not {what}: {reason(error)}") from None
+
+
+def map_array(path: Path, what: str, name: str) -> tuple[np.ndarray, str]:
+    """Return an array of an `.npz` file, read from the disk as it is used, and a fingerprint.
+
+    Only a compressed array is read at once. The fingerprint is that of the checksum in the file.
+
+    Raises:
+        InputError: as for `read_arrays`.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            info = archive.getinfo(f"{name}.npy")
+            identity = fingerprint(info.CRC, info.file_size)
+            if info.compress_type != zipfile.ZIP_STORED:
+                return read_arrays(path, what, name)[name], identity
+            with archive.open(info) as member, path.open("rb") as file:
+                file.seek(info.header_offset + 26)
+                sizes = np.frombuffer(file.read(4), "<u2")  # of the name and the extra field
+                start = info.header_offset + 30 + int(sizes.sum())
+                version = np.lib.format.read_magic(member)
+                read_header = {
+                    (1, 0): np.lib.format.read_array_header_1_0,
+                    (2, 0): np.lib.format.read_array_header_2_0,
+                }[version]
+                shape, fortran, dtype = read_header(member)
+                header = member.tell()
+        if dtype.hasobject or header + math.prod(shape) * dtype.itemsize != info.file_size:
+            raise ValueError(f"{name} does not hold the array that it says")
+        order = "F" if fortran else "C"
+        return np.memmap(path, dtype, "r", start + header, shape, order), identity
+    except InputError:
+        raise
+    except Exception as error:  # as in `read_arrays`
         raise InputError(f"{path} is not {what}: {reason(error)}") from None
 
 

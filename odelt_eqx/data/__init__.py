@@ -1,6 +1,12 @@
 """Data sets, and the pipeline that feeds training from them."""
 
-from odelt_eqx.data.arrays import Digits as Digits, Idx as Idx, Npz as Npz, digits as digits
+from odelt_eqx.data.arrays import (
+    Adm as Adm,
+    Digits as Digits,
+    Idx as Idx,
+    Npz as Npz,
+    digits as digits,
+)
 from odelt_eqx.data.folder import Folder as Folder
 from odelt_eqx.data.pipeline import (
     Batch as Batch,
@@ -22,7 +28,7 @@ from odelt_eqx.data.splits import HeldOut as HeldOut
 from odelt_eqx.data.tfds import Tfds as Tfds
 from odelt_eqx.data.toy import Toy as Toy
 
-Data = Digits | Idx | Folder | Npz | Shards | Tfds | Toy
+Data = Digits | Idx | Folder | Npz | Adm | Shards | Tfds | Toy
 """A data set: where it is and how to read it."""
 
 

@@ -1,19 +1,20 @@
-"""Data sets that fit in memory: digits, IDX files, NPZ files."""
+"""Data sets in arrays: digits, IDX files, NPZ files, files of ADM."""
 
 import dataclasses
 import gzip
 import math
 import zlib
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
 from odelt_eqx.data.labels import number_ids
-from odelt_eqx.data.source import ArraySource, DataSet, Split
+from odelt_eqx.data.source import ArraySource, DataSet, ImageSource, Split
 from odelt_eqx.data.splits import HeldOut
 from odelt_eqx.errors import InputError, reason
-from odelt_eqx.files import read_arrays
+from odelt_eqx.files import map_array, read_arrays
 
 
 def digits(split: Split) -> ArraySource:
@@ -151,6 +152,55 @@ class Npz(DataSet):
         if self.range is not None or images.dtype != np.uint8:
             images = _scale(images, self.range, path)
         return images, labels, tuple(map(str, arrays.get("class_names", ())))
+
+
+ADM = "a file of images as ADM writes them (arr_0, bytes)"
+
+
+@dataclasses.dataclass(frozen=True)
+class Adm(DataSet):
+    """The images `arr_0` of an NPZ file: reference batches of ADM, or its format of samples.
+
+    They are read from the disk as they are used.
+
+    Args:
+        path: holds `arr_0`, bytes (count, height, width, 3), and labels `arr_1`, if it has them.
+        grey: read one channel; the three must be equal.
+        held_out: which images are held out; none by default. Their names are their indices.
+    """
+
+    path: Path
+    grey: bool = False
+    held_out: HeldOut = HeldOut(share=0.0)
+
+    def _open(self, split: Split) -> ImageSource:
+        images, identity = map_array(self.path, ADM, "arr_0")
+        labels = read_arrays(self.path, ADM, optional=("arr_1",)).get("arr_1")
+        labels = np.zeros(len(images), np.int32) if labels is None else labels
+        _check_shapes(images, labels, self.path)
+        if images.dtype != np.uint8 or images.shape[3:] not in ((1,), (3,)):
+            raise InputError(f"{self.path} is not {ADM}: arr_0 is {images.dtype}, {images.shape}")
+        rows = np.flatnonzero(self.held_out.select(map(str, range(len(images))), split))
+        names = tuple(map(str, range(int(labels.max(initial=0)) + 1)))
+        read_image = partial(_read_adm, self, identity, rows, labels)
+        shape = (*images.shape[1:3], 1 if self.grey else images.shape[3])
+        return ImageSource(read_image, len(rows), shape, names, (identity, rows, labels))
+
+
+def _read_adm(
+    data: Adm, identity: str, rows: np.ndarray, labels: np.ndarray, index: int
+) -> tuple[UInt8[np.ndarray, "height width channels"], int]:
+    row = rows[index]
+    pixels = np.asarray(_map_adm(data.path, identity)[row])
+    first = pixels[..., :1]
+    if data.grey and (pixels != first).any():
+        raise InputError(f"image {row} of {data.path} has colours; grey images were asked for")
+    return first if data.grey else pixels, int(labels[row])
+
+
+@lru_cache
+def _map_adm(path: Path, identity: str) -> np.ndarray:  # one mapping in each process
+    return map_array(path, ADM, "arr_0")[0]
 
 
 def _scale(

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import pickle
 import struct
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from PIL import Image
 import odelt_eqx as odelt
 from odelt_eqx.config import load_config, save_config
 from odelt_eqx.data import (
+    Adm,
     ArraySource,
     Digits,
     Folder,
@@ -23,6 +26,7 @@ from odelt_eqx.data import (
     Toy,
     load_into_memory,
     open_source,
+    read,
     stream,
 )
 from odelt_eqx.images import height_width
@@ -36,6 +40,13 @@ def npz(folder):
     images = np.repeat(labels * 50, 75).reshape(40, 5, 5, 3).astype(np.uint8)
     np.savez(folder / "a.npz", images=images, labels=labels)
     return Npz(folder / "a.npz", held_out=HeldOut(0.3))
+
+
+def adm(folder):
+    labels = np.arange(20) % 3
+    images = np.repeat(labels * 50, 48).reshape(20, 4, 4, 3).astype(np.uint8)
+    np.savez(folder / "adm.npz", arr_0=images, arr_1=labels)
+    return Adm(folder / "adm.npz", held_out=HeldOut(0.3))
 
 
 def shards(folder):
@@ -53,13 +64,14 @@ MAKERS = {
     "idx": lambda folder: Idx(write_fashion(folder / "idx"), pad=2),
     "folder": folder_of_classes,
     "npz": npz,
+    "adm": adm,
     "shards": shards,
     "tfds": lambda folder: Tfds(write_tfds(folder / "1.0.0"), size=6),
     "moons": lambda _: Toy("moons", count=200),
     "checkerboard": lambda _: Toy("checkerboard", count=200),
 }
 CLASSES = {
-    **{"digits": 10, "idx": 10, "folder": 2, "npz": 4, "shards": 3, "tfds": 2},
+    **{"digits": 10, "idx": 10, "folder": 2, "npz": 4, "adm": 3, "shards": 3, "tfds": 2},
     **{"moons": 2, "checkerboard": 1},
 }
 POINTS = ("moons", "checkerboard")
@@ -224,6 +236,51 @@ def test_other_arrays_are_refused_in_one_line(tmp_path, arrays, message):
     np.savez(tmp_path / "a.npz", **arrays)
     with pytest.raises(odelt.InputError, match=message):
         Npz(tmp_path / "a.npz").open("train")
+
+
+def test_images_of_adm_are_read_from_the_disk_as_they_are_used(tmp_path):
+    """Memory holds a few of 48 MB; a compressed file holds the same ones."""
+    images = np.zeros((1000, 128, 128, 3), np.uint8)
+    images[:, 0, 0, 0] = np.arange(1000) % 256
+    for save in (np.savez, np.savez_compressed):
+        save(tmp_path / f"{save.__name__}.npz", images=images[:3], arr_0=images)
+    del images
+    tracemalloc.start()
+    source = Adm(tmp_path / "savez.npz").open("train")
+    found, labels = read(source, range(997, 1000))
+    assert tracemalloc.get_traced_memory()[1] < 4e6
+    tracemalloc.stop()
+    assert (len(source), source.shape, source.class_names) == (1000, (128, 128, 3), ("0",))
+    np.testing.assert_allclose(127.5 * (found[:, 0, 0, 0] + 1), np.arange(997, 1000) % 256)
+    assert labels.tolist() == [0, 0, 0]
+    compressed = Adm(tmp_path / "savez_compressed.npz").open("train")
+    np.testing.assert_array_equal(read(compressed, range(997, 1000))[0], found)
+    assert compressed.contents == source.contents
+    again = pickle.loads(pickle.dumps(source))  # as workers get it
+    np.testing.assert_array_equal(again[999]["x"], found[2])
+    with pytest.raises(odelt.InputError, match=r"image 1 of .* has colours; grey images were"):
+        Adm(tmp_path / "savez.npz", grey=True).open("train")[1]
+
+
+def test_files_that_are_not_of_adm_are_refused_in_one_line(tmp_path):
+    path, images = tmp_path / "a.npz", np.zeros((3, 4, 4, 3), np.uint8)
+    refused = {
+        "arr_0 is float32": {"arr_0": np.float32(images)},
+        "labels of shape": {"arr_0": images, "arr_1": np.zeros(2, int)},
+        "not a file of images as ADM writes them": {"images": images},
+        "does not hold the array": {"arr_0": np.array([{}])},
+    }
+    for message, arrays in refused.items():
+        np.savez(path, **arrays)
+        with pytest.raises(odelt.InputError, match=message):
+            Adm(path).open("train")
+    np.savez(path, arr_0=images)
+    path.write_bytes(path.read_bytes().replace(b"(3, 4, 4, 3)", b"(9, 9, 9, 3)"))
+    with pytest.raises(odelt.InputError, match="is not a file of images as ADM"):
+        Adm(path).open("train")
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(odelt.InputError, match="is not a file of images as ADM"):
+        Adm(path).open("train")
 
 
 def test_a_split_without_examples_is_refused_in_one_line(tmp_path):
