@@ -36,25 +36,41 @@ class Features(eqx.Module):
 
     Args:
         name: name of the features.
-        function: maps images in [-1, 1] or vectors, (batch, *shape), to (batch, features).
-        logits: maps features to (batch, classes), if they tell classes apart.
+        function: maps images in [-1, 1] or vectors, (batch, *shape), to (batch, features), or to
+            these and spatial features, (batch, spatial).
+        logits: maps features to (batch, classes), if they tell the classes of the data apart.
+        score_logits: maps features to logits of other classes, for the Inception score.
     """
 
     name: str = eqx.field(static=True)
-    function: Callable[[Array], Array]
+    function: Callable[[Array], Array | tuple[Array, Array]]
     logits: Callable[[Array], Array] | None = None
+    score_logits: Callable[[Array], Array] | None = None
 
     def __call__(self, samples: Samples) -> Float[np.ndarray, "batch features"]:
         """Return one feature vector per sample; the devices of `jax.set_mesh` share the samples."""
-        return np.asarray(_distributed(self.function, jnp.asarray(samples)))
+        return self.parts(samples)[0]
 
-    def width(self, shape: tuple[int, ...]) -> int:
-        """Return the number of features of a sample of `shape`."""
-        return eqx.filter_eval_shape(self.function, jnp.zeros((1, *shape))).shape[1]
+    def parts(self, samples: Samples) -> list[Float[np.ndarray, "batch _"]]:
+        """Return the features of samples and, if there are some, their spatial features."""
+        found = _distributed(self.function, jnp.asarray(samples))
+        return [np.asarray(rows) for rows in jax.tree.leaves(found)]
+
+    def widths(self, shape: tuple[int, ...]) -> list[int]:
+        """Return the number of features of a sample of `shape`, and that of spatial features."""
+        found = eqx.filter_eval_shape(self.function, jnp.zeros((1, *shape)))
+        return [rows.shape[1] for rows in jax.tree.leaves(found)]
+
+
+def spatial_name(name: str) -> str:
+    """Return the name of the spatial features beside those of a name."""
+    return f"{name} spatial"
 
 
 @eqx.filter_jit
-def _distributed(function: Callable[[Array], Array], samples: Array) -> Array:
+def _distributed(
+    function: Callable[[Array], Array | tuple[Array, Array]], samples: Array
+) -> Array | tuple[Array, Array]:
     return replicate(function(constrain_batch(replicate(samples))))
 
 
@@ -93,7 +109,7 @@ def edge_strength(
 
 def inception_features(
     network: InceptionV3, resize: Callable[[Array], Array], images: Float[Array, "batch *shape"]
-) -> Float[Array, "batch 2048"]:
+) -> tuple[Float[Array, "batch 2048"], Float[Array, "batch spatial"]]:
     """Return Inception's features of images of any size; grey ones are repeated in three channels.
 
     Raises:
@@ -129,6 +145,24 @@ def resize_as_clean_fid(images: Float[Array, "b h w 3"]) -> Float[Array, "b 299 
     return (127.5 * (resized + 1) - 128) / 128
 
 
+def resize_as_adm(images: Float[Array, "b h w 3"]) -> Float[Array, "b 299 299 3"]:
+    """Round to 8 bits, resize by linear interpolation with the first pixels aligned, and shift.
+
+    Output pixel i lies at i / 299 of the height or width, without half a pixel on either side. So
+    does TensorFlow's graph of 2015 that ADM's evaluator runs on images in 8 bits, and it takes
+    `(p - 128) / 128`.
+    """
+    x: Array = jnp.round(127.5 * (jnp.clip(images, -1, 1) + 1))
+    for axis in (1, 2):
+        size = x.shape[axis]
+        position = np.arange(SIDE, dtype=np.float32) * np.float32(size / SIDE)
+        first = position.astype(int)
+        last = np.minimum(first + 1, size - 1)
+        weight = jnp.asarray(position - first).reshape(-1, *(1,) * (3 - axis))
+        x = (1 - weight) * jnp.take(x, first, axis) + weight * jnp.take(x, last, axis)
+    return (x - 128) / 128
+
+
 @dataclasses.dataclass(frozen=True)
 class Pixels:
     """The pixels of images, averaged down to at most a few hundred, or the values of vectors.
@@ -162,22 +196,28 @@ class Edges:
 
 @dataclasses.dataclass(frozen=True)
 class Inception:
-    """The features of the FID.
+    """The features of the FID, with those of the sFID and of the Inception score.
 
     Args:
         path: the weights, `inception_v3_weights_fid.pickle` or a `.safetensors` file.
-        preprocessing: how images are resized to 299 x 299: as the reference does or as clean-fid.
+        preprocessing: how images are resized to 299 x 299: as the reference does, as clean-fid, or
+            as ADM's evaluator, which SiT and REPA use.
     """
 
     path: Path
-    preprocessing: Literal["reference", "clean"] = "reference"
+    preprocessing: Literal["reference", "clean", "adm"] = "reference"
 
     def open(self, shape: tuple[int, ...]) -> Features:
         """Return the features of samples of `shape`; an InputError if there are no weights."""
-        clean = self.preprocessing == "clean"
-        resize = resize_as_clean_fid if clean else resize_as_reference
-        function = eqx.Partial(inception_features, load_inception(self.path), resize)
-        return Features("inception-clean" if clean else "inception", function)
+        network = load_inception(self.path)
+        name, resize = {
+            "reference": ("inception", resize_as_reference),
+            "clean": ("inception-clean", resize_as_clean_fid),
+            "adm": ("inception-adm", resize_as_adm),
+        }[self.preprocessing]
+        function = eqx.Partial(inception_features, network, resize)
+        score_logits = None if network.classifier is None else network.logits
+        return Features(name, function, score_logits=score_logits)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path, PureWindowsPath
 
 from odelt_eqx.errors import InputError, check_range
-from odelt_eqx.evaluation.metrics import distance_name
+from odelt_eqx.evaluation.metrics import SCORE_SPLIT, distance_name
 from odelt_eqx.evaluation.quality import GROUPS, SUBSET, Quality
 from odelt_eqx.files import read_json
 from odelt_eqx.ode.plan import Adaptive, EmbeddedSolver, FixedSteps, Grid as TimeGrid, Solver
@@ -17,6 +17,12 @@ GRID = "grid.json"
 SEARCH = "search"  # folder of a run whose grid was searched
 USUAL = 50_000
 """Samples of a published FID; fewer have a larger one."""
+PREPROCESSING = {
+    "inception": "the reference does",
+    "inception-clean": "clean-fid does",
+    "inception-adm": "ADM's evaluator does",
+}
+"""How Inception's images are resized, by the name of its features."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +49,9 @@ class GridConfig:
         count: samples per row, classes in turn.
         batch_size: samples per batch; latency is per sample of such a batch.
         length: how each group's unit of length is solved; None as the network says.
-        reference: an `.npz` file of statistics that Fréchet distances are taken to, see
-            scripts/stats.py; those of the held-out split by default.
+        reference: an `.npz` file that samples are compared with, instead of the held-out split:
+            statistics as scripts/stats.py writes them, images, or a reference batch of ADM, which
+            has both.
         autoencoder: weights of the autoencoder that decodes latents, see
             `odelt_eqx.interop.load_autoencoder`; None if samples are images or vectors.
         likelihood: probes for the bits per dimension of the held-out data; 0 skips them.
@@ -232,6 +239,7 @@ class Grid:
     class_names: tuple[str, ...] = ()
     reference_count: int | None = None  # real samples that Fréchet distances are taken to, if known
     second: str | None = None  # the second judge's features
+    reference_images: int | None = None  # number of images in the reference, if it has some
 
     @property
     def counts(self) -> str:
@@ -263,7 +271,7 @@ class Grid:
                 *("network evaluations", "block evaluations", "class accuracy"),
                 f"{self.frechet}{self.counts}",
                 *("× real", distance_name("Kernel", self.features), "precision", "recall"),
-                *([self.second_name] if self.second else []),
+                *self.further,
                 "program MB",
             ]
         ]
@@ -288,13 +296,21 @@ class Grid:
             _number(quality.kernel, ".4f", quality.kernel_error),
             _number(quality.precision, ".2f"),
             _number(quality.recall, ".2f"),
-            *([_number(quality.second, ".2f", quality.second_error)] if self.second else []),
+            *(
+                _number(getattr(quality, field), ".2f", getattr(quality, f"{field}_error"))
+                for field in self.further.values()
+            ),
         ]
 
     @property
-    def second_name(self) -> str:
-        """Name of the second judge's distance; nothing if there is none."""
-        return distance_name("Fréchet", self.second) if self.second else ""
+    def further(self) -> dict[str, str]:
+        """Names of what only some features or samples have, and the fields of `Quality`."""
+        names = {
+            distance_name("Spatial", self.features): "spatial",
+            "Inception score": "inception_score",
+            distance_name("Fréchet", self.second or ""): "second",
+        }
+        return {n: f for n, f in names.items() if getattr(self.bounds.real, f) is not None}
 
     def bits_table(self) -> list[list[str]]:
         """Return the bits per dimension as text, with a header; empty if there are none."""
@@ -307,23 +323,49 @@ class Grid:
 
     def note(self) -> str:
         """Return how the grid was measured, and what its columns mean."""
-        accuracy = f"Class accuracy: {self.accuracy_by}. "
-        return (
+        names = {field: name for name, field in self.further.items()}
+        distances = self.frechet + (f" and {names['spatial']}" if "spatial" in names else "")
+        first, real = f"the first {min(SUBSET, self.count):,} samples", "the held-out split"
+        kernel, manifolds = distance_name("Kernel", self.features), "precision and recall"
+        if self.reference_images is None:
+            compared = f"{kernel}, {manifolds}: of {first}."
+        else:
+            real = f"the {self.reference_images:,} given images"
+            compared = f"{kernel}: of {first}; {manifolds}: of all {self.count:,} and {real}."
+        sentences = [
             f"{self.count} samples per row from seed {self.seed}, in batches of {self.batch_size} "
-            f"on {self.device}, checkpoint of step {self.step}, without compilation. "
-            f"{'' if self.bounds.real.accuracy is None else accuracy}{self.frechet}: to "
-            f"{self.reference}, ± its standard error by the jackknife over {GROUPS} disjoint "
-            "groups of the samples; × real: divided by that of as many other real samples. "
-            f"{distance_name('Kernel', self.features)}, precision and recall: of the first "
-            f"{min(SUBSET, self.count)} samples. {self._second_note}Program MB: memory "
-            "that the compiled program needs on a device for a batch."
-        )
+            f"on {self.device}, checkpoint of step {self.step}, without compilation.",
+            "" if self.bounds.real.accuracy is None else f"Class accuracy: {self.accuracy_by}.",
+            f"{distances}: to {self.reference}, ± its standard error by the jackknife over "
+            f"{GROUPS} disjoint groups of the samples; × real: divided by that of as many other "
+            "real samples.",
+            self._inception_note,
+            compared,
+            f"{names['second']}: to {real}, the second judge, for which nothing was trained."
+            if "second" in names
+            else "",
+            "Program MB: memory that the compiled program needs on a device for a batch.",
+        ]
+        return " ".join(filter(None, sentences))
 
     @property
-    def _second_note(self) -> str:
-        if self.second is None:
+    def _inception_note(self) -> str:
+        """What numbers by Inception are; nothing if there are none."""
+        if self.features not in PREPROCESSING:
             return ""
-        return f"{self.second_name}: the second judge, for which nothing was trained. "
+        kinds = {
+            self.frechet: "Fréchet distance of the 2,048 pooled features",
+            distance_name("Spatial", self.features): "that of 2,023 spatial ones",
+            "Inception score": f"of the classes, the mean over splits of {SCORE_SPLIT:,} samples",
+        }
+        shown = [f"{n}: {kind}" for n, kind in kinds.items() if n in (self.frechet, *self.further)]
+        few = (
+            f" Published numbers are of {USUAL:,} samples: those of {self.count:,} are worse."
+            if self.count < USUAL
+            else ""
+        )
+        resized = f"resized as {PREPROCESSING[self.features]}"
+        return f"By Inception v3, images {resized}: {'; '.join(shown)}.{few}"
 
     def markdown(self) -> str:
         """Return the grid as a page of Markdown."""

@@ -165,6 +165,8 @@ class Meter:
             "seed": config.seed,
             "device": describe_devices(),
         }
+        if judge.further:
+            self.settings["further"] = judge.further
 
     def rows(self, progress: Progress, seconds: float | None = None) -> Iterator[Row]:
         """Yield the rows of the grid; `progress` counts samples.
@@ -300,8 +302,8 @@ class Meter:
     def bounds(self) -> Bounds | None:
         """Return the best and the worst quality to expect."""
         names = ("data", "classes", "features", "second", "reference", "autoencoder")
-        names += ("count", "seed")
-        settings = {"bounds": {name: self.settings[name] for name in names}}
+        names += ("count", "seed", "further")
+        settings = {"bounds": {n: self.settings[n] for n in names if n in self.settings}}
 
         def measure() -> Bounds:
             count = min(self.config.count, NOISE)

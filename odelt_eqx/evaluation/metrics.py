@@ -2,24 +2,26 @@
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial, reduce
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
+from odelt_eqx.data.arrays import Adm
 from odelt_eqx.data.source import Source, read_batches
 from odelt_eqx.errors import InputError, reason
-from odelt_eqx.evaluation.features import Features
-from odelt_eqx.files import read_arrays, write_arrays
+from odelt_eqx.evaluation.features import Features, spatial_name
+from odelt_eqx.files import array_names, read_arrays, write_arrays
 from odelt_eqx.progress import Progress
 
 Rows = Float[np.ndarray, "_ _"] | Float[Array, "_ _"]
 """One feature vector per row."""
 
 KERNEL_SUBSET = 1000  # samples of each set in one estimate of the kernel distance, as is usual
+SCORE_SPLIT = 5000  # samples in one estimate of the Inception score, as in ADM's evaluator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Statistics:
         covariance: (features, features), with n - 1 in the denominator; zero for one vector.
         count: number of vectors; None if unknown.
         features: name of the features; None if unknown.
+        spatial: those of the same samples' spatial features, if they are known.
 
     Raises:
         InputError: the shapes do not fit together, or a value is not finite.
@@ -40,6 +43,7 @@ class Statistics:
     covariance: Float[np.ndarray, "_ _"]
     count: int | None = None
     features: str | None = None
+    spatial: "Statistics | None" = None
 
     def __post_init__(self) -> None:
         if self.covariance.shape != 2 * self.mean.shape:
@@ -71,7 +75,9 @@ class Statistics:
         return vectors[:, positive] * np.sqrt(values[positive])
 
     def merge(self, other: "Statistics") -> "Statistics":
-        """Return the statistics of both sets together; their counts must be known.
+        """Return the statistics of both sets together, without those of spatial features.
+
+        Their counts must be known.
 
         Source: Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm", eq. 2.1.
         """
@@ -171,7 +177,41 @@ def jackknife_frechet_distance(
         left_out = [
             frechet_distance(join([*parts[:g], *parts[g + 1 :]]), real) for g in range(len(parts))
         ]
-    return value, float(np.std(left_out) * np.sqrt(len(groups) - 1))
+    return value, _jackknife_error(left_out)
+
+
+def _jackknife_error(left_out: Sequence[float]) -> float:
+    """Return the standard error of a number from those that leave one group out each."""
+    return float(np.std(left_out) * np.sqrt(len(left_out) - 1))
+
+
+def inception_score(probabilities: Rows, *, split: int = SCORE_SPLIT) -> float:
+    r"""Return the Inception score of the class probabilities of samples, (count, classes).
+
+    $$\exp \mathbb{E}_x \, \mathrm{KL}\bigl(p(y \mid x) \,\|\, p(y)\bigr)$$
+
+    It is the mean over splits, the samples in order and the last split what is left, as ADM's
+    evaluator takes it. It lies between 1 and the number of classes, and grows with the split.
+
+    Source: arXiv 1606.03498, section 4.
+    """
+    from scipy.special import rel_entr
+
+    parts = [probabilities[i : i + split] for i in range(0, len(probabilities), split)]
+    divergence = [rel_entr(part, np.mean(part, 0, np.float64)).sum(1).mean() for part in parts]
+    return float(np.exp(divergence).mean())
+
+
+def jackknife_inception_score(
+    probabilities: Float[np.ndarray, "count classes"], group: Int[np.ndarray, " count"]
+) -> tuple[float, float]:
+    """Return the Inception score of samples and its standard error by the jackknife.
+
+    Args:
+        group: number of the disjoint group of each sample, from 0 on; at least two groups.
+    """
+    left_out = [inception_score(probabilities[group != g]) for g in range(group.max() + 1)]
+    return inception_score(probabilities), _jackknife_error(left_out)
 
 
 def kernel_distance(
@@ -262,12 +302,13 @@ def _in_manifold(
     return np.concatenate([*pairwise_distances_chunked(points, members, reduce_func=inside)])
 
 
-def distance_name(kind: Literal["Fréchet", "Kernel"], features: str) -> str:
-    """Return the name of a distance in these features: FID and KID for Inception only."""
-    short = {"Fréchet": "FID", "Kernel": "KID"}[kind]
-    if features == "inception":
-        return short
-    return f"{short} (clean)" if features == "inception-clean" else f"{kind} distance ({features})"
+def distance_name(kind: Literal["Fréchet", "Spatial", "Kernel"], features: str) -> str:
+    """Return the name of a distance in these features: FID, sFID and KID for Inception only."""
+    short = {"Fréchet": "FID", "Spatial": "sFID", "Kernel": "KID"}[kind]
+    as_others = {"inception": "", "inception-clean": " (clean)", "inception-adm": " (ADM)"}
+    if features in as_others:
+        return short + as_others[features]
+    return f"{kind} distance ({features})"
 
 
 def compute_statistics(features: Features, source: Source, batch_size: int = 250) -> Statistics:
@@ -278,44 +319,84 @@ def compute_statistics(features: Features, source: Source, batch_size: int = 250
     """
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1; got {batch_size}")
-    width = features.width(source.shape)
-    total = Statistics(np.zeros(width), np.zeros((width, width)), 0, features.name)
+    names = (features.name, spatial_name(features.name))
+    totals = [
+        Statistics(np.zeros(width), np.zeros((width, width)), 0, name)
+        for name, width in zip(names, features.widths(source.shape), strict=False)
+    ]
     with Progress("statistics (samples)", len(source)) as progress:
         for samples, _ in read_batches(source, range(len(source)), batch_size):
-            total = total.merge(Statistics.of(features(samples), features.name))
+            for index, rows in enumerate(features.parts(samples)):
+                totals[index] = totals[index].merge(Statistics.of(rows, names[index]))
             progress.advance(len(samples))
-    return total
+    main, *spatial = totals
+    return dataclasses.replace(main, spatial=spatial[0]) if spatial else main
 
 
 def save_statistics(statistics: Statistics, path: Path) -> None:
-    """Write statistics as the reference does: an `.npz` file with `mu` and `sigma`.
+    """Write statistics as the reference and ADM do: an `.npz` file with `mu` and `sigma`.
 
-    If they are known, the number of samples and the name of the features are in it as `count` and
-    `features`, which other readers ignore.
+    Those of spatial features are `mu_s` and `sigma_s`. If they are known, the number of samples
+    and the name of the features are in it as `count` and `features`, which other readers ignore.
     """
-    names = ("mu", "sigma", "count", "features")
-    arrays = zip(names, vars(statistics).values(), strict=True)
-    write_arrays(path, {name: array for name, array in arrays if array is not None})
+    spatial = statistics.spatial
+    arrays = {
+        "mu": statistics.mean,
+        "sigma": statistics.covariance,
+        "mu_s": None if spatial is None else spatial.mean,
+        "sigma_s": None if spatial is None else spatial.covariance,
+        "count": statistics.count,
+        "features": statistics.features,
+    }
+    write_arrays(path, {name: array for name, array in arrays.items() if array is not None})
 
 
 def load_statistics(path: Path) -> Statistics:
     """Return the statistics in an `.npz` file with `mu` and `sigma`.
 
+    Those of spatial features are `mu_s` and `sigma_s`, if it has them.
+
     Raises:
         InputError: the file is missing or damaged, or holds something else.
     """
     what = "a file of statistics (mu and sigma of features)"
-    arrays = read_arrays(path, what, "mu", "sigma", optional=("count", "features"))
+    others = ("mu_s", "sigma_s", "count", "features")
+    arrays = read_arrays(path, what, "mu", "sigma", optional=others)
     try:
-        mean, covariance = (np.asarray(arrays[name], np.float64) for name in ("mu", "sigma"))
         count = int(arrays["count"]) if "count" in arrays else None
-        features = str(arrays["features"]) if "features" in arrays else None
-        found = Statistics(mean, covariance, count, features)
-        slack = 1e-5 * np.abs(covariance).max(initial=0)
-        if np.abs(covariance - covariance.T).max(initial=0) > slack:
-            raise InputError("sigma is not symmetric")
-        if np.diag(covariance).min(initial=0) < -slack:
-            raise InputError("sigma has a negative variance")
-        return found
+        name = str(arrays["features"]) if "features" in arrays else None
+        spatial = None
+        if {"mu_s", "sigma_s"} <= arrays.keys():
+            spatial = _statistics(arrays, "_s", count, name and spatial_name(name))
+        return _statistics(arrays, "", count, name, spatial)
     except (TypeError, ValueError) as error:
         raise InputError(f"{path} is not {what}: {reason(error)}") from None
+
+
+def load_reference(path: Path, shape: tuple[int, ...]) -> tuple[Statistics | None, Source | None]:
+    """Return the statistics in an `.npz` file and its images `arr_0`; ADM's files hold both.
+
+    Args:
+        shape: that of samples; images of grey ones have one channel.
+
+    Raises:
+        InputError: the file has neither, or one of them is damaged.
+    """
+    names = array_names(path, "a reference (mu and sigma, or arr_0)")
+    data = Adm(path, grey=shape[2:] == (1,)) if "arr_0" in names else None
+    return (
+        load_statistics(path) if "mu" in names or data is None else None,
+        None if data is None else data.open("train"),
+    )
+
+
+def _statistics(arrays: Mapping[str, np.ndarray], suffix: str, *others: Any) -> Statistics:
+    """Return the statistics in arrays of a file; an InputError if they cannot be some."""
+    mean, covariance = (np.asarray(arrays[name + suffix], np.float64) for name in ("mu", "sigma"))
+    found = Statistics(mean, covariance, *others)
+    slack = 1e-5 * np.abs(covariance).max(initial=0)
+    if np.abs(covariance - covariance.T).max(initial=0) > slack:
+        raise InputError(f"sigma{suffix} is not symmetric")
+    if np.diag(covariance).min(initial=0) < -slack:
+        raise InputError(f"sigma{suffix} has a negative variance")
+    return found

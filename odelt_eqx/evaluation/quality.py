@@ -5,7 +5,9 @@ import dataclasses
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
@@ -25,6 +27,7 @@ from odelt_eqx.evaluation.features import (
 from odelt_eqx.evaluation.metrics import (
     Statistics,
     jackknife_frechet_distance,
+    jackknife_inception_score,
     kernel_distance,
     precision_recall,
 )
@@ -32,7 +35,8 @@ from odelt_eqx.files import fingerprint, read_arrays
 from odelt_eqx.nn.autoencoder import Autoencoder
 
 GROUPS = 10  # disjoint random groups of the samples, for standard errors
-SUBSET = 5000  # samples, at most, of the kernel distance, precision and recall
+SUBSET = 5000  # samples, at most, of the kernel distance, and unless real images are given also of
+# precision and recall
 SMALLEST_SET = 20  # fewer samples have no kernel distance, precision or recall
 TRAINING_EXAMPLES = 10_000  # examples, at most, among which nearest neighbours are searched
 NEIGHBOURS = 5
@@ -48,12 +52,16 @@ class Quality:
     frechet_error: float | None = None  # standard error, by the jackknife over disjoint groups
     kernel: float | None = None  # kernel distance of the first `SUBSET` samples to real ones
     kernel_error: float | None = None  # standard error, over disjoint subsets
-    precision: float | None = None  # share of the first `SUBSET` samples in the real manifold
-    recall: float | None = None  # share of as many real samples in the manifold of the samples
+    precision: float | None = None  # share of the samples in the real manifold
+    recall: float | None = None  # share of real samples in the manifold of the samples
     accuracy: float | None = None  # share of the samples that show the class asked for
     accuracy_error: float | None = None  # standard error
     second: float | None = None  # Fréchet distance in the features of the second judge
     second_error: float | None = None  # standard error
+    spatial: float | None = None  # Fréchet distance in spatial features
+    spatial_error: float | None = None  # standard error
+    inception_score: float | None = None  # higher is better
+    inception_score_error: float | None = None  # standard error
 
 
 class Accumulator:
@@ -61,22 +69,13 @@ class Accumulator:
 
     Args:
         total: number of samples there will be.
-        features: what they are compared by.
+        width: number of features of a sample, of all kinds together.
         shape: shape of a sample, decoded.
-        second: what they are compared by as well, if anything.
         shown: number of samples that are stored whole, the first ones.
     """
 
-    def __init__(
-        self,
-        total: int,
-        features: Features,
-        shape: tuple[int, ...],
-        second: Features | None = None,
-        shown: int = 0,
-    ):
-        self.rows = np.zeros((total, features.width(shape)), np.float32)
-        self.second = np.zeros((total, 0 if second is None else second.width(shape)), np.float32)
+    def __init__(self, total: int, width: int, shape: tuple[int, ...], shown: int = 0):
+        self.rows = np.zeros((total, width), np.float32)
         self.count, self.hits = np.array(0), np.array(0)
         self.limit, self.shown = np.array(shown), np.zeros((0, *shape), np.float32)
         self.cost, self.seconds = np.zeros(4), np.zeros(0)  # used where samples are generated
@@ -84,19 +83,24 @@ class Accumulator:
     def load(self, path: Path) -> None:
         """Continue with the attributes in a file, if there is one that can be read."""
         with contextlib.suppress(InputError):
-            vars(self).update(read_arrays(path, "an unfinished row", *vars(self)))
+            found = read_arrays(path, "an unfinished row", *vars(self))
+            if found["rows"].shape == self.rows.shape:
+                vars(self).update(found)
 
-    def add(self, rows: Rows, second: Rows, hits: int) -> None:
+    def add(self, rows: Rows, hits: int) -> None:
         """Add the features of more samples, and how many of them show the class asked for."""
-        new = slice(int(self.count), int(self.count) + len(rows))
-        self.rows[new], self.second[new] = rows, second
+        self.rows[int(self.count) : int(self.count) + len(rows)] = rows
         self.count, self.hits = self.count + len(rows), self.hits + hits
+
+
+def group_numbers(total: int) -> Int[np.ndarray, " total"]:
+    """Return the number of the random group of each of so many rows."""
+    return np.random.default_rng(0).permutation(total) % max(min(GROUPS, total // 2), 1)
 
 
 def groups(rows: Rows) -> list[Rows]:
     """Return rows in disjoint random groups, which depend on the index of a row alone."""
-    total = len(rows)
-    group = np.random.default_rng(0).permutation(total) % max(min(GROUPS, total // 2), 1)
+    group = group_numbers(len(rows))
     return [rows[group == g] for g in range(group.max() + 1)]
 
 
@@ -109,7 +113,8 @@ class Judge:
     """Measures `Quality` against real samples, whose features are computed once.
 
     Images are compared by a second kind of features as well, for which nothing was trained: what
-    wins by one and loses by the other is no gain. These are edges, or pixels beside edges.
+    wins by one and loses by the other is no gain. These are edges, or pixels beside edges. Where
+    the features come with spatial ones, there is a distance of these, too.
 
     Args:
         features: what samples are compared by.
@@ -117,9 +122,15 @@ class Judge:
             classes apart themselves.
         held_out: real samples.
         classes: number of classes; None or 1 for no class accuracy.
-        reference: statistics that Fréchet distances are taken to; those of `held_out` by default.
+        reference: statistics that Fréchet distances are taken to, but for that of the second
+            kind; those of the real samples by default.
+        images: real samples instead of `held_out`, never latents. Precision and recall are those
+            of all samples and all of these, as ADM's evaluator takes them.
         autoencoder: decodes samples and real data, if they are latents.
         batch_size: samples in memory at a time.
+
+    Raises:
+        InputError: `images` have another shape than samples.
     """
 
     def __init__(
@@ -130,6 +141,7 @@ class Judge:
         *,
         classes: int | None,
         reference: Statistics | None = None,
+        images: Source | None = None,
         autoencoder: Autoencoder | None = None,
         batch_size: int = 250,
     ):
@@ -138,20 +150,49 @@ class Judge:
         self.classes = classes or 1
         other = Pixels() if features.name == EDGES else Edges()
         self.second = other.open(self.shape) if len(self.shape) == 3 else None
-        self._reference, self._batch_size = reference, batch_size
+        self._reference, self.images, self._batch_size = reference, images, batch_size
+        if images is not None and images.shape != self.shape:
+            raise InputError(
+                f"feature mismatch: samples of shape {self.shape} and a reference of images of "
+                f"shape {images.shape}; give one of the same size"
+            )
+        self._widths: dict[str, int] = {
+            **dict(zip(("frechet", "spatial"), features.widths(self.shape), strict=False)),
+            **({} if self.second is None else {"second": self.second.widths(self.shape)[0]}),
+        }
 
     @property
     def reference(self) -> str:
         """Description of what Fréchet distances are taken to."""
-        if self._reference is None:
+        given, images = self._reference, self.images
+        words: list[str] = []
+        values: list[Any] = []
+        if given is not None:
+            words.append("given statistics")
+            values += [given.mean, given.covariance]
+        if given is not None and given.spatial is not None:
+            values += [given.spatial.mean, given.spatial.covariance]
+        if images is not None:
+            words.append(f"{len(images):,} given images")
+            values.append(images.contents.fingerprint)
+        if not values:
             return "the held-out split"
-        digest = fingerprint(self._reference.mean, self._reference.covariance)[:8]
-        return f"given statistics ({digest})"
+        return f"{' and '.join(words)} ({fingerprint(*values)[:8]})"
 
     @property
     def reference_count(self) -> int | None:
         """Number of real samples that Fréchet distances are taken to; None if it is unknown."""
-        return len(self.held_out) if self._reference is None else self._reference.count
+        if self._reference is not None:
+            return self._reference.count
+        return len(self.held_out if self.images is None else self.images)
+
+    @property
+    def further(self) -> tuple[str, ...]:
+        """Fields of `Quality` that not all features have: those of Inception."""
+        given = self._reference
+        spatial = "spatial" in self._widths and (given is None or given.spatial is not None)
+        found = {"spatial": spatial, "inception_score": self.features.score_logits is not None}
+        return tuple(name for name, there in found.items() if there)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -173,46 +214,68 @@ class Judge:
         Raises:
             InputError: the reference statistics are those of other features.
         """
-        _ = self._real, self._moments, self._second_moments
+        _ = self._moments
 
     def accumulator(self, total: int, shown: int = 0) -> Accumulator:
         """Return an empty accumulator for `total` samples, of which `shown` are stored whole."""
-        return Accumulator(total, self.features, self.shape, self.second, shown)
+        return Accumulator(total, sum(self._widths.values()), self.shape, shown)
 
     def add(self, state: Accumulator, samples: Samples, labels: Labels) -> None:
         """Add samples that should show `labels`; samples past the last label are ignored."""
         decoded = decode(self.autoencoder, samples)
-        rows = self.features(decoded)[: len(labels)]
-        second = np.zeros((len(rows), 0))
-        if self.second is not None:
-            second = self.second(decoded)[: len(labels)]
-        hits = int(self.classes > 1 and np.sum(self._classify(rows) == labels))
-        state.add(rows, second, hits)
+        rows = self._rows(decoded)[: len(labels)]
+        main = self._parts(rows)["frechet"]
+        state.add(rows, int(self.classes > 1 and np.sum(self._classify(main) == labels)))
         state.shown = np.concatenate([state.shown, decoded[: len(labels)]])[: state.limit]
+
+    def _rows(self, decoded: Samples) -> Rows:
+        """Return the features of all kinds side by side."""
+        parts = self.features.parts(decoded)
+        if self.second is not None:
+            parts += self.second.parts(decoded)
+        return np.concatenate(parts, axis=1)
+
+    def _parts(self, rows: Rows) -> dict[str, Rows]:
+        """Return the features of each kind, by the field of `Quality` for their distance."""
+        ends = np.cumsum([*self._widths.values()])
+        return dict(zip(self._widths, np.split(rows, ends[:-1], axis=1), strict=True))
 
     def quality(self, accumulator: Accumulator) -> Quality:
         """Return the quality of the samples in an accumulator."""
-        frechet = jackknife_frechet_distance(groups(accumulator.rows), self._moments)
-        rows, real = accumulator.rows[:SUBSET], self._real.rows[:SUBSET]
-        kernel = manifolds = (None, None)
-        size = min(len(rows), len(real))
+        parts, found = self._parts(accumulator.rows), {}
+        for name, moments in self._moments.items():
+            distance = jackknife_frechet_distance(groups(parts[name]), moments)
+            found[name], found[f"{name}_error"] = distance
+        rows, real = parts["frechet"], self._parts(self._real.rows)["frechet"]
+        size = min(SUBSET, len(rows), len(real))
         if size >= SMALLEST_SET:
-            kernel = kernel_distance(rows, real)
-            # Precision and recall compare at equal sizes only.
-            manifolds = precision_recall(rows[:size], real[:size])
-        second = (None, None)
-        if self.second is not None:
-            second = jackknife_frechet_distance(groups(accumulator.second), self._second_moments)
-        return Quality(*frechet, *kernel, *manifolds, *self._accuracy(accumulator), *second)
+            found["kernel"], found["kernel_error"] = kernel_distance(rows[:SUBSET], real[:SUBSET])
+            # Precision and recall compare at equal sizes only; with ADM's, at its sizes.
+            most = size if self.images is None else None
+            found["precision"], found["recall"] = precision_recall(rows[:most], real[:most])
+        if self.features.score_logits is not None:
+            score = jackknife_inception_score(self._probabilities(rows), group_numbers(len(rows)))
+            found["inception_score"], found["inception_score_error"] = score
+        found["accuracy"], found["accuracy_error"] = self._accuracy(accumulator)
+        return Quality(**found)
+
+    def _probabilities(self, rows: Rows) -> Rows:
+        """Return the probabilities of the classes that the Inception score is of."""
+        logits = self.features.score_logits
+        assert logits is not None  # for the type checker
+        starts = range(0, len(rows), SUBSET)
+        parts = [jax.nn.softmax(logits(jnp.asarray(rows[i : i + SUBSET]))) for i in starts]
+        return np.concatenate(parts)
 
     def real_quality(self, count: int) -> Quality:
         """Return the quality of `count` other real samples, or of as many as there are.
 
-        They are training examples, or held-out ones if reference statistics are given. The accuracy
-        is that of the held-out examples, which no classifier was trained on.
+        They are training examples, or held-out ones if a reference is given. The accuracy is that
+        of held-out examples, which no classifier was trained on.
         """
-        source = self.train if self._reference is None else self.held_out
-        quality = self.quality(self._accumulate(source, count))
+        if self._reference is not None or self.images is not None:
+            return self.quality(self._accumulate(self.held_out, count))
+        quality = self.quality(self._accumulate(self.train, count))
         accuracy, error = self._accuracy(self._real)
         return dataclasses.replace(quality, accuracy=accuracy, accuracy_error=error)
 
@@ -228,32 +291,37 @@ class Judge:
         indices = sample_indices(source, count)
         state = self.accumulator(len(indices))
         for samples, labels in read_batches(source, indices, self._batch_size):
-            self.add(state, samples, labels)
+            if source is self.images:
+                state.add(self._rows(samples), 0)  # they are no latents, and their labels others'
+            else:
+                self.add(state, samples, labels)
         return state
 
     @cached_property
     def _real(self) -> Accumulator:
         """The real samples that others are compared with."""
+        if self.images is not None:
+            return self._accumulate(self.images, len(self.images))
         count = len(self.held_out) if self._reference is None else SUBSET
         return self._accumulate(self.held_out, count)
 
     @cached_property
-    def _moments(self) -> Rows | Statistics:
-        """What Fréchet distances are taken to: statistics, or the features of few real samples."""
+    def _moments(self) -> dict[str, Rows | Statistics]:
+        """What Fréchet distances are taken to, by the field of `Quality`.
+
+        Statistics, or the features of few real samples. There are none for spatial features where
+        a reference was given without them.
+        """
         given = self._reference
         if given is not None and given.features not in (None, self.features.name):
             raise InputError(
                 f"feature mismatch: {self.features.name} and reference statistics of "
                 f"{given.features}; scripts/stats.py computes others"
             )
-        if given is not None:
-            return given
-        return _moments(self._real.rows)
-
-    @cached_property
-    def _second_moments(self) -> Rows | Statistics:
-        """What the second judge's distances are taken to: held-out samples."""
-        return _moments(self._real.second)
+        fixed = {} if given is None else {"frechet": given, "spatial": given.spatial}
+        real = self._parts(self._real.rows)
+        moments = {name: fixed[name] if name in fixed else _moments(real[name]) for name in real}
+        return {name: found for name, found in moments.items() if found is not None}
 
     @cached_property
     def _classify(self) -> Callable[[Rows], Labels]:

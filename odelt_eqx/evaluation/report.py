@@ -20,7 +20,7 @@ from odelt_eqx.evaluation.features import FeaturesConfig, Pixels, decoded_shape,
 from odelt_eqx.evaluation.figures import SAMPLES, save_curves, save_grid_samples, sheet_columns
 from odelt_eqx.evaluation.grid import GRID, Grid, GridConfig, Row, markdown_table
 from odelt_eqx.evaluation.measure import Meter, class_count, network_on_devices
-from odelt_eqx.evaluation.metrics import load_statistics
+from odelt_eqx.evaluation.metrics import load_reference
 from odelt_eqx.evaluation.plane import save_density, save_length
 from odelt_eqx.evaluation.quality import Judge
 from odelt_eqx.files import write_json, write_text
@@ -93,12 +93,17 @@ def open_judge(trained: TrainConfig, config: GridConfig, features: FeaturesConfi
         InputError: the features, the autoencoder or the statistics cannot be read.
     """
     autoencoder = open_autoencoder(config.autoencoder, trained.model.shape)
+    shape = decoded_shape(autoencoder, trained.model.shape)
+    reference = images = None
+    if config.reference is not None:
+        reference, images = load_reference(config.reference, shape)
     return Judge(
-        features.open(decoded_shape(autoencoder, trained.model.shape)),
+        features.open(shape),
         open_source(trained.data, "train"),
         open_source(trained.data, "held-out"),
         classes=class_count(trained.model),
-        reference=config.reference and load_statistics(config.reference),
+        reference=reference,
+        images=images,
         autoencoder=autoencoder,
         batch_size=config.batch_size,
     )
@@ -142,6 +147,7 @@ def write_grid(
             class_names=judge.class_names,
             reference_count=judge.reference_count,
             second=None if judge.second is None else judge.second.name,
+            reference_images=None if judge.images is None else len(judge.images),
         )
         save_grid_samples(grid, judge, folder)
         write_text(folder / TABLE, grid.markdown())
@@ -175,7 +181,7 @@ def _page(
         for row in grid.rows
     ]
     data = {**to_dict(grid), "rows": rows, "frechet": grid.frechet, "strip": [1, 1], "classes": []}
-    data["second_name"] = grid.second_name
+    data["further"] = [*grid.further.items()]
     if len(grid.shape) == 3:
         height, width, _ = grid.shape
         names = grid.class_names

@@ -10,7 +10,7 @@ from odelt_eqx.errors import InputError
 from odelt_eqx.interop.named import check_names, flatten, listed, read_safetensors
 from odelt_eqx.interop.unpickle import unpickle
 from odelt_eqx.nn.convolution import Convolution
-from odelt_eqx.nn.inception import InceptionV3, kernels
+from odelt_eqx.nn.inception import FEATURES, InceptionV3, kernels
 
 EPSILON = 1e-3
 """Added to the variances of the batch norms."""
@@ -33,8 +33,8 @@ def load_inception(path: str | Path) -> InceptionV3:
 
     Args:
         path: `inception_v3_weights_fid.pickle` of jax-fid, which the reference uses; or the weights
-            of pytorch-fid (`pt_inception-2015-12-05`) saved as `.safetensors`. The classifier in
-            them is ignored.
+            of pytorch-fid (`pt_inception-2015-12-05`) saved as `.safetensors`. Without a
+            classifier of 1,008 classes in them there is no Inception score.
 
     Raises:
         InputError: the file cannot be read, or holds another network.
@@ -57,7 +57,8 @@ def inception_from_weights(weights: Mapping[str, np.ndarray]) -> InceptionV3:
 
     Args:
         weights: arrays by name as in jax-fid's file ("Mixed_5b/branch1x1/conv/kernel"), kernels
-            (height, width, in, out). Those of the classifiers ("fc", "AuxLogits") are ignored.
+            (height, width, in, out). Of the classifiers ("fc", "AuxLogits") only "fc/kernel" is
+            used, if it is (2048, 1008): the Inception score takes no bias.
 
     Raises:
         InputError: parameters are missing, left over or of another shape; all are listed.
@@ -80,7 +81,10 @@ def inception_from_weights(weights: Mapping[str, np.ndarray]) -> InceptionV3:
         )
     if wrong:
         raise InputError(f"layers whose kernel and norm do not match: {listed(wrong)}")
-    return InceptionV3(layers)
+    kernel = weights.get("fc/kernel")
+    if kernel is None or kernel.shape != (FEATURES, FID_CLASSES):
+        return InceptionV3(layers)
+    return InceptionV3(layers, jnp.asarray(kernel, jnp.float32))
 
 
 def _from_torch(weights: Mapping[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
@@ -91,7 +95,7 @@ def _from_torch(weights: Mapping[str, np.ndarray], path: Path) -> dict[str, np.n
             f"{path} is an Inception v3 of {classifier.shape[0]} classes; the FID is defined with "
             f"that of {FID_CLASSES}: convert pt_inception-2015-12-05 of pytorch-fid"
         )
-    found = {}
+    found = {} if classifier is None else {"fc/kernel": classifier.T}
     for name, array in weights.items():
         *layer, kind, part = name.split(".")
         if part != "num_batches_tracked":

@@ -1,4 +1,4 @@
-"""Inception v3 as the FID uses it: images to the 2,048 features of its last pooling layer."""
+"""Inception v3 as the FID uses it: images to pooled and to spatial features, and to classes."""
 
 from collections.abc import Callable
 
@@ -12,6 +12,8 @@ from odelt_eqx.errors import InputError
 from odelt_eqx.nn.convolution import Convolution
 
 FEATURES = 2048
+SPATIAL = ("Mixed_6d", 7)
+"""Block and number of its first channels that are the spatial features."""
 SMALLEST = 75
 """Smallest height and width of an image, in pixels."""
 
@@ -27,6 +29,7 @@ class InceptionV3(eqx.Module):
 
     Args:
         layers: the layers by name.
+        classifier: the kernel of the layer that tells ImageNet's classes apart, if it is known.
 
     Raises:
         InputError: a layer is missing, left over, or does not fit those before it.
@@ -36,6 +39,7 @@ class InceptionV3(eqx.Module):
     """
 
     layers: dict[str, Convolution]
+    classifier: Float[Array, "2048 classes"] | None = None
 
     def __check_init__(self) -> None:
         wanted = kernels()
@@ -49,21 +53,28 @@ class InceptionV3(eqx.Module):
                 "give the weights of the FID network"
             )
         image = jax.ShapeDtypeStruct((1, SMALLEST, SMALLEST, 3), jnp.float32)
-        width = eqx.filter_eval_shape(self, image).shape[-1]
+        width = eqx.filter_eval_shape(self, image)[0].shape[-1]
         if width != FEATURES:
             raise InputError(f"Inception v3 has {FEATURES} features; these weights give {width}")
 
     @eqx.filter_jit
     def __call__(
         self, images: Float[Array, "batch height width 3"]
-    ) -> Float[Array, "batch features"]:
-        """Return the features of images.
+    ) -> tuple[Float[Array, "batch features"], Float[Array, "batch spatial"]]:
+        """Return the features of images, of the last pooling layer and of positions.
+
+        The spatial ones are seven channels at each of 17 x 17 positions, `mixed_6/conv` in the
+        graph of 2015: `Mixed_6d/branch1x1` here.
 
         Args:
             images: in [-1, 1], 299 x 299 for results comparable with others'.
 
         Returns:
-            (batch, 2048), computed in full float32 even where hardware would round products.
+            (batch, 2048) and, of 299 x 299 pixels, (batch, 2023), computed in full float32 even
+            where hardware would round products.
+
+        Source of the spatial ones: arXiv 2103.03841, as the evaluator of
+        github.com/openai/guided-diffusion takes them.
 
         Raises:
             InputError: the images are smaller than 75 x 75.
@@ -74,11 +85,23 @@ class InceptionV3(eqx.Module):
                 f"got {images.shape[1]} x {images.shape[2]}"
             )
         with jax.default_matmul_precision("highest"):
-            x = self._apply(images, STEM)
+            x = spatial = self._apply(images, STEM)
             for block, branches in BLOCKS.items():
                 outputs = [self._apply(x, branch, f"{block}/") for branch in branches]
                 x = jnp.concatenate(outputs, axis=-1)
-            return x.mean((1, 2))
+                if block == SPATIAL[0]:
+                    spatial = x[..., : SPATIAL[1]].reshape(len(x), -1)
+            return x.mean((1, 2)), spatial
+
+    def logits(self, features: Float[Array, "batch 2048"]) -> Float[Array, "batch classes"]:
+        """Return the logits of pooled features without a bias, as the Inception score takes them.
+
+        Raises:
+            InputError: the classifier is not known.
+        """
+        if self.classifier is None:
+            raise InputError("these weights of Inception v3 have no classifier")
+        return jnp.matmul(features, self.classifier, precision="highest")
 
     def _apply(self, x: Images, steps: tuple[Step, ...], prefix: str = "") -> Images:
         """Apply pooling and layers, each with ReLU, one after the other."""

@@ -19,6 +19,7 @@ from odelt_eqx.evaluation.features import (
     Inception,
     Pixels,
     inception_features,
+    resize_as_adm,
     resize_as_clean_fid,
     resize_as_reference,
 )
@@ -73,15 +74,30 @@ def test_the_resize_of_the_reference_reads_the_nearest_two_pixels():
     assert np.abs(resize_as_reference(jnp.asarray(thinned))).max() == 0
 
 
+@pytest.mark.parametrize("side", [32, 598])
+def test_the_resize_of_adm_aligns_the_first_pixels(side):
+    """Of a ramp of bytes, output pixel i is the value at i * side / 299, up to the last one."""
+    values = np.round(np.linspace(0, 255, side))
+    given = np.broadcast_to(values[:, None, None] / 127.5 - 1, (2, side, side, 3)).copy()
+    given[1] = given[0].transpose(1, 0, 2) + 0.001  # rounded to the same bytes
+    found = 128 * np.asarray(resize_as_adm(jnp.asarray(given, jnp.float32))) + 128
+    expected = np.interp(np.arange(299) * side / 299, np.arange(side), values)
+    np.testing.assert_allclose(found[0, :, 7, 1], expected, atol=1e-2)
+    np.testing.assert_allclose(found[1, 7, :, 1], expected, atol=1e-2)
+
+
 def test_inception_sees_grey_images_in_three_channels(network, monkeypatch):
     monkeypatch.setattr(module, "load_inception", lambda path: network)
-    features, clean = (
-        Inception(Path("x"), how).open((32, 32, 1)) for how in ("reference", "clean")
+    features, clean, adm = (
+        Inception(Path("x"), how).open((32, 32, 1)) for how in ("reference", "clean", "adm")
     )
-    assert (features.name, clean.name) == ("inception", "inception-clean")
+    names = ("inception", "inception-clean", "inception-adm")
+    assert (features.name, clean.name, adm.name) == names
+    assert adm.widths((32, 32, 1)) == [2048, 2023]
+    assert adm.score_logits is None  # the weights have no classifier
     grey = images(32, channels=1)
     found = features(grey)
-    assert found.shape == (2, 2048) == (2, features.width((32, 32, 1)))
+    assert found.shape == (2, 2048) == (2, features.widths((32, 32, 1))[0])
     np.testing.assert_allclose(found, features(np.repeat(grey, 3, -1)), rtol=1e-5)
     assert not np.allclose(found, clean(grey))
     for wrong in (images(32, channels=4), np.zeros((3, 2), np.float32)):
@@ -99,7 +115,8 @@ def test_pixels_of_images_are_clipped_and_values_of_vectors_are_not():
     values = Pixels().open((2,))
     assert values.name == "values"
     np.testing.assert_array_equal(values(np.float32(vectors)), np.float32(vectors))
-    assert (features.name, features.width((4, 4, 3)), features.width((2,))) == ("pixels", 48, 2)
+    assert (features.name, features.widths((4, 4, 3))) == ("pixels", [48])
+    assert features.widths((2,)) == [2]
 
 
 @pytest.mark.parametrize(
@@ -114,7 +131,7 @@ def test_pixels_of_images_are_clipped_and_values_of_vectors_are_not():
 )
 def test_features_of_large_images_are_few(shape, name, width):
     features = Pixels().open(shape)
-    assert (features.name, features.width(shape)) == (name, width)
+    assert (features.name, features.widths(shape)) == (name, [width])
     ramp = np.broadcast_to(np.linspace(-2, 2, shape[0], dtype=np.float32)[:, None, None], shape)
     (found,) = features(ramp[None])
     assert found.mean() == pytest.approx(0, abs=1e-4)
@@ -181,7 +198,7 @@ def test_edges_are_the_norms_of_differences_to_neighbours():
     in_colour = np.concatenate([ramp, ramp, ramp], axis=-1)
     np.testing.assert_allclose(edges(in_colour), edges(ramp), rtol=1e-5)
     wide = Edges().open((64, 40, 3))
-    assert wide.width((64, 40, 3)) == 256
+    assert wide.widths((64, 40, 3)) == [256]
     np.testing.assert_allclose(wide(np.ones((2, 64, 40, 3), np.float32)), 0)
 
 

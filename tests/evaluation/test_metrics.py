@@ -1,5 +1,6 @@
 """Statistics gathered in parts, their files, and distances against closed forms."""
 
+import dataclasses
 import itertools
 import warnings
 
@@ -11,14 +12,17 @@ from scipy.linalg import sqrtm
 
 from odelt_eqx.data import ArraySource
 from odelt_eqx.errors import InputError
-from odelt_eqx.evaluation.features import Pixels
+from odelt_eqx.evaluation.features import Features, Pixels
 from odelt_eqx.evaluation.metrics import (
     Statistics,
     compute_statistics,
     distance_name,
     frechet_distance,
+    inception_score,
     jackknife_frechet_distance,
+    jackknife_inception_score,
     kernel_distance,
+    load_reference,
     load_statistics,
     precision_recall,
     save_statistics,
@@ -66,7 +70,11 @@ def test_statistics_of_data_are_computed_batch_by_batch():
     found = compute_statistics(Pixels().open((8, 8, 1)), source, batch_size=4)
     expected = np.cov(images.reshape(10, 4).astype(np.float64), rowvar=False)
     np.testing.assert_allclose(found.covariance, expected, rtol=1e-12)
-    assert (found.count, found.features) == (10, "pixels")
+    assert (found.count, found.features, found.spatial) == (10, "pixels", None)
+    both = Features("both", lambda x: (x[:, 0, 0], x[:, 1, 1]))
+    spatial = compute_statistics(both, source, batch_size=3).spatial
+    np.testing.assert_allclose(spatial.covariance[0, 0], images[:, 1, 1, 0].var(ddof=1), rtol=1e-6)
+    assert (spatial.count, spatial.features) == (10, "both spatial")
 
 
 def test_files_of_statistics_go_both_ways(tmp_path):
@@ -98,6 +106,51 @@ def test_a_file_that_unpacks_to_far_more_than_its_size_is_refused(tmp_path):
     np.savez_compressed(path, mu=np.zeros(2), sigma=np.zeros(2**26, np.float64))
     with pytest.raises(InputError, match=r"it unpacks to 0\.5 GiB; save it uncompressed"):
         load_statistics(path)
+
+
+def test_a_reference_batch_of_adm_holds_statistics_of_two_kinds_and_images(tmp_path):
+    pooled, spatial = (Statistics.of(RNG.standard_normal((9, n))) for n in (3, 2))
+    arrays = {"mu": pooled.mean, "sigma": pooled.covariance, "arr_0": np.zeros((4, 8, 8, 3), "u1")}
+    arrays |= {"mu_s": spatial.mean, "sigma_s": spatial.covariance}
+    np.savez(tmp_path / "adm.npz", **arrays)
+    found, images = load_reference(tmp_path / "adm.npz", (8, 8, 1))
+    assert (found.count, found.features, len(images), images.shape) == (None, None, 4, (8, 8, 1))
+    np.testing.assert_array_equal(found.spatial.covariance, spatial.covariance)
+    named = dataclasses.replace(found, count=9, features="inception")
+    save_statistics(named, tmp_path / "ours.npz")
+    back, nothing = load_reference(tmp_path / "ours.npz", (8, 8, 3))
+    assert nothing is None
+    assert (back.spatial.count, back.spatial.features) == (9, "inception spatial")
+    np.testing.assert_array_equal(back.spatial.mean, spatial.mean)
+    np.savez(tmp_path / "images.npz", arr_0=arrays["arr_0"])
+    assert load_reference(tmp_path / "images.npz", (8, 8, 3))[0] is None
+    np.savez(tmp_path / "wrong.npz", **arrays | {"sigma_s": np.array([[1.0, 0.5], [0.2, 1.0]])})
+    with pytest.raises(InputError, match="sigma_s is not symmetric"):
+        load_reference(tmp_path / "wrong.npz", (8, 8, 3))
+    np.savez(tmp_path / "wrong.npz", mu_s=spatial.mean)
+    with pytest.raises(InputError, match="it has no array 'mu'"):
+        load_reference(tmp_path / "wrong.npz", (8, 8, 3))
+
+
+def test_the_inception_score_of_certain_and_of_uniform_predictions():
+    """As many as the classes in a split, and 1; of both in equal parts the mean of splits."""
+    certain, uniform = np.eye(4)[np.arange(40) % 4], np.full((40, 4), 0.25)
+    assert inception_score(certain) == pytest.approx(4)
+    assert inception_score(uniform) == pytest.approx(1)
+    both = np.concatenate([certain, uniform[:20]])
+    assert inception_score(both, split=40) == pytest.approx((4 + 1) / 2)
+    assert inception_score(both) == pytest.approx(4 ** (2 / 3))  # KL: log 4 for two thirds
+
+
+def test_the_jackknife_error_of_the_inception_score_is_its_spread():
+    values, errors, group = [], [], np.arange(200) % 10
+    for seed in range(60):
+        probabilities = np.random.default_rng(seed).dirichlet(np.full(5, 0.3), 200)
+        value, error = jackknife_inception_score(probabilities, group)
+        assert value == inception_score(probabilities)
+        values.append(value)
+        errors.append(error)
+    assert np.mean(errors) == pytest.approx(np.std(values), rel=0.25)
 
 
 @pytest.mark.parametrize(
@@ -305,8 +358,9 @@ def test_sets_that_do_not_fit_are_refused():
 
 
 def test_only_inception_has_a_fid():
-    names = ("inception", "inception-clean", "pixels")
+    names = ("inception", "inception-clean", "inception-adm", "pixels")
     assert [distance_name("Fréchet", name) for name in names] == [
-        *("FID", "FID (clean)", "Fréchet distance (pixels)")
+        *("FID", "FID (clean)", "FID (ADM)", "Fréchet distance (pixels)")
     ]
+    assert distance_name("Spatial", "inception-adm") == "sFID (ADM)"
     assert distance_name("Kernel", "inception") == "KID"

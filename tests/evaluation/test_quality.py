@@ -1,14 +1,25 @@
 """The judge, and what it stores of samples."""
 
+import dataclasses
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from odelt_eqx.data import Toy, digits, open_source
-from odelt_eqx.evaluation.features import Edges, Pixels
-from odelt_eqx.evaluation.metrics import compute_statistics
+from odelt_eqx.data import Adm, Toy, digits, open_source
+from odelt_eqx.errors import InputError
+from odelt_eqx.evaluation.features import Edges, Features, Pixels
+from odelt_eqx.evaluation.metrics import (
+    compute_statistics,
+    frechet_distance,
+    inception_score,
+    load_reference,
+    precision_recall,
+)
 from odelt_eqx.evaluation.quality import Accumulator, Judge, groups
 from odelt_eqx.files import write_arrays
+from odelt_eqx.images import to_bytes
 
 RNG = np.random.default_rng(0)
 
@@ -76,18 +87,19 @@ def test_the_judge_compares_vectors():
 
 def test_an_accumulator_continues_from_its_arrays(tmp_path):
     rows = RNG.standard_normal((50, 3)).astype(np.float32)
-    kind, second = Pixels().open((8, 8, 1)), 2 * rows
-    whole, first, rest = (Accumulator(50, kind, (3,), kind) for _ in range(3))
-    whole.add(rows, second, 20)
-    first.add(rows[:30], second[:30], 15)
+    whole, first, rest = (Accumulator(50, 3, (2,)) for _ in range(3))
+    whole.add(rows, 20)
+    first.add(rows[:30], 15)
     write_arrays(tmp_path / "first.npz", vars(first))
     rest.load(tmp_path / "nothing.npz")
     assert rest.count == 0
     rest.load(tmp_path / "first.npz")
-    rest.add(rows[30:], second[30:], 5)
+    rest.add(rows[30:], 5)
     assert (rest.count, rest.hits) == (50, 20)
     np.testing.assert_array_equal(rest.rows, rows)
-    np.testing.assert_array_equal(rest.second, second)
+    other = Accumulator(50, 4, (2,))
+    other.load(tmp_path / "first.npz")  # of other features
+    assert other.count == 0
     for ours, theirs in zip(groups(rest.rows), groups(whole.rows), strict=True):
         assert len(ours) == 5
         np.testing.assert_array_equal(ours, theirs)
@@ -102,6 +114,56 @@ def test_given_statistics_replace_those_of_the_held_out_split(judge):
     assert ours.frechet == pytest.approx(theirs.frechet)
     assert by_file.reference.startswith("given statistics (")
     assert by_file.real_quality(1000).frechet == pytest.approx(0, abs=1e-6)
+
+
+def quadrants(x):
+    """Pooled and spatial features: pixels of one quadrant, and of another."""
+    return x[:, :4, :4].reshape(len(x), -1), x[:, 4:, :4].reshape(len(x), -1)
+
+
+def test_spatial_features_classes_and_images_of_a_reference_are_measured_as_adm_does(tmp_path):
+    """Each number is that of the metric alone, of all samples and all images of the reference."""
+    train, held_out = digits("train"), digits("held-out")
+    weights = jnp.asarray(RNG.standard_normal((16, 6)), jnp.float32)
+    features = Features("parts", quadrants, score_logits=lambda rows: rows @ weights)
+    images = train.x[:250].repeat(3, -1)
+    labels = {"arr_1": np.full(250, 999)}  # of other classes
+    np.savez(tmp_path / "reference.npz", arr_0=to_bytes(images), **labels)
+    none, real = load_reference(tmp_path / "reference.npz", (8, 8, 1))
+    judge = Judge(features, train, held_out, classes=10, images=real)
+    found = quality(judge, train.x[250:750], train.condition[250:750])
+    (rows, spatial), (real_rows, real_spatial) = (
+        map(np.asarray, quadrants(x)) for x in (train.x[250:750], images[..., :1])
+    )
+    assert none is None
+    assert judge.further == ("spatial", "inception_score")
+    assert judge.reference.startswith("250 given images (")
+    assert judge.reference_count == 250
+    assert found.frechet == pytest.approx(frechet_distance(rows, real_rows), abs=0.05)  # 8 bits
+    assert found.spatial == pytest.approx(frechet_distance(spatial, real_spatial), abs=0.05)
+    both = precision_recall(rows, real_rows)
+    assert (found.precision, found.recall) == pytest.approx(both, abs=0.02)
+    probabilities = np.asarray(jax.nn.softmax(rows @ weights))
+    assert found.inception_score == pytest.approx(inception_score(probabilities), rel=1e-5)
+    assert 0 < found.inception_score_error < found.inception_score
+    given = compute_statistics(features, held_out)
+    by_both = Judge(features, train, held_out, classes=10, reference=given, images=real)
+    again = quality(by_both, train.x[250:750], train.condition[250:750])
+    assert again.spatial == pytest.approx(frechet_distance(spatial, given.spatial), rel=1e-5)
+    assert (again.precision, again.second) == (found.precision, found.second)
+    assert by_both.reference.startswith("given statistics and 250 given images (")
+    assert len({judge.reference[-9:], by_both.reference[-9:]}) == 2
+    pooled = dataclasses.replace(given, spatial=None)
+    without = Judge(features, train, held_out, classes=10, reference=pooled)
+    assert quality(without, train.x[:60], train.condition[:60]).spatial is None
+    with pytest.raises(InputError, match=r"samples of shape \(8, 8, 1\) and a reference of images"):
+        Judge(
+            features,
+            train,
+            held_out,
+            classes=10,
+            images=Adm(tmp_path / "reference.npz").open("train"),
+        )
 
 
 def test_images_have_a_second_judge_that_is_another(judge):

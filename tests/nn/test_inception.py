@@ -3,6 +3,7 @@
 import json
 import pickle
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +13,7 @@ import safetensors.numpy
 from odelt_eqx.errors import InputError
 from odelt_eqx.interop import load_inception
 from odelt_eqx.interop.inception import TORCH, inception_from_weights
-from odelt_eqx.nn.inception import InceptionV3, _mean, kernels
+from odelt_eqx.nn.inception import BLOCKS, STEM, InceptionV3, _mean, kernels
 from tests.conftest import GOLDEN, golden_weight
 
 FILE = np.load(GOLDEN / "inception.npz")
@@ -29,9 +30,12 @@ def network(weights):
     return inception_from_weights(weights)
 
 
+CLASSIFIER = np.random.default_rng(1).standard_normal((2048, 1008)).astype(np.float32)
+
+
 def as_pickle(weights, path):
     """Nested dictionaries with a classifier in them, as jax-fid's file has."""
-    tree = {"fc": {"kernel": np.zeros((2048, 1008), np.float32), "note": None}}
+    tree = {"fc": {"kernel": CLASSIFIER, "bias": np.ones(1008, np.float32), "note": None}}
     for name, array in weights.items():
         *parents, leaf = name.split("/")
         inner = tree
@@ -44,7 +48,8 @@ def as_pickle(weights, path):
 def as_torch(weights, path, classes=1008):
     """Dotted names and kernels (out, in, height, width), as pytorch-fid's file has."""
     other = {ours: theirs for theirs, ours in TORCH.items()}
-    tensors = {"fc.weight": np.zeros((classes, 8), np.float32), "fc.bias": np.zeros(8, np.float32)}
+    kernel = np.ascontiguousarray(CLASSIFIER.T[:classes])
+    tensors = {"fc.weight": kernel, "fc.bias": np.ones(classes, np.float32)}
     for name, array in weights.items():
         *layer, kind, part = name.split("/")
         theirs = ".".join([*layer, other[f"{kind}/{part}"]])
@@ -55,16 +60,37 @@ def as_torch(weights, path, classes=1008):
 
 
 def test_the_features_are_those_recorded(network):
-    features = np.asarray(network(jnp.asarray(FILE["image"])))
+    features = np.asarray(network(jnp.asarray(FILE["image"]))[0])
     assert np.abs(features - FILE["features"]).max() < 1e-4 * FILE["features"].max()
+
+
+def test_the_spatial_features_are_seven_channels_of_the_first_branch_of_mixed_6d(network):
+    """ADM's `mixed_6/conv`: a 1 x 1 convolution, its norm and ReLU, of what Mixed_6c gives."""
+    image = jnp.asarray(FILE["image"])[:1]
+    x = network._apply(image, STEM)
+    for block in ("Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c"):
+        branches = [network._apply(x, branch, f"{block}/") for branch in BLOCKS[block]]
+        x = jnp.concatenate(branches, axis=-1)
+    layer = network.layers["Mixed_6d/branch1x1"]
+    kernel, bias = np.asarray(layer.weight)[0, 0, :, :7], np.asarray(layer.bias)[:7]
+    expected = np.maximum(np.einsum("bhwc,cd->bhwd", np.asarray(x, np.float64), kernel) + bias, 0)
+    found = np.asarray(network(image)[1])
+    assert (found > 0).any()
+    np.testing.assert_allclose(found, expected.reshape(1, -1), atol=1e-5 * expected.max())
+    full = jax.ShapeDtypeStruct((2, 299, 299, 3), jnp.float32)
+    assert eqx.filter_eval_shape(network, full)[1].shape == (2, 17 * 17 * 7)
 
 
 def test_both_published_files_give_the_same_network(tmp_path, weights, network):
     as_pickle(weights, tmp_path / "inception_v3_weights_fid.pickle")
     as_torch(weights, tmp_path / "inception.safetensors")
+    features = jax.random.uniform(jax.random.key(2), (3, 2048))
     for file in tmp_path.iterdir():
         loaded = load_inception(file)
-        jax.tree.map(np.testing.assert_array_equal, loaded, network)
+        jax.tree.map(np.testing.assert_array_equal, loaded.layers, network.layers)
+        np.testing.assert_allclose(loaded.logits(features), features @ CLASSIFIER, atol=1e-3)
+    with pytest.raises(InputError, match="have no classifier"):
+        network.logits(features)
 
 
 def published() -> dict[str, tuple[int, ...]]:
