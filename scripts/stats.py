@@ -18,6 +18,8 @@ from odelt_eqx.parallel import Processes, make_mesh, on_main_process
 class Stats:
     """Write mean and covariance of a data set's features as `mu` and `sigma` of an .npz file.
 
+    Those of Inception's spatial features are `mu_s` and `sigma_s`.
+
     Args:
         out: the file to write.
         data: the data set.
@@ -44,7 +46,8 @@ def run() -> None:
         found = compute_statistics(args.features.open(source.shape), source, args.batch_size)
     on_main_process(lambda: save_statistics(found, args.out))
     what = f"{found.count} examples, {found.mean.size} features ({found.features})"
-    cli.print_results(what, args.out)
+    spatial = "" if found.spatial is None else f", {found.spatial.mean.size} spatial ones"
+    cli.print_results(what + spatial, args.out)
 
 
 if __name__ == "__main__":

@@ -239,7 +239,8 @@ class Grid:
     class_names: tuple[str, ...] = ()
     reference_count: int | None = None  # real samples that Fréchet distances are taken to, if known
     second: str | None = None  # the second judge's features
-    reference_images: int | None = None  # number of images in the reference, if it has some
+    real_count: int | None = None  # real samples that others are compared with, if known
+    given_images: bool = False  # whether these are images of the reference
 
     @property
     def counts(self) -> str:
@@ -325,13 +326,6 @@ class Grid:
         """Return how the grid was measured, and what its columns mean."""
         names = {field: name for name, field in self.further.items()}
         distances = self.frechet + (f" and {names['spatial']}" if "spatial" in names else "")
-        first, real = f"the first {min(SUBSET, self.count):,} samples", "the held-out split"
-        kernel, manifolds = distance_name("Kernel", self.features), "precision and recall"
-        if self.reference_images is None:
-            compared = f"{kernel}, {manifolds}: of {first}."
-        else:
-            real = f"the {self.reference_images:,} given images"
-            compared = f"{kernel}: of {first}; {manifolds}: of all {self.count:,} and {real}."
         sentences = [
             f"{self.count} samples per row from seed {self.seed}, in batches of {self.batch_size} "
             f"on {self.device}, checkpoint of step {self.step}, without compilation.",
@@ -340,13 +334,28 @@ class Grid:
             f"{GROUPS} disjoint groups of the samples; × real: divided by that of as many other "
             "real samples.",
             self._inception_note,
-            compared,
-            f"{names['second']}: to {real}, the second judge, for which nothing was trained."
+            self._counts_note,
+            f"{names['second']}: to {'given images' if self.given_images else 'the held-out split'}"
+            ", the second judge, for which nothing was trained."
             if "second" in names
             else "",
             "Program MB: memory that the compiled program needs on a device for a batch.",
         ]
         return " ".join(filter(None, sentences))
+
+    @property
+    def _counts_note(self) -> str:
+        """Between how many samples the kernel distance, precision and recall are."""
+        kernel, manifolds = distance_name("Kernel", self.features), "precision and recall"
+        count, real = min(SUBSET, self.count), self.real_count
+        if real is None:
+            return f"{kernel}, {manifolds}: of the first {count:,} samples."
+        least = min(count, real)
+        both = f"all {self.count:,} and all {real:,}" if self.given_images else f"{least:,} of each"
+        return (
+            f"{kernel}: of the first {count:,} samples to {min(SUBSET, real):,} real ones; "
+            f"{manifolds}: of {both}."
+        )
 
     @property
     def _inception_note(self) -> str:

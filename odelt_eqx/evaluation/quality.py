@@ -187,6 +187,13 @@ class Judge:
         return len(self.held_out if self.images is None else self.images)
 
     @property
+    def real_count(self) -> int:
+        """Number of real samples that kernel distance, precision and recall are of, at most."""
+        if self.images is not None:
+            return len(self.images)
+        return len(self.held_out) if self._reference is None else min(SUBSET, len(self.held_out))
+
+    @property
     def further(self) -> tuple[str, ...]:
         """Fields of `Quality` that not all features have: those of Inception."""
         given = self._reference
@@ -300,10 +307,8 @@ class Judge:
     @cached_property
     def _real(self) -> Accumulator:
         """The real samples that others are compared with."""
-        if self.images is not None:
-            return self._accumulate(self.images, len(self.images))
-        count = len(self.held_out) if self._reference is None else SUBSET
-        return self._accumulate(self.held_out, count)
+        source = self.held_out if self.images is None else self.images
+        return self._accumulate(source, self.real_count)
 
     @cached_property
     def _moments(self) -> dict[str, Rows | Statistics]:

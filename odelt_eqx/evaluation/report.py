@@ -147,7 +147,8 @@ def write_grid(
             class_names=judge.class_names,
             reference_count=judge.reference_count,
             second=None if judge.second is None else judge.second.name,
-            reference_images=None if judge.images is None else len(judge.images),
+            real_count=judge.real_count,
+            given_images=judge.images is not None,
         )
         save_grid_samples(grid, judge, folder)
         write_text(folder / TABLE, grid.markdown())

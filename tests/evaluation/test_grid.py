@@ -11,7 +11,7 @@ import pytest
 import odelt_eqx as odelt
 from odelt_eqx.errors import Interrupted
 from odelt_eqx.evaluation.figures import sheet_columns, shown_count
-from odelt_eqx.evaluation.grid import Bounds, Grid, GridConfig, Row, recommend
+from odelt_eqx.evaluation.grid import Bounds, Grid, GridConfig, Row, load_grid, recommend
 from odelt_eqx.evaluation.measure import Meter, Store, inputs
 from odelt_eqx.evaluation.quality import Quality
 from odelt_eqx.files import write_json
@@ -298,6 +298,37 @@ def measured(tmp_path):
     )
     write_json(tmp_path / "grid.json", to_dict(grid))
     return tmp_path
+
+
+def test_the_caption_says_what_numbers_by_inception_are_and_of_how_many_samples(measured):
+    by_all = Quality(9.0, second=1.0, spatial=2.0, inception_score=30.0, inception_score_error=0.5)
+    changes = {"features": "inception-adm", "second": "edges", "bounds": Bounds(by_all, by_all)}
+    changes |= {"reference": "given statistics and 10,000 given images (0123abcd)"}
+    grid = dataclasses.replace(load_grid(measured), **changes)
+    grid = dataclasses.replace(grid, real_count=10_000, given_images=True)
+    header, *_, real, _ = grid.table()
+    found = dict(zip(header, real, strict=True))
+    assert found["FID (ADM), 10 samples to ?"] == "9.00"
+    assert found["sFID (ADM)"] == "2.00"
+    assert found["Inception score"] == "30.00 ± 0.50"
+    assert found["Fréchet distance (edges)"] == "1.00"
+    for words in (
+        "FID (ADM) and sFID (ADM): to given statistics and 10,000 given images (0123abcd), ±",
+        "By Inception v3, images resized as ADM's evaluator does: FID (ADM): Fréchet distance of "
+        "the 2,048 pooled features; sFID (ADM): that of 2,023 spatial ones; Inception score: of "
+        "the classes, the mean over splits of 5,000 samples.",
+        "Published numbers are of 50,000 samples: those of 10 are worse.",
+        "KID (ADM): of the first 10 samples to 5,000 real ones; precision and recall: of all 10 "
+        "and all 10,000.",
+        "Fréchet distance (edges): to given images, the second judge",
+    ):
+        assert words in grid.note()
+    assert "Published" not in dataclasses.replace(grid, count=50_000).note()
+    plain = load_grid(measured)
+    assert "Inception" not in plain.note() + str(plain.table())
+    assert "precision and recall: of the first 10 samples." in plain.note()
+    few = dataclasses.replace(plain, real_count=7)
+    assert "the first 10 samples to 7 real ones; precision and recall: of 7 of each" in few.note()
 
 
 def test_the_best_row_within_a_budget_is_recommended(measured):
