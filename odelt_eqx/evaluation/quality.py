@@ -23,6 +23,7 @@ from odelt_eqx.evaluation.features import (
     Samples,
     decode,
     decoded_shape,
+    spatial_name,
 )
 from odelt_eqx.evaluation.metrics import (
     Statistics,
@@ -107,6 +108,16 @@ def groups(rows: Rows) -> list[Rows]:
 def _moments(rows: Rows) -> Rows | Statistics:
     """Return the statistics of features, or the features themselves if there are few samples."""
     return rows if len(rows) <= rows.shape[1] else Statistics.of(rows)
+
+
+def _check_features(given: Statistics, name: str, width: int) -> None:
+    """Raise an InputError if given statistics are not those of the features of a name and width."""
+    size = given.mean.size
+    if given.features not in (None, name) or size != width:
+        raise InputError(
+            f"feature mismatch: {name} ({width:,}) and reference statistics of "
+            f"{given.features or 'unnamed features'} ({size:,}); scripts/stats.py computes others"
+        )
 
 
 class Judge:
@@ -318,12 +329,11 @@ class Judge:
         a reference was given without them.
         """
         given = self._reference
-        if given is not None and given.features not in (None, self.features.name):
-            raise InputError(
-                f"feature mismatch: {self.features.name} and reference statistics of "
-                f"{given.features}; scripts/stats.py computes others"
-            )
         fixed = {} if given is None else {"frechet": given, "spatial": given.spatial}
+        names = {"frechet": self.features.name, "spatial": spatial_name(self.features.name)}
+        for field, statistics in fixed.items():
+            if statistics is not None and field in self._widths:
+                _check_features(statistics, names[field], self._widths[field])
         real = self._parts(self._real.rows)
         moments = {name: fixed[name] if name in fixed else _moments(real[name]) for name in real}
         return {name: found for name, found in moments.items() if found is not None}

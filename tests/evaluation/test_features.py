@@ -23,7 +23,7 @@ from odelt_eqx.evaluation.features import (
     resize_as_clean_fid,
     resize_as_reference,
 )
-from odelt_eqx.evaluation.metrics import compute_statistics
+from odelt_eqx.evaluation.metrics import Statistics, compute_statistics
 from odelt_eqx.evaluation.quality import Judge
 from odelt_eqx.interop.inception import inception_from_weights
 from tests.conftest import GOLDEN, golden_weight
@@ -174,6 +174,15 @@ def test_statistics_of_another_classifier_are_refused(classifier):
     judge = Judge(features, train, held_out, classes=10, reference=reference)
     with pytest.raises(odelt.InputError, match="feature mismatch: classifier-"):
         judge.real_quality(100)
+
+
+def test_statistics_of_another_width_are_refused_before_anything_is_sampled():
+    """Other people's files do not say whose features they are of."""
+    held_out, reference = digits("held-out"), Statistics(np.zeros(3), np.eye(3))
+    features = Pixels().open((8, 8, 1))
+    judge = Judge(features, digits("train"), held_out, classes=10, reference=reference)
+    with pytest.raises(odelt.InputError, match=r"pixels \(64\) and .* unnamed features \(3\)"):
+        judge.prepare()
 
 
 def test_a_file_that_is_no_classifier_is_one_line(tmp_path):
