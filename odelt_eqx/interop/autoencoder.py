@@ -1,8 +1,9 @@
-"""Stable Diffusion's autoencoder from the files in which diffusers publishes it."""
+"""Stable Diffusion's and FLUX's autoencoders from the files in which diffusers publishes them."""
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -13,7 +14,7 @@ from odelt_eqx.errors import InputError, reason
 from odelt_eqx.files import read_json
 from odelt_eqx.interop.hub import download, is_on_hub
 from odelt_eqx.interop.named import check_names, listed, read_safetensors
-from odelt_eqx.nn.autoencoder import Autoencoder, AutoencoderConfig
+from odelt_eqx.nn.autoencoder import Autoencoder, AutoencoderConfig, PerChannel
 
 CONFIG = "config.json"
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors")
@@ -24,12 +25,7 @@ FIXED = {
     "in_channels": 3,
     "out_channels": 3,
     "act_fn": "silu",
-    "use_quant_conv": True,
-    "use_post_quant_conv": True,
     "mid_block_add_attention": True,
-    "shift_factor": None,
-    "latents_mean": None,
-    "latents_std": None,
 }
 """Settings of a diffusers config for which this architecture has one value only."""
 
@@ -40,9 +36,10 @@ READ = {
     "layers_per_block": int,
     "norm_num_groups": int,
     "latent_channels": int,
-    "scaling_factor": float,
+    "use_quant_conv": bool,
+    "use_post_quant_conv": bool,
 }
-"""Optional settings that are read, besides `block_out_channels`."""
+"""Optional settings that are read, besides `block_out_channels` and those of `_read_factors`."""
 
 
 def load_autoencoder(path: str | Path) -> Autoencoder:
@@ -54,11 +51,12 @@ def load_autoencoder(path: str | Path) -> Autoencoder:
             `hub:OWNER/NAME`, such a folder on the hub, which is downloaded once (needs the extra
             `hub`). Half-precision weights become float32. A `config.json` beside the weights is
             read; without one the sizes are those of the arrays, with 32 groups in the norms and
-            latents scaled by 0.18215.
+            latents of 4 channels scaled by 0.18215.
 
     Raises:
         InputError: there is no such file, or it holds another network: the message lists what is
-            missing, left over or of another shape.
+            missing, left over or of another shape; or only a `config.json` can say how latents of
+            so many channels are scaled.
     """
     files = (CONFIG, WEIGHTS[0])
     files += tuple(f"vae/{file}" for file in files)
@@ -122,18 +120,32 @@ def _read_config(path: Path) -> AutoencoderConfig:
     try:
         other = [f"{k} {found[k]!r}" for k, v in FIXED.items() if k in found and found[k] != v]
         blocks = {*found.get("down_block_types", ()), *found.get("up_block_types", ())}
+        scale, shift = _read_factors(found)
         config = AutoencoderConfig(
             block_out_channels=tuple(map(int, found["block_out_channels"])),
+            scaling_factor=scale,
+            shift_factor=shift,
             **{name: kind(found[name]) for name, kind in READ.items() if name in found},
         )
     except InputError:
         raise
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
         raise InputError(f"{path} is not {what}: {reason(error)}") from None
     other += sorted(blocks - BLOCKS)
     if other:
         raise InputError(f"{path} describes another network than AutoencoderKL: {listed(other)}")
     return config
+
+
+def _read_factors(found: Mapping[str, Any]) -> tuple[PerChannel, PerChannel]:
+    """Return scale and shift; statistics per channel are applied before the scale."""
+    scale = float(found.get("scaling_factor", AutoencoderConfig.scaling_factor))
+    shift, mean, std = (found.get(name) for name in ("shift_factor", "latents_mean", "latents_std"))
+    if mean is None and std is None:
+        return scale, float(shift or 0)
+    if mean is None or std is None or shift is not None:
+        raise ValueError("latents_mean and latents_std go together, and without shift_factor")
+    return tuple(scale / float(value) for value in std), tuple(map(float, mean))
 
 
 def _infer_config(weights: Mapping[str, np.ndarray], file: Path) -> AutoencoderConfig:
@@ -145,14 +157,21 @@ def _infer_config(weights: Mapping[str, np.ndarray], file: Path) -> AutoencoderC
         if (found := first.fullmatch(name)) and array.ndim == 4
     }
     widths = tuple(width for (_, block), width in sorted(blocks.items()) if block == 0)
-    latent = weights.get("post_quant_conv.weight")
-    if not widths or latent is None or latent.ndim != 4:
+    first_of_decoder = weights.get("decoder.conv_in.weight")
+    if not widths or first_of_decoder is None or first_of_decoder.ndim != 4:
         raise InputError(
             f"{file} is not an autoencoder of diffusers: it has no encoder.down_blocks or "
-            "post_quant_conv"
+            "decoder.conv_in"
+        )
+    channels = first_of_decoder.shape[1]
+    if channels != AutoencoderConfig.latent_channels:
+        raise InputError(
+            f"{file} makes latents of {channels} channels; put the {CONFIG} published with it "
+            "beside it, which says how they are scaled"
         )
     return AutoencoderConfig(
         block_out_channels=widths,
         layers_per_block=sum(level == 0 for level, _ in blocks),
-        latent_channels=latent.shape[0],
+        use_quant_conv="quant_conv.weight" in weights,
+        use_post_quant_conv="post_quant_conv.weight" in weights,
     )

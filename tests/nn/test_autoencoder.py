@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,12 +49,14 @@ def folder(tmp_path, tiny):
     return tmp_path
 
 
-def check_parity(autoencoder, file):
+def check_parity(autoencoder, file, scale: Any = SCALE, shift: Any = 0.0, tolerance=1e-4):
+    """diffusers' pipelines apply scale and shift; its network, which was recorded, does not."""
+    scale, shift = np.asarray(scale, np.float32), np.asarray(shift, np.float32)
     mean, log_variance = autoencoder.encode(nhwc(file["image_nchw"]))
-    assert error(mean / SCALE, file["mean_nchw"]) < 1e-4
-    assert error(log_variance - 2 * np.log(SCALE), file["logvar_nchw"]) < 1e-4
-    images = autoencoder.decode(SCALE * nhwc(file["latent_nchw"]))
-    assert error(images, file["decoded_nchw"]) < 1e-4
+    assert error(mean / scale + shift, file["mean_nchw"]) < tolerance
+    assert error(log_variance - 2 * np.log(scale), file["logvar_nchw"]) < tolerance
+    images = autoencoder.decode((nhwc(file["latent_nchw"]) - shift) * scale)
+    assert error(images, file["decoded_nchw"]) < tolerance
 
 
 def parameters(module) -> int:
@@ -70,6 +73,24 @@ def test_the_full_network_matches_the_recording():
     autoencoder = autoencoder_from_weights(weights, AutoencoderConfig())
     assert parameters(autoencoder) == 83_653_863
     check_parity(autoencoder, file)
+
+
+def test_16_channels_scale_and_shift_and_no_quant_convs(tmp_path):
+    """As in Stable Diffusion 3 and FLUX."""
+    file, weights, text = recorded("16")
+    path, config = tmp_path / "diffusion_pytorch_model.safetensors", tmp_path / "config.json"
+    safetensors.numpy.save_file(weights, path)
+    config.write_text(text)
+    autoencoder = load_autoencoder(tmp_path)
+    assert autoencoder.config.latent_channels == 16
+    check_parity(autoencoder, file, 1.5305, 0.0609, tolerance=1e-5)
+    mean, std = np.linspace(-1, 1, 16).tolist(), np.linspace(0.5, 2, 16).tolist()
+    per_channel = {"shift_factor": None, "latents_mean": mean, "latents_std": std}
+    config.write_text(json.dumps(json.loads(text) | per_channel))
+    check_parity(load_autoencoder(tmp_path), file, 1.5305 / np.array(std), mean, tolerance=1e-5)
+    config.unlink()
+    with pytest.raises(InputError, match=r"of 16 channels; put the config\.json published with it"):
+        load_autoencoder(path)
 
 
 def test_without_a_config_the_sizes_are_those_of_the_arrays(folder):
@@ -133,7 +154,13 @@ def test_each_error_is_one_line(folder, tiny):
     refused(tiny[1] | {"decoder.conv_in.bias": bias[:3]}, config, "decoder.conv_in.bias (3,)")
     refused(tiny[1], config | {"layers_per_block": 2}, "missing: decoder.up_blocks.0.resnets.2")
     refused(tiny[1], config | {"block_out_channels": [32, 60]}, "norm_num_groups 8", "60")
-    refused(tiny[1], config | {"use_quant_conv": False}, "use_quant_conv False")
+    refused(tiny[1], config | {"use_quant_conv": False}, "left over: quant_conv.bias")
+    refused(tiny[1], config | {"shift_factor": float("nan")}, "shift_factor must be finite")
+    refused(tiny[1], config | {"latents_mean": [0] * 4}, "go together")
+    both = {"latents_mean": [0] * 4, "latents_std": [1, 0, 1, 1]}
+    refused(tiny[1], config | both, "division by zero")
+    both = {"latents_mean": [0] * 3, "latents_std": [1] * 3}
+    refused(tiny[1], config | both, "one number for 4 channels")
     refused(tiny[1], config | {"down_block_types": ["AttnDown"]}, "AttnDown")
     refused(tiny[1], [], "config.json is not a config")
     (folder / "config.json").unlink()

@@ -1,4 +1,4 @@
-"""Stable Diffusion's autoencoder: images to latents an eighth as large, and back.
+"""The autoencoder of Stable Diffusion and FLUX: images to latents an eighth as large, and back.
 
 The modules' fields have the names of the published files, as in
 `encoder.down_blocks.0.resnets.1.conv2.weight`, so that a loader needs no table.
@@ -7,4 +7,6 @@ The modules' fields have the names of the published files, as in
 from odelt_eqx.nn.autoencoder.network import (
     Autoencoder as Autoencoder,
     AutoencoderConfig as AutoencoderConfig,
+    PerChannel as PerChannel,
+    check_factors as check_factors,
 )

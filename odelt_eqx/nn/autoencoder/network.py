@@ -22,10 +22,20 @@ from odelt_eqx.nn.convolution import Convolution, convolution
 LOG_VARIANCES = (-30.0, 20.0)
 """Bounds of the encoder's log-variance, before scaling."""
 
+PerChannel = float | tuple[float, ...]
+"""One number for all channels of a latent, or one for each."""
+
 
 @dataclasses.dataclass(frozen=True)
 class AutoencoderConfig:
     """Shape of an `Autoencoder`; names and defaults are those of Stable Diffusion's.
+
+    | weights | latent_channels | scaling_factor | shift_factor | use_(post_)quant_conv |
+    |---|---|---|---|---|
+    | Stable Diffusion 1, 2 | 4 | 0.18215 | 0 | yes |
+    | Stable Diffusion XL | 4 | 0.13025 | 0 | yes |
+    | Stable Diffusion 3 | 16 | 1.5305 | 0.0609 | no |
+    | FLUX.1 | 16 | 0.3611 | 0.1159 | no |
 
     Args:
         block_out_channels: width of each level, from the image inwards; each level but the last
@@ -33,21 +43,29 @@ class AutoencoderConfig:
         layers_per_block: residual blocks per level of the encoder; the decoder has one more.
         norm_num_groups: groups of the group norms.
         latent_channels: channels of a latent.
-        scaling_factor: a latent is the encoder's output times this, of about unit variance.
+        scaling_factor: see `shift_factor`; one number, or one for each channel.
+        shift_factor: a latent, of about unit variance, is (z - shift_factor) * scaling_factor,
+            where z is the encoder's output; one number, or one for each channel.
+        use_quant_conv: whether a 1 x 1 convolution follows the encoder.
+        use_post_quant_conv: whether one precedes the decoder.
 
     Raises:
-        InputError: a size is not positive, or a width is not a multiple of the groups.
+        InputError: a size is not positive, a width is not a multiple of the groups, or there are
+            fewer or more factors than channels.
     """
 
     block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
     layers_per_block: int = 2
     norm_num_groups: int = 32
     latent_channels: int = 4
-    scaling_factor: float = 0.18215
+    scaling_factor: PerChannel = 0.18215
+    shift_factor: PerChannel = 0.0
+    use_quant_conv: bool = True
+    use_post_quant_conv: bool = True
 
     def __post_init__(self) -> None:
         check_range(self, "layers_per_block", "norm_num_groups", "latent_channels", least=1)
-        check_range(self, "scaling_factor", above=0)
+        check_factors(self.scaling_factor, self.shift_factor, self.latent_channels)
         widths, groups = self.block_out_channels, self.norm_num_groups
         if not widths or any(width < 1 or width % groups for width in widths):
             raise InputError(
@@ -58,6 +76,18 @@ class AutoencoderConfig:
     def reduction(self) -> int:
         """Pixels per latent cell along each axis."""
         return 2 ** (len(self.block_out_channels) - 1)
+
+
+def check_factors(scaling_factor: PerChannel, shift_factor: PerChannel, channels: int) -> None:
+    """Raise an InputError unless these scale and shift latents of so many channels."""
+    factors = {"scaling_factor": scaling_factor, "shift_factor": shift_factor}
+    for name, values in factors.items():
+        if isinstance(values, tuple) and len(values) != channels:
+            raise InputError(f"{name} must have one number for {channels} channels; got {values}")
+    if not (np.greater(scaling_factor, 0) & np.isfinite(scaling_factor)).all():
+        raise InputError(f"scaling_factor must be positive; got {scaling_factor}")
+    if not np.isfinite(shift_factor).all():
+        raise InputError(f"shift_factor must be finite; got {shift_factor}")
 
 
 class Encoder(eqx.Module):
@@ -113,16 +143,16 @@ class Decoder(eqx.Module):
 class Autoencoder(eqx.Module):
     """Stable Diffusion's variational autoencoder, images to latents and back.
 
-    Latents are scaled everywhere outside this class: only `encode` multiplies by the config's
-    `scaling_factor`, and only `decode` divides by it. So latents that are stored, trained on and
-    sampled have about unit variance.
+    Latents are scaled everywhere outside this class: only `encode` applies the config's
+    `shift_factor` and `scaling_factor`, and only `decode` inverts them. So latents that are stored,
+    trained on and sampled have about unit variance.
 
     Source: arXiv 2112.10752; the architecture is that of diffusers' `AutoencoderKL`.
     """
 
     encoder: Encoder
-    quant_conv: Convolution
-    post_quant_conv: Convolution
+    quant_conv: Convolution | None
+    post_quant_conv: Convolution | None
     decoder: Decoder
     config: AutoencoderConfig = eqx.field(static=True)
 
@@ -130,8 +160,11 @@ class Autoencoder(eqx.Module):
         encoder, decoder, quant, post_quant = jax.random.split(key, 4)
         moments, channels = 2 * config.latent_channels, config.latent_channels
         self.encoder = Encoder(config, key=encoder)
-        self.quant_conv = convolution(moments, moments, 1, quant)
-        self.post_quant_conv = convolution(channels, channels, 1, post_quant)
+        use_quant, use_post_quant = config.use_quant_conv, config.use_post_quant_conv
+        self.quant_conv = convolution(moments, moments, 1, quant) if use_quant else None
+        self.post_quant_conv = (
+            convolution(channels, channels, 1, post_quant) if use_post_quant else None
+        )
         self.decoder = Decoder(config, key=decoder)
         self.config = config
 
@@ -151,14 +184,19 @@ class Autoencoder(eqx.Module):
         Raises:
             InputError: height or width is not such a multiple.
         """
-        reduction, scale = self.config.reduction, self.config.scaling_factor
+        reduction = self.config.reduction
         if images.shape[1] % reduction or images.shape[2] % reduction:
             raise InputError(
                 f"images must be multiples of {reduction} pixels high and wide; "
                 f"got {images.shape[1]} x {images.shape[2]}"
             )
-        mean, log_variance = jnp.split(self.quant_conv(self.encoder(images)), 2, axis=-1)
-        return scale * mean, jnp.clip(log_variance, *LOG_VARIANCES) + 2 * np.log(scale).item()
+        moments = self.encoder(images)
+        if self.quant_conv is not None:
+            moments = self.quant_conv(moments)
+        mean, log_variance = jnp.split(moments, 2, axis=-1)
+        shift, scale = jnp.array(self.config.shift_factor), jnp.array(self.config.scaling_factor)
+        log_variance = jnp.clip(log_variance, *LOG_VARIANCES)
+        return (mean - shift) * scale, log_variance + 2 * jnp.log(scale)
 
     @eqx.filter_jit
     def draw_latents(
@@ -184,4 +222,6 @@ class Autoencoder(eqx.Module):
             raise InputError(
                 f"latents must have {self.config.latent_channels} channels; got {latents.shape[-1]}"
             )
-        return self.decoder(self.post_quant_conv(latents / self.config.scaling_factor))
+        shift, scale = jnp.array(self.config.shift_factor), jnp.array(self.config.scaling_factor)
+        z = latents / scale + shift
+        return self.decoder(z if self.post_quant_conv is None else self.post_quant_conv(z))
