@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from odelt_eqx.data.decode import BadImageError, check_shape, decode_image
-from odelt_eqx.data.raw import RawImages, find_common_shape, find_raw_images, find_white
+from odelt_eqx.data.raw import RawItems, find_common_shape, find_raw_images, find_white
 from odelt_eqx.data.source import DataSet, ImageSource, Split
 from odelt_eqx.data.splits import HeldOut
 from odelt_eqx.errors import InputError, check_range
@@ -55,7 +55,7 @@ class Folder(DataSet):
         check_range(self, "white", least=1)
         check_range(self, "max_failures", least=0, most=1)
 
-    def find(self) -> RawImages:
+    def find(self) -> RawItems:
         """Return the images of both splits, encoded; an InputError if there are none."""
         return self._find(self.folder)
 
@@ -69,7 +69,7 @@ class Folder(DataSet):
         size = height if height == width else (height, width)
         return dataclasses.replace(self, size=size, channels=channels)
 
-    def _shape(self, images: RawImages) -> tuple[int, int, int]:
+    def _shape(self, images: RawItems) -> tuple[int, int, int]:
         if self.size is not None and self.channels is not None:
             return (*height_width(self.size), self.channels)
         height, width, channels = find_common_shape(images)
@@ -92,7 +92,7 @@ class Folder(DataSet):
         shape = (height, width, channels)
         return ImageSource(read, len(images), shape, images.class_names, identity)
 
-    def _find(self, path: Path) -> RawImages:
+    def _find(self, path: Path) -> RawItems:
         return find_raw_images(path, self.image, self.label, self.renumber)
 
 
@@ -100,7 +100,7 @@ class Folder(DataSet):
 class _Reader:
     """Reads the pixels and the label of an image, or of the next one that can be used."""
 
-    images: RawImages
+    images: RawItems
     size: ImageSize
     channels: int
     white: int

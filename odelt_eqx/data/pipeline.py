@@ -27,7 +27,8 @@ class Loading:
     """How training reads its data; only `flip` changes what it reads.
 
     Args:
-        flip: mirror each image, left for right, with probability 1/2.
+        flip: mirror each image, left for right, with probability 1/2. Latents are taken for mirror
+            images that were encoded, and left alone where they were not.
         threads: threads that read ahead, in this process or in each worker.
         workers: processes that read ahead; 0 reads in this one. Each has a copy of the source.
         buffer: batches to read ahead, in this process or in each worker.

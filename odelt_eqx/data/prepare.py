@@ -1,23 +1,24 @@
-"""Raw images to shards."""
+"""Raw images, and whatever else is read item by item, to shards."""
 
 import dataclasses
 import json
 import multiprocessing
 import os
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Bool
 
 from odelt_eqx.data.decode import BadImageError, check_shape, decode_image
 from odelt_eqx.data.pipeline import follow_parent
-from odelt_eqx.data.raw import RawImages, find_raw_images, find_white
+from odelt_eqx.data.raw import RawItems, find_raw_images, find_white
 from odelt_eqx.data.records import INDEX, VERSION, Index, Layout, write_shard
 from odelt_eqx.data.source import Split
 from odelt_eqx.data.splits import HeldOut
@@ -38,6 +39,7 @@ PLAN, SKIPPED = "plan.json", "skipped.jsonl"
 CHUNKS = ".chunks"
 """Folder, among the shards, of the outcome of each finished chunk."""
 SPLITS: tuple[Split, ...] = ("train", "held-out")
+Found = TypeVar("Found")
 
 
 def count_cores() -> int:
@@ -114,20 +116,71 @@ def prepare(source: Path, out: Path, config: PrepareConfig) -> list[Path]:
         InputError: the source cannot be read or too many of its images cannot be used; `out`
             contains something else or cannot be written.
     """
-    chunks, class_names = _make_chunks(source, out, config)
-    items = [(chunk.images.names, chunk.images.labels, chunk.held_out) for chunk in chunks]
-    plan = {"size": config.size, "channels": config.channels, "chunk": config.chunk}
-    start_folder(out, {**plan, "images": fingerprint(class_names, items)})
+    find = partial(
+        find_raw_images, image=config.image, label=config.label, renumber=config.renumber
+    )
+    found = find_items(source, out, config, find)
+    white = config.white or find_white(found[0])
+    layout = Layout("images", "uint8", (*height_width(config.size), config.channels))
+    decode = partial(decode_image, size=config.size, channels=config.channels, white=white)
+    plan = {"size": config.size, "channels": config.channels}
+    return write_items(found, layout, decode, out, config, plan)
+
+
+def find_items(
+    source: Path, out: Path, config: PrepareConfig, find: Callable[[Path], Found]
+) -> list[Found]:
+    """Return what is found in a source and, if there is one, in the held-out source.
+
+    Raises:
+        InputError: `find` raises it, or the shards would lie in a source.
+    """
+    sources = [source] if config.held_out_source is None else [source, config.held_out_source]
+    for path in sources:
+        if out.resolve().is_relative_to(path.resolve()):
+            raise InputError(f"{out} lies in {path}, which is only read; choose another folder")
+    return [find(path) for path in sources]
+
+
+def write_items(
+    found: Sequence[RawItems],
+    layout: Layout,
+    decode: Callable[[Any], np.ndarray],
+    out: Path,
+    config: PrepareConfig,
+    plan: dict[str, Any],
+) -> list[Path]:
+    """Write items as shards, in parallel, and their index once all are there.
+
+    Args:
+        found: the items of the source, then those of the held-out source, if there is one.
+        layout: of the records.
+        decode: returns the values of a record from what `RawItems.read` returns; can be pickled.
+        out: folder of the shards.
+        config: how to write them; size, channels and the like are the business of `decode`.
+        plan: what else the content of the shards depends on.
+
+    Returns:
+        See `prepare`.
+
+    Raises:
+        InputError: too many items cannot be used, or `out` contains something else or cannot be
+            written.
+    """
+    chunks, class_names = _make_chunks(found, layout, decode, out, config)
+    items = [(chunk.items.names, chunk.items.labels, chunk.held_out) for chunk in chunks]
+    plan = {**plan, "chunk": config.chunk, layout.kind: fingerprint(class_names, items)}
+    start_folder(out, plan)
     own = chunks[part_slice(config.part)]
-    total = sum(len(chunk.images) for chunk in own)
+    total = sum(len(chunk.items) for chunk in own)
     missing = [chunk for chunk in own if not chunk.outcome_path.is_file()]
-    done = total - sum(len(chunk.images) for chunk in missing)
+    done = total - sum(len(chunk.items) for chunk in missing)
     failures = sum(len(outcome.skipped) for outcome in _load_outcomes(own))
 
     def check_failures() -> None:
         if failures > max(min(1, total - 1), config.max_failures * total):
             raise InputError(
-                f"{failures} of {total} images cannot be used, more than max_failures "
+                f"{failures} of {total} {layout.kind} cannot be used, more than max_failures "
                 f"{config.max_failures:g}; {out / SKIPPED} says why"
             )
 
@@ -137,7 +190,7 @@ def prepare(source: Path, out: Path, config: PrepareConfig) -> list[Path]:
             for chunk, outcome in _write_chunks(missing, config.workers):
                 failures += len(outcome.skipped)
                 progress.show(skipped=failures)
-                progress.advance(len(chunk.images))
+                progress.advance(len(chunk.items))
                 check_failures()
     finally:
         outcomes = _load_outcomes(chunks)
@@ -154,9 +207,8 @@ def prepare(source: Path, out: Path, config: PrepareConfig) -> list[Path]:
         shards[split] = {chunk.shard(split).name: len(own) for chunk, own in pairs if own}
         counts = np.bincount(np.concatenate(labels).astype(int), minlength=len(class_names))
         classes[split] = tuple(counts.tolist())
-    by_hash = config.held_out_source is None and chunks[0].images.held_out is None
+    by_hash = config.held_out_source is None and chunks[0].items.held_out is None
     held_out = config.held_out if by_hash else None
-    layout = chunks[0].layout
     index = Index(layout, class_names, shards, classes, held_out, len(skipped))
     with write_errors(out):
         write_json(out / INDEX, to_dict(index))
@@ -165,12 +217,12 @@ def prepare(source: Path, out: Path, config: PrepareConfig) -> list[Path]:
 
 @dataclasses.dataclass(frozen=True)
 class _Chunk:
-    """Consecutive images of a source, which become a shard of each split."""
+    """Consecutive items of a source, which become a shard of each split."""
 
     number: int
-    images: RawImages
+    items: RawItems
     held_out: Bool[np.ndarray, " count"]
-    white: int
+    decode: Callable[[Any], np.ndarray]
     layout: Layout
     folder: Path
 
@@ -193,29 +245,27 @@ class _Outcome:
 
 
 def _make_chunks(
-    source: Path, out: Path, config: PrepareConfig
+    found: Sequence[RawItems],
+    layout: Layout,
+    decode: Callable[[Any], np.ndarray],
+    out: Path,
+    config: PrepareConfig,
 ) -> tuple[list[_Chunk], tuple[str, ...]]:
     """Return all chunks and the class names."""
-    layout = Layout("images", "uint8", (*height_width(config.size), config.channels))
-    sources = [source] if config.held_out_source is None else [source, config.held_out_source]
-    for path in sources:
-        if out.resolve().is_relative_to(path.resolve()):
-            raise InputError(f"{out} lies in {path}, which is only read; choose another folder")
-    found = [find_raw_images(p, config.image, config.label, config.renumber) for p in sources]
-    class_names, white = found[0].class_names, config.white or find_white(found[0])
+    class_names = found[0].class_names
     if config.held_out_source is not None:
-        found[0] = found[0].for_training()
+        found = [found[0].for_training(), *found[1:]]
     chunks: list[_Chunk] = []
-    for images in found:
-        relabelled = images.relabel(class_names)
-        for first in range(0, len(images), config.chunk):
-            part = relabelled.take(range(first, min(first + config.chunk, len(images))))
-            held_out = np.full(len(part), images is not found[0])
+    for items in found:
+        relabelled = items.relabel(class_names)
+        for first in range(0, len(items), config.chunk):
+            part = relabelled.take(range(first, min(first + config.chunk, len(items))))
+            held_out = np.full(len(part), items is not found[0])
             if config.held_out_source is None:
                 held_out = part.held_out
                 if held_out is None:
                     held_out = config.held_out.select(part.names, "held-out")
-            chunks.append(_Chunk(len(chunks), part, held_out, white, layout, out))
+            chunks.append(_Chunk(len(chunks), part, held_out, decode, layout, out))
     return chunks, class_names
 
 
@@ -243,24 +293,22 @@ def start_folder(out: Path, plan: dict[str, Any], ignored: Collection[str] = ())
 def _write_chunk(chunk: _Chunk) -> _Outcome:
     """Write the shards of a chunk, then its outcome; this runs in worker processes."""
     outcome = _Outcome({split: [] for split in SPLITS}, [])
-    height, width, channels = chunk.layout.shape
-    images = chunk.images
+    items = chunk.items
     with write_errors(chunk.folder, "the same command resumes"):
         with ExitStack() as stack:
             write = {s: stack.enter_context(write_shard(chunk.shard(s))) for s in SPLITS}
-            for index, name in enumerate(images.names):
+            for index, name in enumerate(items.names):
                 try:
-                    data = images.read(images.locations[index])
-                    pixels = decode_image(data, (height, width), channels, chunk.white)
-                except BadImageError as error:
+                    values = chunk.decode(items.read(items.locations[index]))
+                except (BadImageError, InputError) as error:
                     outcome.skipped.append((name, str(error)))
                     continue
                 except Exception as error:  # a damaged archive raises anything
                     outcome.skipped.append((name, f"{type(error).__name__}: {reason(error)}"))
                     continue
                 split: Split = "held-out" if chunk.held_out[index] else "train"
-                label, encoded = int(images.labels[index]), name.encode(errors="surrogateescape")
-                write[split](chunk.layout.pack(label, pixels, encoded))
+                label, encoded = int(items.labels[index]), name.encode(errors="surrogateescape")
+                write[split](chunk.layout.pack(label, values, encoded))
                 outcome.labels[split].append(label)
         chunk.outcome_path.parent.mkdir(exist_ok=True)
         temporary = temporary_path(chunk.outcome_path)

@@ -46,8 +46,8 @@ MAX_BYTES = 2**28
 
 
 @dataclasses.dataclass(frozen=True)
-class RawImages:
-    """Encoded images and their classes.
+class RawItems:
+    """Encoded images, or latents as others store them, and their classes.
 
     Args:
         path: the folder or file that they are in.
@@ -55,7 +55,8 @@ class RawImages:
         labels: class of each.
         class_names: by label.
         locations: location of each, an argument of `read`.
-        read: returns the bytes at a location; raises what the archive raises.
+        read: returns the bytes of the image, or the array, at a location; raises what the archive
+            raises.
         held_out: which of them are held out, where the names of folders or files say so.
     """
 
@@ -64,14 +65,14 @@ class RawImages:
     labels: Int[np.ndarray, " count"]
     class_names: tuple[str, ...]
     locations: Sequence[Any]
-    read: Callable[[Any], bytes]
+    read: Callable[[Any], Any]
     held_out: Bool[np.ndarray, " count"] | None = None
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def take(self, indices: Indices) -> "RawImages":
-        """Return the images with these indices."""
+    def take(self, indices: Indices) -> "RawItems":
+        """Return the items with these indices."""
         names = [self.names[index] for index in indices]
         locations = [self.locations[index] for index in indices]
         rows = np.asarray(indices, int)
@@ -80,18 +81,18 @@ class RawImages:
             self, names=names, labels=self.labels[rows], locations=locations, held_out=held_out
         )
 
-    def split(self, split: Split, by: HeldOut) -> "RawImages":
-        """Return the images of a split; `by` decides where no names of folders or files do."""
+    def split(self, split: Split, by: HeldOut) -> "RawItems":
+        """Return the items of a split; `by` decides where no names of folders or files do."""
         if self.held_out is None:
             return self.take(np.flatnonzero(by.select(self.names, split)))
         return self.take(np.flatnonzero(self.held_out == (split == "held-out")))
 
-    def for_training(self) -> "RawImages":
-        """Return the images without those that the names of folders or files hold out."""
+    def for_training(self) -> "RawItems":
+        """Return the items without those that the names of folders or files hold out."""
         return self if self.held_out is None else self.take(np.flatnonzero(~self.held_out))
 
-    def relabel(self, class_names: tuple[str, ...]) -> "RawImages":
-        """Return the images labelled by other class names, which include theirs.
+    def relabel(self, class_names: tuple[str, ...]) -> "RawItems":
+        """Return the items labelled by other class names, which include theirs.
 
         Raises:
             InputError: a class is missing.
@@ -104,7 +105,7 @@ class RawImages:
 
 def find_raw_images(
     path: Path, image: str = "image", label: str = "label", renumber: bool = False
-) -> RawImages:
+) -> RawItems:
     """Return the images in a folder, an archive or Parquet files.
 
     The class of an image is what files of labels say (`odelt_eqx.data.labels`), or else the first
@@ -126,8 +127,8 @@ def find_raw_images(
         tables = sorted(p for p in path.rglob("*.parquet") if p.is_file())
         if tables:
             return _find_in_parquet(path, tables, image, **how)
-        files = _list_folder(path)
-        if not any(map(_is_image, files)) and any(name.endswith(".tar") for name in files):
+        files = list_folder(path)
+        if not any(map(is_image, files)) and any(name.endswith(".tar") for name in files):
             tars = [path / name for name in files if name.endswith(".tar")]
             return _find_in_tars(path, tars, **how)
         return _label_by_path(path, files, partial(_read_file, path), **how)
@@ -146,7 +147,7 @@ def find_raw_images(
     return _label_by_path(path, members, partial(_read_zip, path), **how)
 
 
-def find_white(images: RawImages) -> int:
+def find_white(images: RawItems) -> int:
     """Return the brightest value of a data set whose images have more than 8 bits.
 
     It is that of 8, 10, 12, 14 or 16 bits, the least that holds what a few of the images hold.
@@ -162,7 +163,7 @@ def find_white(images: RawImages) -> int:
     return white
 
 
-def find_common_shape(images: RawImages) -> tuple[int, int, int]:
+def find_common_shape(images: RawItems) -> tuple[int, int, int]:
     """Return (height, width, channels) that suit a few of the images, 64 pixels at most.
 
     The shape is theirs if all have one that can be cut into at most 8 x 8 patches, or else near the
@@ -184,7 +185,7 @@ def find_common_shape(images: RawImages) -> tuple[int, int, int]:
     return rounded[0], rounded[1], channels
 
 
-def _read_some(images: RawImages) -> Iterator[bytes]:
+def _read_some(images: RawItems) -> Iterator[bytes]:
     """Yield some of the images, of all parts; those that cannot be read are left out."""
     for index in np.unique(np.linspace(0, len(images) - 1, min(len(images), 16)).astype(int)):
         try:
@@ -193,7 +194,7 @@ def _read_some(images: RawImages) -> Iterator[bytes]:
             continue
 
 
-def _list_folder(folder: Path) -> dict[str, str]:
+def list_folder(folder: Path) -> dict[str, str]:
     """Return the files in a folder and its subfolders, by path; hidden ones are left out.
 
     So is what is no file: pipes and devices, whose reading may never end, and links to nothing.
@@ -230,7 +231,7 @@ def _identity(path: str | Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _find_in_tars(path: Path, files: Sequence[Path], **how: Any) -> RawImages:
+def _find_in_tars(path: Path, files: Sequence[Path], **how: Any) -> RawItems:
     """Return the images in tar archives; several are told apart by their names."""
     members: dict[str, Any] = {}
     for file in files:
@@ -259,12 +260,12 @@ def _label_by_path(
     label: str = "label",
     renumber: bool = False,
     tars: bool = False,
-) -> RawImages:
+) -> RawItems:
     """Return the images among files, given by name with their location, and their classes.
 
     Names of several `tars` begin with that of the archive, which may be a split but is no class.
     """
-    names = list(filter(_is_image, members))
+    names = list(filter(is_image, members))
     if not names:
         raise InputError(f"{path} holds no images ({', '.join(sorted(SUFFIXES))})")
     folders = [name.split("/")[:-1] for name in names]
@@ -292,7 +293,7 @@ def _label_by_path(
                 "into a folder, or the folders elsewhere"
             )
     locations = [members[name] for name in names]
-    return RawImages(path, names, labels, class_names, locations, read, held_out)
+    return RawItems(path, names, labels, class_names, locations, read, held_out)
 
 
 def _common(folders: Sequence[list[str]]) -> int:
@@ -301,7 +302,8 @@ def _common(folders: Sequence[list[str]]) -> int:
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
-def _is_image(name: str) -> bool:
+def is_image(name: str) -> bool:
+    """Return whether a file that has this name is taken for an image."""
     name = name.rsplit("/", 1)[-1]
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
 
@@ -338,7 +340,7 @@ def _read_tar(location: tuple[str, int, int]) -> bytes:
 
 def _find_in_parquet(
     path: Path, files: list[Path], image: str, label: str, renumber: bool
-) -> RawImages:
+) -> RawItems:
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -381,7 +383,7 @@ def _find_in_parquet(
         class_names, labels = number_values(values, path, class_names, renumber)
     read = partial(_read_parquet, image)
     parts = None if splits is None else np.asarray(held_out)
-    return RawImages(path, names, labels, class_names or UNLABELLED, locations, read, parts)
+    return RawItems(path, names, labels, class_names or UNLABELLED, locations, read, parts)
 
 
 def _splits_of_files(names: Sequence[str], what: Path) -> dict[str, bool] | None:

@@ -10,7 +10,8 @@ pixels they are read 40 times as fast as PNG and take a fifth more space. A reco
 
 The values of an image are bytes (height, width, channels). Those of a latent are floats
 (2, height, width, 2 x channels): for the image and its mirror image, the mean and then the
-log-variance of the autoencoder's normal distribution.
+log-variance of the autoencoder's normal distribution. The first axis is 1 where nobody encoded the
+mirror image, which is not the mirror image of the latent.
 """
 
 import dataclasses
@@ -57,7 +58,7 @@ class Layout:
             fits = self.dtype == "uint8" and len(self.shape) == 3
         else:
             fits = self.dtype != "uint8" and len(self.shape) == 4
-            fits = fits and self.shape[0] == 2 and self.shape[3] % 2 == 0
+            fits = fits and self.shape[0] in (1, 2) and self.shape[3] % 2 == 0
         if not fits or min(self.shape) < 1:
             raise InputError(f"no records are {self.kind} of {self.dtype} {self.shape}")
 

@@ -59,9 +59,12 @@ class LatentSource(Source):
         return {"x": mean, "condition": np.asarray(label, np.int32)}
 
     def draw(self, index: SupportsIndex, rng: np.random.Generator, flip: bool) -> Example:
-        """Return a sample of latent `index`; see `Source.draw`."""
+        """Return a sample of latent `index`; see `Source.draw`.
+
+        It is never mirrored if the shards lack the latents of mirror images.
+        """
         values, label = _read(self._records, self._layout, index)
-        mirrored = int(flip and rng.random() < 0.5)
+        mirrored = int(flip and len(values) == 2 and rng.random() < 0.5)
         mean, log_variance = np.split(values[mirrored].astype(np.float32), 2, axis=-1)
         noise = rng.standard_normal(mean.shape, np.float32)
         x = mean + np.exp(log_variance / 2) * noise

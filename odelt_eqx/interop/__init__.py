@@ -1,10 +1,12 @@
-"""Foreign checkpoints and weights, never trusted, and the reference's faulty objectives."""
+"""Foreign weights and latents, never trusted, and the reference's faulty objectives."""
 
 from odelt_eqx.interop.autoencoder import (
     autoencoder_from_weights as autoencoder_from_weights,
     load_autoencoder as load_autoencoder,
 )
 from odelt_eqx.interop.inception import load_inception as load_inception
+from odelt_eqx.interop.latent_files import holds_latents as holds_latents
+from odelt_eqx.interop.latents import import_latents as import_latents
 from odelt_eqx.interop.published import (
     PublishedLengthConsistency as PublishedLengthConsistency,
     PublishedLiveReflow as PublishedLiveReflow,

@@ -106,11 +106,11 @@ def test_an_interrupted_job_resumes_after_its_finished_shards(images, tmp_path, 
     prepare(images, tmp_path / "whole", config())
     out, decode, calls = tmp_path / "out", prepare_module.decode_image, []
 
-    def interrupted(*args):
-        calls.append(args)
+    def interrupted(data, **options):
+        calls.append(data)
         if len(calls) == 8:
             raise KeyboardInterrupt
-        return decode(*args)
+        return decode(data, **options)
 
     monkeypatch.setattr(prepare_module, "decode_image", interrupted)
     with pytest.raises(KeyboardInterrupt):

@@ -160,7 +160,7 @@ def test_each_error_is_one_line(folder, tiny):
     both = {"latents_mean": [0] * 4, "latents_std": [1, 0, 1, 1]}
     refused(tiny[1], config | both, "division by zero")
     both = {"latents_mean": [0] * 3, "latents_std": [1] * 3}
-    refused(tiny[1], config | both, "one number for 4 channels")
+    refused(tiny[1], config | both, "one number or 4; got 3")
     refused(tiny[1], config | {"down_block_types": ["AttnDown"]}, "AttnDown")
     refused(tiny[1], [], "config.json is not a config")
     (folder / "config.json").unlink()

@@ -5,6 +5,7 @@ The modules' fields have the names of the published files, as in
 """
 
 from odelt_eqx.nn.autoencoder.network import (
+    LOG_VARIANCES as LOG_VARIANCES,
     Autoencoder as Autoencoder,
     AutoencoderConfig as AutoencoderConfig,
     PerChannel as PerChannel,

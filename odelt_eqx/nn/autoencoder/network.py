@@ -80,14 +80,13 @@ class AutoencoderConfig:
 
 def check_factors(scaling_factor: PerChannel, shift_factor: PerChannel, channels: int) -> None:
     """Raise an InputError unless these scale and shift latents of so many channels."""
-    factors = {"scaling_factor": scaling_factor, "shift_factor": shift_factor}
-    for name, values in factors.items():
+    for name, values in {"scaling_factor": scaling_factor, "shift_factor": shift_factor}.items():
         if isinstance(values, tuple) and len(values) != channels:
-            raise InputError(f"{name} must have one number for {channels} channels; got {values}")
-    if not (np.greater(scaling_factor, 0) & np.isfinite(scaling_factor)).all():
+            raise InputError(f"{name} must be one number or {channels}; got {len(values)}")
+        if not np.isfinite(values).all():
+            raise InputError(f"{name} must be finite; got {values}")
+    if not np.greater(scaling_factor, 0).all():
         raise InputError(f"scaling_factor must be positive; got {scaling_factor}")
-    if not np.isfinite(shift_factor).all():
-        raise InputError(f"shift_factor must be finite; got {shift_factor}")
 
 
 class Encoder(eqx.Module):
