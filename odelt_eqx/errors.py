@@ -1,15 +1,31 @@
 """Exceptions, and the checks that raise them for bad input."""
 
+import dataclasses
 import difflib
+import math
+import re
 from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 Value = TypeVar("Value")
 Bound = float | int | None
 
+LARGEST_INTEGER, LARGEST_FLOAT = 2**31 - 1, 3.4e38
+"""The largest numbers that arrays of 32 bits hold."""
+LONGEST = 1000
+"""Characters of a message, at most: names of unknown length come from files."""
+
 
 class InputError(ValueError):
-    """Bad input: one line says what came, what was expected and what to type."""
+    """Bad input: one line says what came, what was expected and what to type.
+
+    What a file says may be part of it, so line breaks and control characters are escaped.
+    """
+
+    def __init__(self, message: str):
+        shown = message if len(message) <= LONGEST else f"{message[:LONGEST]}..."
+        escape = lambda c: c if c.isprintable() else c.encode("unicode_escape").decode()
+        super().__init__("".join(map(escape, shown)))
 
 
 class SolveError(RuntimeError):
@@ -34,8 +50,13 @@ class Interrupted(KeyboardInterrupt):
 
 
 def reason(error: BaseException) -> str:
-    """Return why something failed, as one line of at most 200 characters."""
-    return (" ".join(str(error).split()) or type(error).__name__)[:200]
+    """Return why something failed, as one line of at most 200 characters.
+
+    Addresses of objects are left out. A key that is missing would be its name alone.
+    """
+    text = repr(error) if isinstance(error, KeyError) else str(error)
+    text = re.sub(r"<?([\w.]+)(?: object)? at 0x[0-9a-fA-F]+>?", r"\1", text[:10_000])
+    return (" ".join(text.split()) or type(error).__name__)[:200]
 
 
 def check_range(
@@ -46,19 +67,40 @@ def check_range(
     most: Bound = None,
     below: Bound = None,
 ) -> None:
-    """Raise an InputError unless attributes of `owner` lie in an interval or are None."""
+    """Raise an InputError unless attributes of `owner` are finite and in an interval, or None."""
     for name in names:
         value = getattr(owner, name)
         if value is None:
             continue
         inside = (
-            (least is None or value >= least)
+            abs(value) < math.inf
+            and (least is None or value >= least)
             and (above is None or value > above)
             and (most is None or value <= most)
             and (below is None or value < below)
         )
         if not inside:
             raise InputError(f"{name} must {_interval(least, above, most, below)}; got {value}")
+
+
+def check_numbers(value: Any, name: str = "") -> None:
+    """Raise an InputError unless all numbers in dataclasses and tuples are of 32 bits and finite.
+
+    Args:
+        value: a number, or a dataclass, tuple or list that may hold some, at any depth; all else
+            is passed over.
+        name: what the message calls it.
+    """
+    if dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            check_numbers(getattr(value, field.name), f"{name}.{field.name}".lstrip("."))
+    elif isinstance(value, tuple | list):
+        for item in value:
+            check_numbers(item, name)
+    elif isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+        raise InputError(f"{name} must be an integer of at most {LARGEST_INTEGER:,}; it is larger")
+    elif isinstance(value, float) and not abs(value) <= LARGEST_FLOAT:
+        raise InputError(f"{name} must be a finite number of 32 bits; got {value}")
 
 
 def _interval(least: Bound, above: Bound, most: Bound, below: Bound) -> str:

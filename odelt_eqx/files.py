@@ -5,10 +5,11 @@ import hashlib
 import json
 import math
 import os
+import warnings
 import zipfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import jax
@@ -22,8 +23,10 @@ WRITE_ERRORS = {
     *(errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.ENAMETOOLONG, errno.EEXIST),
 }
 
-UNPACKED, RATIO = 2**28, 100
-"""A compressed file may unpack to so many bytes, or to so many times its own size."""
+UNPACKED, RATIO = 2**26, 100
+"""What is compressed may unpack to so many bytes, or to so many times its own size."""
+MAX_TEXT = 2**28
+"""Bytes of a text file, at most."""
 
 
 def temporary_path(path: Path) -> Path:
@@ -71,33 +74,109 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
         np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
 
 
-def read_json(path: Path, what: str) -> Any:
-    """Return the content of a JSON file.
+def member_path(folder: Path, *names: str) -> Path:
+    """Return the path of a file in a folder, where another file has its name.
+
+    Args:
+        folder: the folder.
+        *names: of subfolders, and at last that of the file.
+
+    Raises:
+        InputError: a name, or a link that stands there, could lead out of the folder.
+    """
+    path = folder.joinpath(*names)
+    inside = all(map(is_file_name, names)) and path.resolve().is_relative_to(folder.resolve())
+    if not inside:
+        raise InputError(f"{'/'.join(names)!r} is not the name of a file in {folder}")
+    return path
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a name is that of a file in any folder and on any system, not a path."""
+    bare = PureWindowsPath(name).name == name and name not in ("", ".", "..")
+    return bare and len(name) <= 200 and name.isprintable() and ":" not in name
+
+
+def read_text(path: Path, what: str) -> str:
+    """Return the content of a text file, UTF-8.
 
     Args:
         path: the file.
-        what: what it should be, for the message: "an index of shards".
+        what: what it should be, for the message: "a list of class names".
 
     Raises:
-        InputError: it is missing or damaged.
+        InputError: it is missing, damaged or too large for such a file.
     """
     try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        return _read_bytes(path).decode()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is not {what}: {reason(error)}") from None
+
+
+def read_json(path: Path, what: str) -> Any:
+    """Return the content of a JSON file; raises as `read_text` does."""
+    try:
+        return parse_json(_read_bytes(path))
+    except (OSError, ValueError) as error:
         raise InputError(f"{path} is not {what}: {reason(error)}") from None
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the objects in a file of JSON lines; damaged lines are skipped, no file has none."""
-    rows = []
-    for line in path.read_bytes().splitlines() if path.is_file() else []:
+    """Return the objects in a file of JSON lines; no file has none.
+
+    A damaged line is skipped, and a warning counts them: all but the last one if it has no end,
+    for then it is being written.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    if not path.is_file():
+        return []
+    try:
+        *lines, last = _read_bytes(path).split(b"\n")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is not a file of JSON lines: {reason(error)}") from None
+    rows, damaged = [], 0
+    for line in (*lines, last):
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):  # half a line: it is being written
-            continue
+            row = parse_json(line)
+        except ValueError:
+            row = None
         if isinstance(row, dict):
             rows.append(row)
+        elif line is not last and line.strip():
+            damaged += 1
+    if damaged:
+        warnings.warn(f"{path}: damaged lines are skipped, {damaged} of {len(lines)}", stacklevel=2)
     return rows
+
+
+def parse_json(content: bytes | str) -> Any:
+    """Return the value of a JSON text, whose numbers must be finite.
+
+    Raises:
+        ValueError: it is no JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(content, parse_constant=_parse_float, parse_float=_parse_float)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _parse_float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"a number is not finite: {text[:20]}")
+    return value
+
+
+def _read_bytes(path: Path) -> bytes:
+    """Return the content of a small file; a ValueError if it is not small."""
+    with path.open("rb") as file:
+        content = file.read(MAX_TEXT + 1)
+    if len(content) > MAX_TEXT:
+        raise ValueError(f"it has more than {MAX_TEXT:,} bytes")
+    return content
 
 
 def read_arrays(
@@ -116,18 +195,40 @@ def read_arrays(
             than its own size.
     """
     try:
+        if path.is_file() and not zipfile.is_zipfile(path):
+            raise ValueError("it is no zip archive, as .npz files are")
         with np.load(path, allow_pickle=False) as file:
             for name in names:
                 if name not in file.files:
                     raise KeyError(f"it has no array {name!r}")
             wanted = [name for name in file.files if name in {*names, *optional}]
-            size = sum(file.zip.getinfo(f"{name}.npy").file_size for name in wanted)
-            if size > UNPACKED and size > RATIO * path.stat().st_size:
-                gib = f"{size / 2**30:.1f} GiB"
-                raise ValueError(f"it unpacks to {gib}; save it uncompressed if that is right")
+            members = [file.zip.getinfo(f"{name}.npy") for name in wanted]
+            packed = min(sum(m.compress_size for m in members), path.stat().st_size)
+            check_unpacked(sum(member.file_size for member in members), packed)
+            for member in members:
+                _check_header(file.zip, member)
             return {name: file[name] for name in wanted}
     except Exception as error:  # a damaged archive raises errors of many kinds
         raise InputError(f"{path} is not {what}: {reason(error)}") from None
+
+
+def check_unpacked(size: int, packed: int) -> None:
+    """Raise a ValueError if `packed` bytes would unpack to far more than their own size."""
+    if size > UNPACKED and size > RATIO * packed:
+        gib = f"{size / 2**30:.1f} GiB"
+        raise ValueError(f"it unpacks to {gib}; save it uncompressed if that is right")
+
+
+def _check_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
+    """Raise a ValueError unless an array has the size that its header claims."""
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        read = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
+        shape, _, dtype = read(file)
+        claimed = file.tell() + math.prod(shape) * dtype.itemsize
+    empty = min(shape, default=0) < 0 or not dtype.itemsize
+    if not dtype.hasobject and (empty or claimed != member.file_size):
+        raise ValueError(f"{member.filename} claims the shape {shape}, which is not its size")
 
 
 def array_names(path: Path, what: str) -> list[str]:

@@ -1,7 +1,11 @@
-"""Typed values to and from what JSON can hold; only the types asked for can come out."""
+"""Typed values to and from what JSON can hold; only the types asked for can come out.
+
+No value is converted: 3.7 and "7" are no integers.
+"""
 
 import dataclasses
 import types
+from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
 import cattrs
@@ -37,9 +41,9 @@ def from_dict(data: Any, kind: Any, what: str) -> Any:
         problem = str(error)
     except cattrs.BaseValidationError as error:
         problem = "; ".join(cattrs.transform_error(error, format_exception=_explain))
-    except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
+    except Exception as error:  # a value of the wrong type breaks any step
         problem = f"{type(error).__name__}: {error}"
-    problem = " ".join(problem.split())[:300]
+    problem = " ".join(problem[:1000].split())[:300]
     raise InputError(f"{what} does not fit this version: {problem}")
 
 
@@ -90,6 +94,38 @@ def _structure_size(data: Any, _: Any) -> ImageSize:
     return _CONVERTER.structure(data, int if isinstance(data, int) else tuple[int, int])
 
 
+def _structure_tuple(kind: Any) -> Any:
+    kinds = get_args(kind)
+
+    def structure(data: Any, _: Any) -> Any:
+        if not isinstance(data, list | tuple):
+            raise InputError(f"expected a list; got {_shown(data)}")
+        each = kinds[:1] * len(data) if kinds[-1] is Ellipsis else kinds
+        if len(each) != len(data):
+            raise InputError(f"expected {len(each)} values; got {len(data)}")
+        pairs = zip(data, each, strict=True)
+        return tuple(_CONVERTER.structure(item, kind) for item, kind in pairs)
+
+    return structure
+
+
+def _structure_plain(data: Any, kind: Any) -> Any:
+    """Return a number, a string or a path; of integers, those of 64 bits."""
+    given = {float: (int, float), Path: str}.get(kind, kind)
+    known = isinstance(data, given) and (kind is bool or not isinstance(data, bool))
+    if not known or (isinstance(data, int) and abs(data) >= 2**63):
+        raise InputError(f"expected {NAMES[kind]}; got {_shown(data)}")
+    return kind(data)
+
+
+def _shown(data: Any) -> str:
+    """Return a value as text if it is a short one, or else its type."""
+    short = isinstance(data, float | str | bool | None) or (
+        isinstance(data, int) and abs(data) < 2**63
+    )
+    return repr(data)[:40] if short else f"a {type(data).__name__}"
+
+
 def _structure_dataclass(kind: Any) -> Any:
     structure = make_dict_structure_fn(kind, _CONVERTER, _cattrs_forbid_extra_keys=True)
     names = {field.name for field in dataclasses.fields(kind)}
@@ -102,8 +138,17 @@ def _structure_dataclass(kind: Any) -> Any:
     return without_dropped
 
 
+NAMES: dict[Any, str] = {
+    **{bool: "true or false", int: "an integer", float: "a number", str: "a text"},
+    Path: "a path",
+}
+"""The types that are no containers, in words."""
+
 _CONVERTER = cattrs.Converter(forbid_extra_keys=True)
 _CONVERTER.register_structure_hook_factory(dataclasses.is_dataclass, _structure_dataclass)
+_CONVERTER.register_structure_hook_factory(lambda kind: get_origin(kind) is tuple, _structure_tuple)
+for _kind in NAMES:
+    _CONVERTER.register_structure_hook(_kind, _structure_plain)
 configure_union_passthrough(bool | int | float | str | None, _CONVERTER)
 _CONVERTER.register_structure_hook(ImageSize, _structure_size)
 _CONVERTER.register_structure_hook(

@@ -14,7 +14,7 @@ from odelt_eqx.data.labels import number_ids
 from odelt_eqx.data.source import ArraySource, DataSet, ImageSource, Split
 from odelt_eqx.data.splits import HeldOut
 from odelt_eqx.errors import InputError, reason
-from odelt_eqx.files import map_array, read_arrays
+from odelt_eqx.files import check_unpacked, map_array, read_arrays
 
 
 def digits(split: Split) -> ArraySource:
@@ -45,6 +45,8 @@ class Digits(DataSet):
         return digits(split)
 
 
+MAX_AXES = 4
+"""Axes of an IDX file: the images, their height, width and perhaps channels."""
 PREFIXES: dict[Split, tuple[str, ...]] = {"train": ("train",), "held-out": ("t10k", "test")}
 """How the names of a split's IDX files begin."""
 
@@ -96,15 +98,18 @@ def read_idx(path: Path) -> UInt8[np.ndarray, "..."]:
         InputError: the file cannot be read or is not of this format.
     """
     try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            head = file.read(4)
+            axes = head[3] if head[:3] == b"\0\0\x08" and len(head) > 3 else 0
+            if 1 <= axes <= MAX_AXES:
+                shape = tuple(np.frombuffer(file.read(4 * axes), ">u4").tolist())
+                check_unpacked(size := math.prod(shape), path.stat().st_size)
+                data = file.read(size + 1)
+                if (len(shape), len(data)) == (axes, size):
+                    return np.frombuffer(data, np.uint8).reshape(shape)
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise InputError(f"{path} cannot be read: {reason(error)}") from None
-    axes = data[3] if data[:3] == b"\0\0\x08" and len(data) > 3 else 0
-    start = 4 + 4 * axes
-    shape = tuple(np.frombuffer(data[4:start], ">u4").tolist())
-    if not axes or len(shape) < axes or len(data) != start + math.prod(shape):
-        raise InputError(f"{path} is not a whole IDX file of bytes; download it again")
-    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
+    raise InputError(f"{path} is not a whole IDX file of bytes; download it again")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +152,7 @@ class Npz(DataSet):
         """Return images as bytes or in [-1, 1], labels as they are, and the names of classes."""
         what, others = "a file of images and labels", ("labels", "class_names")
         arrays = read_arrays(path, what, "images", optional=others)
-        labels = arrays.get("labels", np.zeros(arrays["images"].shape[:1], np.int32))
+        labels = arrays.get("labels", np.zeros(len(np.atleast_1d(arrays["images"])), np.int32))
         images = _check_shapes(arrays["images"], labels, path)
         if self.range is not None or images.dtype != np.uint8:
             images = _scale(images, self.range, path)
@@ -239,7 +244,8 @@ def _check_shapes(images: np.ndarray, labels: np.ndarray, path: Path) -> np.ndar
             f"{path} has images of shape {images.shape}, with channels first; store them last: "
             "numpy.moveaxis(images, 1, -1)"
         )
-    if images.ndim != 4 or labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
+    fits = images.ndim == 4 and 0 not in images.shape[1:] and labels.shape == images.shape[:1]
+    if not fits or labels.dtype.kind not in "iu":
         raise InputError(
             f"{path} has images of shape {images.shape} and labels of shape {labels.shape}, "
             f"{labels.dtype}; expected (count, height, width, channels) and integers (count,)"

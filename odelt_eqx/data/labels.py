@@ -2,17 +2,17 @@
 
 import csv
 import io
-import json
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
-from odelt_eqx.errors import InputError
+from odelt_eqx.errors import InputError, reason
+from odelt_eqx.files import parse_json
 
 UNLABELLED = ("all",)
 """Class names of data without classes."""
@@ -153,16 +153,24 @@ def labels_in_files(
     tables = {"dataset.json": _read_dataset_json, "metadata.csv": _read_csv}
     tables |= {"metadata.jsonl": _read_json_lines}
     found: dict[str, Any] = {}
+
+    def read_member(member: str) -> bytes:
+        try:
+            return read(members[member])
+        except Exception as error:  # a damaged archive raises anything
+            raise InputError(f"{path}/{member} cannot be read: {reason(error)}") from None
+
     for name, parse in tables.items():
         for member in sorted(m for m in members if m.rsplit("/", 1)[-1] == name):
             folder, where = member[: -len(name)], f"{path}/{member}"
+            text = read_member(member)
             try:
-                labels = parse(read(members[member]).decode(), column, where)
-            except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
-                raise InputError(f"{where} is not a file of labels: {error!r}"[:300]) from None
+                labels = parse(text.decode(), column, where)
+            except Exception as error:  # a value of the wrong type breaks any step
+                raise InputError(f"{where} is not a file of labels: {reason(error)}") from None
             found |= {folder + image: label for image, label in labels.items()}
     if not found:
-        found = _read_beside(path, members, read, names, column)
+        found = _read_beside(path, members, read_member, names, column)
     if not found:
         return None
     if missing := [name for name in names if name not in found]:
@@ -174,7 +182,7 @@ def labels_in_files(
 
 def _read_dataset_json(text: str, column: str, where: str) -> dict[str, Any]:
     del column, where
-    return {str(name): label for name, label in json.loads(text)["labels"] or ()}
+    return {str(name): label for name, label in parse_json(text)["labels"] or ()}
 
 
 def _read_csv(text: str, column: str, where: str) -> dict[str, Any]:
@@ -182,7 +190,7 @@ def _read_csv(text: str, column: str, where: str) -> dict[str, Any]:
 
 
 def _read_json_lines(text: str, column: str, where: str) -> dict[str, Any]:
-    return _choose([json.loads(line) for line in text.splitlines() if line.strip()], column, where)
+    return _choose([parse_json(line) for line in text.split("\n") if line.strip()], column, where)
 
 
 def _choose(rows: list[dict[str, Any]], column: str, where: str) -> dict[str, Any]:
@@ -207,8 +215,8 @@ def note_columns(where: object, column: str, others: Sequence[str]) -> None:
 
 def _read_beside(
     path: Path,
-    members: Mapping[str, Any],
-    read: Callable[[Any], bytes],
+    members: Collection[str],
+    read: Callable[[str], bytes],
     names: Sequence[str],
     column: str,
 ) -> dict[str, Any]:
@@ -217,13 +225,13 @@ def _read_beside(
     for name in names:
         stem = name.rsplit(".", 1)[0]
         if f"{stem}.cls" in members:
-            text = read(members[f"{stem}.cls"]).decode(errors="replace").strip()
+            text = read(f"{stem}.cls").decode(errors="replace").strip()
             found[name] = int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else text
         elif f"{stem}.json" in members:
             try:
-                content = json.loads(read(members[f"{stem}.json"]))
-            except (ValueError, RecursionError) as error:
-                raise InputError(f"{path}/{stem}.json is not JSON: {error!r}"[:300]) from None
+                content = parse_json(read(f"{stem}.json"))
+            except ValueError as error:
+                raise InputError(f"{path}/{stem}.json is not JSON: {reason(error)}") from None
             if isinstance(content, dict) and column in content:
                 found[name] = content[column]
     return found

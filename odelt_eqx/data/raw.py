@@ -5,7 +5,6 @@ They are listed once and then read one by one, from any process. Sources are nev
 
 import dataclasses
 import itertools
-import json
 import math
 import os
 import re
@@ -33,6 +32,7 @@ from odelt_eqx.data.labels import (
 from odelt_eqx.data.source import Indices, Split
 from odelt_eqx.data.splits import HeldOut
 from odelt_eqx.errors import InputError, reason
+from odelt_eqx.files import parse_json
 
 SUFFIXES = {
     *(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
@@ -142,7 +142,7 @@ def find_raw_images(
         with zipfile.ZipFile(path) as archive:
             # Windows writes backslashes.
             members = {name.replace("\\", "/"): name for name in sorted(archive.namelist())}
-    except (zipfile.BadZipFile, OSError, RuntimeError) as error:
+    except Exception as error:  # a damaged archive raises anything
         raise InputError(f"{path} cannot be read as a zip: {reason(error)}") from None
     return _label_by_path(path, members, partial(_read_zip, path), **how)
 
@@ -244,7 +244,7 @@ def _find_in_tars(path: Path, files: Sequence[Path], **how: Any) -> RawItems:
                         found[member.name] = (str(file), member.offset_data, member.size)
                     elif member.islnk() and member.linkname in found:
                         found[member.name] = found[member.linkname]  # a second name of a file
-        except (tarfile.TarError, OSError) as error:
+        except Exception as error:  # a damaged archive raises anything
             raise InputError(
                 f"{file} cannot be read as a zip, an uncompressed tar or Parquet: {reason(error)}; "
                 "members of a compressed tar cannot be read one by one, decompress it first"
@@ -309,7 +309,7 @@ def is_image(name: str) -> bool:
 
 
 def _check_size(size: int) -> None:
-    if size > MAX_BYTES:
+    if not 0 <= size <= MAX_BYTES:
         raise BadImageError(f"{size:,} bytes, over {MAX_BYTES:,}")
 
 
@@ -342,7 +342,6 @@ def _find_in_parquet(
     path: Path, files: list[Path], image: str, label: str, renumber: bool
 ) -> RawItems:
     try:
-        import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
         raise InputError(
@@ -356,6 +355,9 @@ def _find_in_parquet(
             continue
         try:
             table = pq.ParquetFile(file)
+            groups = [table.metadata.row_group(i).num_rows for i in range(table.num_row_groups)]
+            if min(groups, default=0) < 0 or sum(groups) > file.stat().st_size:
+                raise OSError(f"it claims {sum(groups):,} rows, more than it has bytes")
             image = _image_column(table.schema_arrow, image, file)
             columns = table.schema_arrow.names
             if label in columns:
@@ -365,9 +367,10 @@ def _find_in_parquet(
                 others = [other for other in columns if other != image]
                 if others:
                     note_columns(path, label, others)
-        except (pa.ArrowException, OSError) as error:
+        except InputError:
+            raise
+        except Exception as error:  # a damaged file raises anything
             raise InputError(f"{file} cannot be read: {reason(error)}") from None
-        groups = [table.metadata.row_group(i).num_rows for i in range(table.num_row_groups)]
         rows = [(str(file), group, row) for group, n in enumerate(groups) for row in range(n)]
         names += [f"{name}#{row}" for row in range(len(rows))]
         locations += rows
@@ -414,10 +417,12 @@ def _image_column(schema: Any, image: str, file: Path) -> str:
 def _huggingface_names(metadata: dict[bytes, bytes] | None, label: str) -> tuple[str, ...]:
     """Return the class names that Hugging Face's `datasets` writes to the schema."""
     try:
-        info = json.loads((metadata or {})[b"huggingface"])["info"]
-        return tuple(info["features"][label]["names"])
+        info = parse_json((metadata or {})[b"huggingface"])["info"]
+        names = info["features"][label]["names"]
     except (KeyError, ValueError, TypeError):
         return ()
+    known = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return tuple(names) if known else ()
 
 
 def _read_parquet(image: str, location: tuple[str, int, int]) -> bytes:

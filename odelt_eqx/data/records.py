@@ -28,7 +28,7 @@ import numpy as np
 from odelt_eqx.data.source import Split
 from odelt_eqx.data.splits import HeldOut
 from odelt_eqx.errors import InputError, reason
-from odelt_eqx.files import read_json, temporary_path
+from odelt_eqx.files import is_file_name, member_path, read_json, temporary_path
 from odelt_eqx.serialize import from_dict
 
 INDEX = "index.json"
@@ -100,6 +100,9 @@ class Index:
         held_out: the rule by which examples are held out; None if the source defines the split.
         skipped: number of items that could not be used; `skipped.jsonl` lists them.
         version: version of the format.
+
+    Raises:
+        InputError: the name of a file is a path.
     """
 
     layout: Layout
@@ -109,6 +112,11 @@ class Index:
     held_out: HeldOut | None
     skipped: int
     version: int = VERSION
+
+    def __post_init__(self) -> None:
+        wrong = [name for files in self.shards.values() for name in files if not is_file_name(name)]
+        if wrong:
+            raise InputError(f"{wrong[0]!r} is not the name of a shard")
 
 
 def load_index(folder: Path) -> Index:
@@ -153,13 +161,17 @@ class Records:
         files: number of records in each file, by name.
 
     Raises:
-        InputError: a file is missing, or array_record is.
+        InputError: a file is missing, outside of the folder or too short for its records, or
+            array_record is missing.
     """
 
     def __init__(self, folder: Path, files: dict[str, int]):
-        for name in files:
-            if not (folder / name).is_file():
-                raise InputError(f"{folder / name} is missing; copy or make it again")
+        for name, count in files.items():
+            path = member_path(folder, name)
+            if not path.is_file():
+                raise InputError(f"{path} is missing; copy or make it again")
+            if not 0 < count <= path.stat().st_size:  # a record has a byte at least
+                raise InputError(f"{path} cannot hold {count:,} records, as its index says")
         shards = [Shard(str(folder / name), 0, n, n) for name, n in sorted(files.items())]
         self._folder = folder
         open_records, _ = _array_record()

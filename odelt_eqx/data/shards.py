@@ -9,6 +9,7 @@ import numpy as np
 
 from odelt_eqx.data.records import Layout, Records, load_index
 from odelt_eqx.data.source import DataSet, Example, ImageSource, Source, Split
+from odelt_eqx.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,13 +28,17 @@ class Shards(DataSet):
         identity = *index.shards.get(split, {}).items(), index.classes.get(split)
         if layout.kind == "latents":
             return LatentSource(records, layout, index.class_names, identity)
-        read = partial(_read, records, layout)
+        read = partial(_read, records, layout, len(index.class_names))
         return ImageSource(read, len(records), layout.shape, index.class_names, identity)
 
 
-def _read(records: Records, layout: Layout, index: SupportsIndex) -> tuple[np.ndarray, int]:
+def _read(
+    records: Records, layout: Layout, classes: int, index: SupportsIndex
+) -> tuple[np.ndarray, int]:
     """Return the values and the label of a record."""
     label, values, _ = layout.unpack(records[index])
+    if not 0 <= label < classes:
+        raise InputError(f"record {index} has the label {label}, which is none of {classes}")
     return values, label
 
 
@@ -46,15 +51,16 @@ class LatentSource(Source):
         self, records: Records, layout: Layout, class_names: tuple[str, ...], identity: Any = None
     ):
         _, height, width, moments = layout.shape
-        self._records, self._layout, self.identity = records, layout, identity
+        self._read = partial(_read, records, layout, len(class_names))
+        self._count, self.identity = len(records), identity
         self.shape, self.class_names = (height, width, moments // 2), class_names
 
     def __len__(self) -> int:
-        return len(self._records)
+        return self._count
 
     def __getitem__(self, index: SupportsIndex) -> Example:
         """Return the mean of latent `index`, not mirrored."""
-        values, label = _read(self._records, self._layout, index)
+        values, label = self._read(index)
         mean, _ = np.split(values[0].astype(np.float32), 2, axis=-1)
         return {"x": mean, "condition": np.asarray(label, np.int32)}
 
@@ -63,7 +69,7 @@ class LatentSource(Source):
 
         It is never mirrored if the shards lack the latents of mirror images.
         """
-        values, label = _read(self._records, self._layout, index)
+        values, label = self._read(index)
         mirrored = int(flip and len(values) == 2 and rng.random() < 0.5)
         mean, log_variance = np.split(values[mirrored].astype(np.float32), 2, axis=-1)
         noise = rng.standard_normal(mean.shape, np.float32)

@@ -16,7 +16,7 @@ from odelt_eqx.data.records import Records
 from odelt_eqx.data.source import DataSet, ImageSource, Split
 from odelt_eqx.data.splits import HeldOut
 from odelt_eqx.errors import InputError, reason
-from odelt_eqx.files import read_json
+from odelt_eqx.files import read_json, read_text
 from odelt_eqx.images import ImageSize, height_width
 
 MAX_CLASSES = 1_000_000
@@ -76,11 +76,12 @@ class Tfds(DataSet):
                 "have TensorFlow Datasets write the data with --file_format=array_record"
             )
         files = {path.name: count for path, count in zip(paths, counts, strict=True) if count}
-        indices = np.arange(sum(counts))
+        records = Records(self.folder, files)
+        indices = np.arange(len(records))
         if not held_out:
             indices = indices[self.held_out.select(map(str, indices), split)]
         names = self._class_names()
-        read = partial(self._read, Records(self.folder, files), indices, len(names))
+        read = partial(self._read, records, indices, len(names))
         shape = (*height_width(self.size), self.channels)
         return ImageSource(read, len(indices), shape, names, (*files.items(), indices))
 
@@ -88,7 +89,7 @@ class Tfds(DataSet):
         """Return the names of the classes, or their numbers where they have no names."""
         path = self.folder / f"{self.label}.labels.txt"
         if path.is_file():
-            return tuple(path.read_text().strip().split("\n"))
+            return tuple(read_text(path, "a list of class names").strip().split("\n"))
         path = self.folder / "features.json"
         if not path.is_file():
             return UNLABELLED
@@ -97,7 +98,7 @@ class Tfds(DataSet):
             feature = features["featuresDict"]["features"].get(self.label, {})
             count = int(feature["classLabel"]["numClasses"]) if "classLabel" in feature else 0
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{path} is not a description of features: {error!r}") from None
+            raise InputError(f"{path} is not a description of features: {reason(error)}") from None
         if not 0 <= count <= MAX_CLASSES:
             raise InputError(f"{path} says that there are {count} classes; at most {MAX_CLASSES:,}")
         return tuple(map(str, range(count))) or UNLABELLED
@@ -130,9 +131,9 @@ def _shard_lengths(folder: Path) -> dict[str, list[int]]:
     what = "from a version of a data set of TensorFlow Datasets"
     info = read_json(folder / "dataset_info.json", what)
     try:
-        return {s["name"]: [int(n) for n in s["shardLengths"]] for s in info["splits"]}
+        return {str(s["name"]): [int(n) for n in s["shardLengths"]] for s in info["splits"]}
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder}/dataset_info.json is not {what}: {error!r}") from None
+        raise InputError(f"{folder}/dataset_info.json is not {what}: {reason(error)}") from None
 
 
 @cache

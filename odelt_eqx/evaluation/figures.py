@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -18,7 +19,7 @@ from odelt_eqx.data.source import Source, read, sample_indices
 from odelt_eqx.evaluation.features import Samples
 from odelt_eqx.evaluation.grid import Grid, Row
 from odelt_eqx.evaluation.quality import Judge
-from odelt_eqx.files import atomic_write
+from odelt_eqx.files import atomic_write, member_path
 from odelt_eqx.images import rgb, save_png, tile
 
 SAMPLES = "samples"  # folder of the first samples of each row
@@ -92,7 +93,8 @@ def save_grid_samples(grid: Grid, judge: Judge, folder: Path) -> None:
     rows = [row for row in grid.rows if row.guidance == grid.rows[0].guidance]
     times, depths = list(dict.fromkeys(r.time for r in rows)), sorted({r.depth for r in rows})
     times = [times[i] for i in sorted({0, (len(times) - 1) // 2, len(times) - 1})]
-    samples = {(row.depth, row.time): folder / SAMPLES / row.samples for row in rows}
+    names = {(row.depth, row.time): row.samples for row in rows}
+    samples = {place: member_path(folder, SAMPLES, name) for place, name in names.items()}
     images = len(grid.shape) == 3
     width, height = (4, 4 * _aspect(grid, judge) + 0.2) if images else (2.3, 2.3)
     columns = len(times) + (not images)
@@ -105,10 +107,9 @@ def save_grid_samples(grid: Grid, judge: Judge, folder: Path) -> None:
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
             path = samples.get((depth, time))
-            if path is None or not path.is_file():
+            pixels = None if path is None else _read_sheet(path)
+            if pixels is None:
                 continue
-            with Image.open(path) as sheet:
-                pixels = np.asarray(sheet.convert("RGB"))
             axis.imshow(pixels[: grid.shape[0] + 2] if images else pixels, interpolation="nearest")
             axis.spines[:].set_visible(not images)
     for axis, time in zip(axes[0], times, strict=False):
@@ -129,6 +130,17 @@ def save_grid_samples(grid: Grid, judge: Judge, folder: Path) -> None:
         data, labels = read(judge.held_out, sample_indices(judge.held_out, POINTS))
         plot_points(axes[0, -1], data, labels, axis_limit(judge.held_out))
     save_figure(figure, folder / "grid.png")
+
+
+def _read_sheet(path: Path) -> UInt8[np.ndarray, "height width 3"] | None:
+    """Return the pixels of a sheet; None if it is gone or damaged."""
+    try:
+        with Image.open(path) as sheet:
+            if sheet.width * sheet.height <= 4 * SHEET_PIXELS:
+                return np.asarray(sheet.convert("RGB"))
+    except Exception:  # decoders raise anything on a damaged file
+        pass
+    return None
 
 
 def _aspect(grid: Grid, judge: Judge) -> float:

@@ -20,7 +20,7 @@ from odelt_eqx.errors import InputError
 from odelt_eqx.evaluation.figures import SAMPLES, save_row_samples, shown_count
 from odelt_eqx.evaluation.grid import Bits, Bounds, GridConfig, Row
 from odelt_eqx.evaluation.quality import Judge
-from odelt_eqx.files import fingerprint, read_json_lines, write_arrays, write_text
+from odelt_eqx.files import fingerprint, member_path, read_json_lines, write_arrays, write_text
 from odelt_eqx.network import Classes, Condition, Network
 from odelt_eqx.nn.config import NetworkConfig
 from odelt_eqx.noise import sample_noise
@@ -264,7 +264,7 @@ class Meter:
             device_memory=memory().get("device_peak_bytes"),
             samples=f"{name}.png",
         )
-        path = self._folder / SAMPLES / row.samples
+        path = member_path(self._folder, SAMPLES, row.samples)
         save_row_samples(state.shown, classes, judge.held_out, path)
         partial.unlink(missing_ok=True)
         progress.show(depth=row.depth, steps=row.accepted, frechet=row.quality.frechet)

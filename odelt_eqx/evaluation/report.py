@@ -23,7 +23,7 @@ from odelt_eqx.evaluation.measure import Meter, class_count, network_on_devices
 from odelt_eqx.evaluation.metrics import load_reference
 from odelt_eqx.evaluation.plane import save_density, save_length
 from odelt_eqx.evaluation.quality import Judge
-from odelt_eqx.files import write_json, write_text
+from odelt_eqx.files import member_path, read_text, write_json, write_text
 from odelt_eqx.network import check_depth
 from odelt_eqx.ode.plan import Adaptive, FixedSteps
 from odelt_eqx.parallel import describe_devices, is_main_process, on_main_process
@@ -177,7 +177,7 @@ def _page(
             "guidance": row.guidance,
             "front": row in grid.front,
             "command": commands[row.samples],
-            "sheet": _embed(folder / SAMPLES / row.samples),
+            "sheet": _embed(member_path(folder, SAMPLES, row.samples)),
         }
         for row in grid.rows
     ]
@@ -262,5 +262,5 @@ def describe_run(run: Path) -> str:
         lines = (f"- {label}: {name}" for label, name in enumerate(contents.class_names))
         sections += "## Classes\n\n" + "\n".join(lines) + "\n\n"
     if grid.is_file():
-        sections += f"## Measured\n\n{grid.read_text().strip()}\n\n"
+        sections += f"## Measured\n\n{read_text(grid, 'a table of a grid').strip()}\n\n"
     return sections

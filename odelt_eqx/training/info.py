@@ -10,12 +10,11 @@ import jax
 from odelt_eqx.config import TrainConfig, flat
 from odelt_eqx.data import open_source
 from odelt_eqx.errors import InputError
-from odelt_eqx.files import read_json_lines
 from odelt_eqx.interop.truncate import truncate
 from odelt_eqx.nn import AnyNetworkConfig
 from odelt_eqx.nn.flops import velocity_flops
 from odelt_eqx.training.checkpoint import CHECKPOINTS, network_template, run_config
-from odelt_eqx.training.logging import METRICS
+from odelt_eqx.training.logging import read_metrics
 
 
 def describe(run: Path) -> str:
@@ -61,8 +60,8 @@ def _checkpoints(run: Path) -> Iterator[tuple[str, str, str]]:
 def _latest_metrics(run: Path) -> Iterator[tuple[str, str, str]]:
     """Yield a row for each metric with the last step at which it was logged."""
     latest = {}
-    for row in read_json_lines(run / METRICS):
-        step = row.pop("step", None)
+    for row in read_metrics(run):
+        step = row.pop("step")
         latest |= {name: (step, value) for name, value in row.items()}
     for name, (step, value) in latest.items():
         yield name, str(step), "not finite" if value is None else f"{value:g}"

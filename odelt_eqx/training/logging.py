@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 
 from odelt_eqx.config import LoggingConfig, TrainConfig
 from odelt_eqx.errors import InputError
-from odelt_eqx.files import read_json_lines, write_text
+from odelt_eqx.files import read_json_lines, read_text, write_text
 from odelt_eqx.images import save_png, sheet
 from odelt_eqx.network import Network
 from odelt_eqx.noise import normal
@@ -48,7 +48,7 @@ class FolderLogger(AbstractContextManager):
     def __init__(self, run: Path, done: int):
         """Open the files of `run` and drop the metrics after step `done`, which will come again."""
         path = run / METRICS
-        rows = [row for row in read_json_lines(path) if row.get("step", math.inf) <= done]
+        rows = [row for row in read_metrics(run) if row["step"] <= done]
         write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
         self._file = path.open("a")
         self._previews = run / PREVIEWS
@@ -68,6 +68,16 @@ class FolderLogger(AbstractContextManager):
     def __exit__(self, *_: object) -> None:
         """Close the file."""
         self._file.close()
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """Return the lines of `metrics.jsonl`, each with its `step`; a metric is a number or None."""
+    number = lambda value: isinstance(value, int | float) and not isinstance(value, bool)
+    return [
+        row
+        for row in read_json_lines(run / METRICS)
+        if number(row.get("step")) and all(v is None or number(v) for v in row.values())
+    ]
 
 
 class TensorBoardLogger(AbstractContextManager):
@@ -115,7 +125,7 @@ class WandbLogger(AbstractContextManager):
         path = run / "wandb-id.txt"
         try:
             self._run = wandb.init(
-                id=path.read_text() if path.exists() else None,
+                id=read_text(path, "the id of a run").strip() if path.exists() else None,
                 resume="allow",
                 name=run.name,
                 dir=str(run),
