@@ -13,7 +13,7 @@ import numpy as np
 from odelt_eqx.errors import InputError, reason
 from odelt_eqx.files import read_json
 from odelt_eqx.interop.hub import download, is_on_hub
-from odelt_eqx.interop.named import check_names, listed, read_safetensors
+from odelt_eqx.interop.named import check_finite, check_names, listed, read_safetensors
 from odelt_eqx.nn.autoencoder import Autoencoder, AutoencoderConfig, PerChannel
 
 CONFIG = "config.json"
@@ -65,7 +65,7 @@ def load_autoencoder(path: str | Path) -> Autoencoder:
     weights = {_rename(name): array for name, array in read_safetensors(file).items()}
     config = file.with_name(CONFIG)
     shape = _read_config(config) if config.is_file() else _infer_config(weights, file)
-    return autoencoder_from_weights(weights, shape)
+    return check_finite(autoencoder_from_weights(weights, shape), file)
 
 
 def autoencoder_from_weights(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from odelt_eqx.errors import InputError
-from odelt_eqx.interop.named import check_names, flatten, listed, read_safetensors
+from odelt_eqx.interop.named import check_finite, check_names, flatten, listed, read_safetensors
 from odelt_eqx.interop.unpickle import unpickle
 from odelt_eqx.nn.convolution import Convolution
 from odelt_eqx.nn.inception import FEATURES, InceptionV3, kernels
@@ -41,7 +41,8 @@ def load_inception(path: str | Path) -> InceptionV3:
     """
     path = Path(path)
     if path.suffix == ".safetensors":
-        return inception_from_weights(_from_torch(read_safetensors(path), path))
+        weights = _from_torch(read_safetensors(path), path)
+        return check_finite(inception_from_weights(weights), path)
     if path.suffix in (".pth", ".pt"):
         raise InputError(
             f"{path} is a PyTorch file, which is not read: save its tensors as .safetensors"
@@ -49,7 +50,7 @@ def load_inception(path: str | Path) -> InceptionV3:
     content = unpickle(path)
     if not isinstance(content, dict):
         raise InputError(f"{path} is not an Inception v3: it holds no layers by name")
-    return inception_from_weights(flatten(content, strict=False))
+    return check_finite(inception_from_weights(flatten(content, strict=False)), path)
 
 
 def inception_from_weights(weights: Mapping[str, np.ndarray]) -> InceptionV3:
@@ -69,7 +70,7 @@ def inception_from_weights(weights: Mapping[str, np.ndarray]) -> InceptionV3:
     check_names(wanted, used, "these are not the weights of the FID's Inception v3")
     layers, wrong = {}, []
     for name in names:
-        arrays = [np.asarray(used[f"{name}/{part}"], np.float64) for part in TORCH.values()]
+        arrays = [used[f"{name}/{part}"].astype(np.float64) for part in TORCH.values()]
         kernel, scale, bias, mean, variance = arrays
         if kernel.ndim != 4 or any(array.shape != kernel.shape[3:] for array in arrays[1:]):
             wrong.append(name)
@@ -90,14 +91,14 @@ def inception_from_weights(weights: Mapping[str, np.ndarray]) -> InceptionV3:
 def _from_torch(weights: Mapping[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
     """Return PyTorch's arrays under the names here, kernels (height, width, in, out)."""
     classifier = weights.get("fc.weight")
-    if classifier is not None and classifier.shape[0] != FID_CLASSES:
+    if classifier is not None and classifier.shape[:1] != (FID_CLASSES,):
         raise InputError(
-            f"{path} is an Inception v3 of {classifier.shape[0]} classes; the FID is defined with "
+            f"{path} is an Inception v3 of {classifier.shape[:1]} classes; the FID is defined with "
             f"that of {FID_CLASSES}: convert pt_inception-2015-12-05 of pytorch-fid"
         )
     found = {} if classifier is None else {"fc/kernel": classifier.T}
     for name, array in weights.items():
-        *layer, kind, part = name.split(".")
+        *layer, kind, part = name.split(".") if "." in name else ("", name)
         if part != "num_batches_tracked":
             renamed = "/".join([*layer, TORCH.get(f"{kind}.{part}", f"{kind}/{part}")])
             found[renamed] = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array

@@ -5,14 +5,21 @@ import dataclasses
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import equinox as eqx
+import jax
 import numpy as np
 import safetensors
 import safetensors.numpy
 
 from odelt_eqx.errors import InputError, reason
 from odelt_eqx.files import atomic_write
+
+Module = TypeVar("Module", bound=eqx.Module)
+
+MOST_NAMES = 100_000
+"""Arrays and mappings of a checkpoint, at most."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,24 +50,36 @@ def check_names(wanted: Collection[str], found: Collection[str], complaint: str)
         raise InputError(f"{complaint}; {'; '.join(problems)}")
 
 
-def flatten(
-    tree: Mapping[str, Any], prefix: str = "", strict: bool = True
-) -> dict[str, np.ndarray]:
+def check_finite(module: Module, source: object) -> Module:
+    """Return a network, or raise an InputError if a weight of it is not finite."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(module):
+        if eqx.is_inexact_array(leaf) and not np.isfinite(np.asarray(leaf)).all():
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            raise InputError(f"{source} has weights that are not finite: {name}")
+    return module
+
+
+def flatten(tree: Mapping[str, Any], strict: bool = True) -> dict[str, np.ndarray]:
     """Return the arrays of nested mappings by slashed name.
 
     Args:
-        tree: the mappings.
-        prefix: what the names start with.
+        tree: the mappings; one that is shared is there once for each of its names.
         strict: raise an InputError for a leaf that is not an array, instead of leaving it out.
     """
     flat: dict[str, np.ndarray] = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{name}/", strict)
-        elif isinstance(value, np.ndarray):
-            flat[f"{prefix}{name}"] = value
-        elif strict:
-            raise InputError(f"{prefix}{name} is not an array but a {type(value).__name__}"[:200])
+    count, left = 0, [("", tree)]
+    while left:
+        prefix, mapping = left.pop()
+        count += len(mapping)
+        if count > MOST_NAMES:  # a few mappings that share each other have any number of names
+            raise InputError(f"there are more than {MOST_NAMES:,} names in nested mappings")
+        for name, value in mapping.items():
+            if isinstance(value, Mapping):
+                left.append((f"{prefix}{name}/", value))
+            elif isinstance(value, np.ndarray):
+                flat[f"{prefix}{name}"] = value
+            elif strict:
+                raise InputError(f"{prefix}{name} is not an array but a {type(value).__name__}")
     return flat
 
 

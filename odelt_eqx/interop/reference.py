@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from odelt_eqx.errors import InputError
-from odelt_eqx.interop.named import check_names, flatten, listed
+from odelt_eqx.interop.named import check_finite, check_names, flatten, listed
 from odelt_eqx.interop.unpickle import unpickle
 from odelt_eqx.nn.block import DiTBlock
 from odelt_eqx.nn.dit import DiT, DiTConfig
@@ -49,7 +49,7 @@ def load_reference(
     found = _read(Path(path))
     if weights not in found:
         raise InputError(f"{path} holds no {weights}; it has {', '.join(sorted(found))}")
-    return dit_from_reference(found[weights], config)
+    return check_finite(dit_from_reference(found[weights], config), path)
 
 
 def load_reference_pair(path: str | Path, config: DiTConfig) -> tuple[DiT, DiT]:
@@ -58,8 +58,9 @@ def load_reference_pair(path: str | Path, config: DiTConfig) -> tuple[DiT, DiT]:
     Without averaged weights, both are the trained ones. See `load_reference`.
     """
     found = _read(Path(path))
-    model = dit_from_reference(found["params"], config)
-    return model, dit_from_reference(found.get("params_ema", found["params"]), config)
+    both = found["params"], found.get("params_ema", found["params"])
+    model, ema = (check_finite(dit_from_reference(weights, config), path) for weights in both)
+    return model, ema
 
 
 def _read(path: Path) -> dict[str, dict[str, np.ndarray]]:

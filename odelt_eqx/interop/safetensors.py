@@ -4,20 +4,18 @@ import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import equinox as eqx
 import jax
 import safetensors
 
 from odelt_eqx.errors import InputError, reason
+from odelt_eqx.files import parse_json
 from odelt_eqx.interop.hub import download, is_on_hub, upload
-from odelt_eqx.interop.named import write_safetensors
+from odelt_eqx.interop.named import Module, check_finite, write_safetensors
 from odelt_eqx.nn import AnyNetworkConfig, DiT, VectorNet, unstacked
 from odelt_eqx.serialize import from_dict, to_dict
-
-Module = TypeVar("Module", bound=eqx.Module)
-
 
 WEIGHTS, CARD = "model.safetensors", "README.md"
 """The files of a network in a repository on the hub."""
@@ -123,16 +121,23 @@ def read_module(path: Path, build: Callable[..., Module], config_type: Any) -> M
         raise InputError(f"there is no file {path}")
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
-            data = json.loads((file.metadata() or {}).get("config", "null"))
+            data = parse_json((file.metadata() or {}).get("config", "null"))
             config = from_dict(data, config_type, "its config")
+            if (depth := getattr(config, "depth", 0)) > (count := len(file.keys())):
+                raise ValueError(f"its config says {depth} blocks, and it has {count} arrays")
             template = eqx.filter_eval_shape(build, config, key=jax.random.key(0))
-            arrays = {name: file.get_tensor(name) for name, _ in _named_arrays(template)}
-    except (safetensors.SafetensorError, ValueError, TypeError) as error:
+            wanted = dict(_named_arrays(template))
+            for name, leaf in wanted.items():
+                if tuple(file.get_slice(name).get_shape()) != leaf.shape:
+                    raise ValueError(f"{name} has another shape than its config says")
+            arrays = {name: file.get_tensor(name) for name in wanted}
+    except Exception as error:  # damage can break any step
         raise InputError(f"{path} is no network of this package: {reason(error)}") from None
-    if any(arrays[name].shape != leaf.shape for name, leaf in _named_arrays(template)):
-        raise InputError(f"{path} holds arrays of other shapes than its config says")
-    leaves = iter(map(jax.numpy.asarray, arrays.values()))
-    return jax.tree.map(lambda leaf: next(leaves) if _is_array(leaf) else leaf, template)
+    leaves = iter(
+        jax.numpy.asarray(arrays[name], leaf.dtype) for name, leaf in _named_arrays(template)
+    )
+    filled = jax.tree.map(lambda leaf: next(leaves) if _is_array(leaf) else leaf, template)
+    return check_finite(filled, path)
 
 
 def _named_arrays(module: Any) -> list[tuple[str, Any]]:

@@ -25,6 +25,8 @@ from odelt_eqx.interop.unpickle import MADE, Inert, Makers, damaged, run_pickle
 MAGIC = 0x1950A86A20F9469CFC6C
 """The number that a file of the older format starts with, as a pickle of its own."""
 
+MOST_AXES = 64
+"""Axes of an array of NumPy, at most."""
 ELEMENTS = {
     "DoubleStorage": np.dtype("f8"),
     "FloatStorage": np.dtype("f4"),
@@ -57,9 +59,9 @@ class Storage:
 
 def _tensor(name: str, storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> Stored:
     """Stand for a tensor, a view of a storage; `rest` is about gradients."""
-    numbers = (offset, *shape, *strides)
-    if not isinstance(storage, Storage) or len(shape) != len(strides):
+    if not isinstance(storage, Storage) or len(shape) != len(strides) or len(shape) > MOST_AXES:
         raise ValueError("a tensor without its contents")
+    numbers = (offset, *shape, *strides)
     if not all(type(number) is int and 0 <= number < 2**48 for number in numbers):
         raise ValueError("a tensor whose shape or strides are out of range")
     size, dtype = math.prod(shape), storage.dtype

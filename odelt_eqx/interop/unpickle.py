@@ -4,6 +4,9 @@ A pickle is a program for a small machine that may name any Python object and ca
 name becomes an inert record; the few names that describe arrays become the bytes, shape and dtype
 they carry. So no class or function named in the file is ever imported or called. Nor is an object
 of the file printed or hashed, which takes exponential time for tuples of shared tuples.
+
+A short pickle can also ask for much work, by copying one large object again and again. What is
+copied is counted, and may be a few times as large as the file.
 """
 
 import io
@@ -21,6 +24,11 @@ from odelt_eqx.errors import InputError, reason
 NUMBERS = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
 DTYPES = {name: np.dtype(name) for name in NUMBERS}
 """The element types that are read, by NumPy's short names, besides bfloat16."""
+
+
+MOST_MARKS, MOST_CHARACTERS, COPIES = 1000, 200, 10
+"""Bounds: unfinished containers at a time, the length of a name, and what calls copy, over the size
+of the file."""
 
 
 class Inert:
@@ -75,9 +83,7 @@ def _scalar(name: str, *arguments: Any) -> Array:
 
 def _buffer(name: str, data: Any, dtype: Any, shape: Any, order: Any) -> Array:
     """Stand for NumPy's arrays in pickles of protocol 5."""
-    if not isinstance(data, bytes | bytearray):
-        raise ValueError("an array without its contents")
-    return Array(name, state=(1, shape, dtype, order == "F", bytes(data)))
+    return Array(name, state=(1, shape, dtype, isinstance(order, str) and order == "F", data))
 
 
 def _latin(name: str, text: Any, encoding: Any) -> bytes:
@@ -94,8 +100,13 @@ def _mapping(name: str, *arguments: Any) -> dict:
 
 
 def _entries(pairs: Iterable[Any]) -> dict[Any, Any]:
-    """Return the entries that can name an array: those under strings and integers."""
-    return {key: value for key, value in pairs if isinstance(key, str | int)}
+    """Return the entries that can name an array: those under short strings and integers."""
+    return {key: value for key, value in pairs if _is_name(key)}
+
+
+def _is_name(key: Any) -> bool:
+    short = isinstance(key, str) and len(key) <= MOST_CHARACTERS
+    return short or (isinstance(key, int) and abs(key) < 2**63)
 
 
 Makers = Mapping[str, Callable[..., Any]]
@@ -130,8 +141,8 @@ PLAIN = {
 class _Machine:
     """The stack machine that runs pickles, without the ability to call anything named in them."""
 
-    def __init__(self, made: Makers, load: Callable[[Any], Any] | None) -> None:
-        self.made, self.load = made, load
+    def __init__(self, made: Makers, load: Callable[[Any], Any] | None, size: int) -> None:
+        self.made, self.load, self.left = made, load, COPIES * size + MOST_CHARACTERS
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
@@ -143,13 +154,15 @@ class _Machine:
             case "PROTO" | "FRAME" | "STOP":
                 pass
             case "MARK":
+                if len(self.marks) == MOST_MARKS:
+                    raise ValueError("it is nested too deeply")
                 self.marks.append(len(stack))
             case "NONE" | "NEWTRUE" | "NEWFALSE":
                 stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[name])
             case "EMPTY_TUPLE" | "EMPTY_LIST" | "EMPTY_DICT":
                 stack.append({"EMPTY_TUPLE": (), "EMPTY_LIST": [], "EMPTY_DICT": {}}[name])
             case _ if name in PLAIN:
-                stack.append(argument)
+                stack.append(bytes(argument) if isinstance(argument, bytearray) else argument)
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
                 count = int(name[-1])
                 stack[-count:] = [tuple(stack[-count:])]
@@ -212,8 +225,8 @@ class _Machine:
         last = stack.pop()
         named = stack.pop()
         if name == "STACK_GLOBAL":
-            if not isinstance(named, str) or not isinstance(last, str):
-                raise ValueError("a name that is no string")
+            if not all(isinstance(part, str) and _is_name(part) for part in (named, last)):
+                raise ValueError("a name that is no short string")
             stack.append(Inert(f"{named}.{last}"))
         elif name == "BUILD" and isinstance(named, dict):
             stack.append(named)  # attributes of a mapping, which hold no arrays
@@ -223,6 +236,10 @@ class _Machine:
             named.state = last
             stack.append(named)
         else:
+            copied = [a for a in (last, *last) if isinstance(a, str | tuple | list | dict)]
+            self.left -= sum(map(len, copied))
+            if self.left < 0:
+                raise ValueError("it copies its objects again and again")
             stack.append(self.made.get(named.name, Inert)(named.name, *last))
 
 
@@ -281,7 +298,7 @@ def run_pickle(
     Raises:
         Exception: of any kind, if the pickle is damaged.
     """
-    machine, bounded = _Machine(made, load), _Bounded(file, size)
+    machine, bounded = _Machine(made, load, size), _Bounded(file, size)
     for instruction, argument, _ in pickletools.genops(bounded):  # pyright: ignore[reportArgumentType]
         machine.step(instruction.name, argument)
     return _resolve(machine.stack.pop(), {})

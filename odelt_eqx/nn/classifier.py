@@ -1,6 +1,7 @@
 """A small convolutional classifier, whose last hidden layer gives features of images."""
 
 import dataclasses
+import math
 
 import equinox as eqx
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from odelt_eqx.errors import InputError, check_range
+from odelt_eqx.nn.config import MOST_COUNT, MOST_VALUES
 from odelt_eqx.nn.convolution import Convolution, convolution
 
 SMALLEST_SIDE = 7
@@ -26,7 +28,7 @@ class ConvNetConfig:
         features: size of the last hidden layer.
 
     Raises:
-        InputError: a number is less than 1.
+        InputError: a number is less than 1, or far too large.
     """
 
     image_shape: tuple[int, int, int]
@@ -36,8 +38,12 @@ class ConvNetConfig:
 
     def __post_init__(self) -> None:
         check_range(self, "num_classes", "width", "features", least=1)
-        if min(self.image_shape) < 1:
-            raise InputError(f"image_shape must be positive; got {self.image_shape}")
+        check_range(self, "num_classes", "width", "features", most=MOST_COUNT)
+        if min(self.image_shape) < 1 or math.prod(self.image_shape) > MOST_VALUES:
+            raise InputError(
+                f"image_shape must be positive, of at most {MOST_VALUES:,} values; "
+                f"got {self.image_shape}"
+            )
 
 
 class ConvNet(eqx.Module):

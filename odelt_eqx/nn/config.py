@@ -14,6 +14,10 @@ from odelt_eqx.ode.plan import Adaptive, FixedSteps, Plan
 
 LengthEmbedding = Literal["depth", "edge", "none"]
 
+MOST_BLOCKS, MOST_COUNT, MOST_VALUES, MOST_WEIGHTS = 1000, 2**20, 2**28, 2**40
+"""Bounds of a network: its blocks, any other count, the values of one example or of its hidden
+state, and the weights of its MLPs. A config is read from files, and a larger one would hang."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NetworkConfig(abc.ABC):
@@ -71,6 +75,13 @@ class NetworkConfig(abc.ABC):
         """Check that the numbers fit together."""
         counts = [f.name for f in dataclasses.fields(self) if f.type in (int, int | None)]
         check_range(self, *counts, least=1)
+        check_range(self, *counts, most=MOST_COUNT)
+        check_range(self, "depth", most=MOST_BLOCKS)
+        if 2 * self.depth * self.mlp_ratio * self.hidden_size**2 > MOST_WEIGHTS:
+            raise InputError(
+                f"hidden_size {self.hidden_size:,} and mlp_ratio {self.mlp_ratio:,} at depth "
+                f"{self.depth} make more than {MOST_WEIGHTS:,} weights"
+            )
         check_range(self, "dropout", least=0, below=1)
         check_choice("length_embedding", self.length_embedding, get_args(LengthEmbedding))
         check_choice("wiring", self.wiring, get_args(Wiring))

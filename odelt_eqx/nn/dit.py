@@ -1,6 +1,7 @@
 """The diffusion transformer whose depth is an ODE."""
 
 import dataclasses
+import math
 from typing import Any
 
 import equinox as eqx
@@ -11,7 +12,7 @@ from odelt_eqx.errors import InputError
 from odelt_eqx.images import ImageSize, height_width
 from odelt_eqx.network import Inputs
 from odelt_eqx.nn.block import DiTBlock
-from odelt_eqx.nn.config import ConfiguredNetwork, NetworkConfig
+from odelt_eqx.nn.config import MOST_VALUES, ConfiguredNetwork, NetworkConfig
 from odelt_eqx.nn.embeddings import ConditionEmbedding, patchify, position_table, unpatchify
 from odelt_eqx.nn.groups import draw_groups, draw_length_embedding, integrate_groups
 from odelt_eqx.nn.layers import FinalLayer, affine, linear
@@ -44,6 +45,12 @@ class DiTConfig(NetworkConfig):
             raise InputError(
                 f"image_size must be a multiple of patch_size {self.patch_size}; "
                 f"got {self.image_size}"
+            )
+        values = math.prod(self.shape), math.prod(self.grid) * self.hidden_size
+        if max(values) > MOST_VALUES:
+            raise InputError(
+                f"image_size {self.image_size} makes {max(values):,} values, more than "
+                f"{MOST_VALUES:,}, of an image or its hidden state"
             )
         if self.hidden_size % self.num_heads or self.hidden_size % 4:
             raise InputError(

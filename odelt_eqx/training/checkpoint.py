@@ -23,6 +23,7 @@ from odelt_eqx.config import TrainConfig, load_config
 from odelt_eqx.data.source import Contents
 from odelt_eqx.errors import InputError, reason
 from odelt_eqx.files import read_json
+from odelt_eqx.interop.named import check_finite
 from odelt_eqx.nn import AnyNetworkConfig, DiT, VectorNet, unstacked
 from odelt_eqx.parallel import on_main_process
 from odelt_eqx.serialize import from_dict, to_dict
@@ -252,11 +253,11 @@ def load(run: str | Path, weights: Weights = "ema") -> AnyNetwork:
         weights: the EMA weights, "ema", or the trained ones, "model".
 
     Raises:
-        InputError: the folder is not a run, or has no checkpoint yet.
+        InputError: the folder is not a run, has no checkpoint yet, or weights that are not finite.
     """
     template = network_template(run_config(run).model)
     with _open_to_read(run) as checkpoints:
-        return unstacked(checkpoints.restore_weights(weights, template))
+        return check_finite(unstacked(checkpoints.restore_weights(weights, template)), run)
 
 
 def load_teacher(run: str | Path) -> AnyNetwork | None:

@@ -19,6 +19,8 @@ from odelt_eqx.nn.autoencoder.layers import (
 )
 from odelt_eqx.nn.convolution import Convolution, convolution
 
+MOST_LAYERS, MOST_LEVELS, MOST_WIDTH = 16, 12, 2**14
+"""Bounds of an autoencoder, whose config is read from files: a larger one would hang."""
 LOG_VARIANCES = (-30.0, 20.0)
 """Bounds of the encoder's log-variance, before scaling."""
 
@@ -65,8 +67,15 @@ class AutoencoderConfig:
 
     def __post_init__(self) -> None:
         check_range(self, "layers_per_block", "norm_num_groups", "latent_channels", least=1)
+        check_range(self, "norm_num_groups", "latent_channels", most=MOST_WIDTH)
+        check_range(self, "layers_per_block", most=MOST_LAYERS)
         check_factors(self.scaling_factor, self.shift_factor, self.latent_channels)
         widths, groups = self.block_out_channels, self.norm_num_groups
+        if len(widths) > MOST_LEVELS or max(widths, default=1) > MOST_WIDTH:
+            raise InputError(
+                f"block_out_channels must be at most {MOST_LEVELS} numbers of at most "
+                f"{MOST_WIDTH:,}; got {len(widths)} up to {max(widths, default=1):,}"
+            )
         if not widths or any(width < 1 or width % groups for width in widths):
             raise InputError(
                 f"block_out_channels must be multiples of norm_num_groups {groups}; got {widths}"
