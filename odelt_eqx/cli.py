@@ -1,6 +1,7 @@
 """Entry point shared by all scripts."""
 
 import dataclasses
+import io
 import logging
 import math
 import os
@@ -14,7 +15,14 @@ import tyro
 
 from odelt_eqx.config import TrainConfig
 from odelt_eqx.data import Folder, open_source
-from odelt_eqx.errors import DivergedError, InputError, Interrupted, SolveError, reason
+from odelt_eqx.errors import (
+    DivergedError,
+    InputError,
+    Interrupted,
+    SolveError,
+    check_numbers,
+    reason,
+)
 from odelt_eqx.nn import DiTConfig
 from odelt_eqx.parallel import is_main_process
 from odelt_eqx.presets import of_type, preset
@@ -60,8 +68,14 @@ def _starts_with_name(words: list[str]) -> bool:
 
 
 def arguments(kind: type[Arguments], **options: Any) -> Arguments:
-    """Return the command line as a dataclass, see `tyro.cli`; options stand in any order."""
-    return tyro.cli(kind, config=(tyro.conf.CascadeSubcommandArgs,), **options)
+    """Return the command line as a dataclass, see `tyro.cli`; options stand in any order.
+
+    Raises:
+        InputError: a number is not finite, or too large for 32 bits.
+    """
+    found = tyro.cli(kind, config=(tyro.conf.CascadeSubcommandArgs,), **options)
+    check_numbers(found)
+    return found
 
 
 def parse(default: Arguments, words: list[str], description: str | None = None) -> Arguments:
@@ -249,6 +263,9 @@ def main(run: Callable[[], None]) -> None:
             print(f"note: {text}", file=sys.stderr)
 
     warnings.showwarning = note_once
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files need not be text
+            stream.reconfigure(errors="backslashreplace")
     try:
         try:
             run()

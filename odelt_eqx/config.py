@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from odelt_eqx.data import Data, Digits, Loading
-from odelt_eqx.errors import InputError, check_range
+from odelt_eqx.errors import InputError, check_numbers, check_range
 from odelt_eqx.files import read_json, write_json
 from odelt_eqx.interop.published import PublishedObjective
 from odelt_eqx.network import check_depth, check_guidance
@@ -160,6 +160,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Check the values and set what follows from the objective."""
+        check_numbers(self)
+        check_range(self, "seed", least=0)
         check_range(self, "steps", "batch_size", "accumulate", least=1)
         check_range(self, "log_every", "eval_every", "save_every", "keep", "keep_every", least=1)
         if self.batch_size % self.accumulate:

@@ -18,7 +18,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, Key, Real
 
-from odelt_eqx.errors import InputError
+from odelt_eqx.errors import LARGEST_INTEGER, InputError
 from odelt_eqx.ode.length import LengthDepth, LengthStats, take_rows
 from odelt_eqx.ode.plan import Adaptive, Plan
 
@@ -290,12 +290,12 @@ def as_condition(network: Network, condition: ConditionLike | None) -> Array | N
         is_vector = isinstance(network.condition_type, Vector)
         return jnp.asarray(condition, jnp.float32 if is_vector else None)
     given = condition if isinstance(condition, Array) else np.asarray(condition)
-    if jnp.issubdtype(given.dtype, jnp.integer):
-        return jnp.asarray(given)
-    known = not isinstance(given, Tracer) and jnp.issubdtype(given.dtype, jnp.floating)
-    if not known or not np.array_equal(np.asarray(given), np.round(given)):
-        raise InputError(f"labels must be whole numbers; got {condition}")
-    return jnp.asarray(given, jnp.int32)
+    if isinstance(given, Array) and jnp.issubdtype(given.dtype, jnp.integer):
+        return given
+    known = not isinstance(given, Tracer) and given.dtype.kind in "iuf"
+    if not known or not np.all((np.round(given) == given) & (np.abs(given) <= LARGEST_INTEGER)):
+        raise InputError(f"labels must be whole numbers of 32 bits; got {condition}")
+    return jnp.asarray(np.asarray(given), jnp.int32)
 
 
 def check_batch(network: Network, x: Array, condition: Condition | None) -> None:

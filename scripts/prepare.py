@@ -48,7 +48,7 @@ class Prepare:
 
 def run() -> None:
     """Read the command line, prepare, print where the results are."""
-    args = tyro.cli(Prepare)
+    args = cli.arguments(Prepare)
     if args.latents is None:
         jax.config.update("jax_platforms", "cpu")  # decoding needs no accelerator
         if holds_latents(args.source):

@@ -13,7 +13,7 @@ from jaxtyping import Array
 
 from odelt_eqx.data import Data, Digits, Loading, Source, open_source, stream
 from odelt_eqx.data.source import read_batches, sample_indices
-from odelt_eqx.errors import InputError, check_range
+from odelt_eqx.errors import InputError, check_numbers, check_range
 from odelt_eqx.files import write_json
 from odelt_eqx.interop.safetensors import write_module
 from odelt_eqx.nn.classifier import ConvNet, ConvNetConfig
@@ -53,7 +53,9 @@ class ClassifierConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_range(self, "steps", "batch_size", least=1)
+        check_numbers(self)
+        check_range(self, "steps", "batch_size", "width", "features", least=1)
+        check_range(self, "weight_decay", "seed", least=0)
         check_range(self, "learning_rate", above=0)
 
 

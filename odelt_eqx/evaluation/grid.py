@@ -3,12 +3,12 @@
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 
-from odelt_eqx.errors import InputError, check_range
+from odelt_eqx.errors import InputError, check_numbers, check_range
 from odelt_eqx.evaluation.metrics import SCORE_SPLIT, distance_name
 from odelt_eqx.evaluation.quality import GROUPS, SUBSET, Quality
-from odelt_eqx.files import read_json
+from odelt_eqx.files import is_file_name, read_json
 from odelt_eqx.ode.plan import Adaptive, EmbeddedSolver, FixedSteps, Grid as TimeGrid, Solver
 from odelt_eqx.sampling import SampleConfig
 from odelt_eqx.serialize import from_dict
@@ -82,6 +82,8 @@ class GridConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_numbers(self)
+        check_range(self, "seed", least=0)
         if min(self.steps, default=1) < 1:
             raise InputError(f"steps must be positive numbers; got {self.steps}")
         if not (self.plans and self.guidance and self.depth_guidance):
@@ -145,7 +147,7 @@ class Row:
     """One setting and what was measured with it; numbers are means over the samples.
 
     Raises:
-        InputError: `samples` is not the bare name of a PNG file.
+        InputError: `samples` is not the bare name of a PNG file, or the depth is no number.
     """
 
     config: SampleConfig
@@ -160,9 +162,11 @@ class Row:
     samples: str  # name of the file of the first samples, in the folder `samples`
 
     def __post_init__(self) -> None:
-        # It is read from a file, and a path could lead out of the folder, on any system.
-        if PureWindowsPath(self.samples).name != self.samples or self.samples[-4:] != ".png":
+        # It is read from a file, and a path could lead out of the folder.
+        if not is_file_name(self.samples) or self.samples[-4:] != ".png":
             raise InputError(f"samples must be the name of a PNG file; got {self.samples!r}")
+        if not isinstance(self.config.depth, int):
+            raise InputError(f"the depth of a row must be a number; got {self.config.depth}")
 
     @property
     def depth(self) -> int:
@@ -241,6 +245,10 @@ class Grid:
     second: str | None = None  # the second judge's features
     real_count: int | None = None  # real samples that others are compared with, if known
     given_images: bool = False  # whether these are images of the reference
+
+    def __post_init__(self) -> None:
+        if not self.rows:
+            raise InputError("a grid has at least one row; got none")
 
     @property
     def counts(self) -> str:

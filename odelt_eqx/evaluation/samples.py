@@ -11,10 +11,11 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 from matplotlib.figure import Figure
 
-from odelt_eqx.errors import InputError, SolveError, check_range, find_by_name, reason
+from odelt_eqx.data.source import as_float
+from odelt_eqx.errors import InputError, SolveError, check_numbers, check_range, find_by_name
 from odelt_eqx.evaluation.export import Write, adm_file, arrays_file, png_folder
 from odelt_eqx.evaluation.features import Samples, decode, decoded_shape, open_autoencoder
 from odelt_eqx.evaluation.figures import plot_points, save_figure
@@ -22,7 +23,7 @@ from odelt_eqx.evaluation.grid import recommend
 from odelt_eqx.evaluation.measure import class_count, condition_of, network_on_devices
 from odelt_eqx.files import read_arrays
 from odelt_eqx.images import save_png, sheet
-from odelt_eqx.network import Network, learns_null_only
+from odelt_eqx.network import Classes, Network, learns_null_only
 from odelt_eqx.noise import sample_noise
 from odelt_eqx.parallel import is_main_process
 from odelt_eqx.progress import Progress
@@ -82,7 +83,10 @@ class SampleRequest:
     out: Path | None = None
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         check_range(self, "count", "batch_size", least=1)
+        check_range(self, "seed", least=0)
+        check_range(self, "budget_ms", above=0)
         if self.trajectory and self.format != "npz":
             raise InputError("a trajectory is written as arrays: leave out format")
         if self.renoise and (self.trajectory or self.from_images):
@@ -231,19 +235,39 @@ def _start(
     if request.from_images is None:
         noise_of = lambda indices: sample_noise(request.seed, indices, network.shape)
         return noise_of, np.resize(classes, request.count).astype(np.int32)
-    name = _name(network)
-    what = f"a file of {name} and labels to start from"
-    arrays = read_arrays(request.from_images, what, name, "labels")
-    try:
-        data, own = jnp.asarray(arrays[name], jnp.float32), arrays["labels"].astype(np.int32)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{request.from_images} is not {what}: {reason(error)}") from None
+    data, own = _read_images(request.from_images, network)
 
     def invert_images(indices: Int[np.ndarray, " batch"]) -> Array:
         return invert(network, data[indices], condition_of(network, own[indices]), config)
 
     labels = np.resize(classes, len(own)).astype(np.int32) if request.labels else own
     return invert_images, labels
+
+
+def _read_images(
+    path: Path, network: Network
+) -> tuple[Float[Array, "count *shape"], Int[np.ndarray, " count"]]:
+    """Return the samples and labels in a file; bytes are scaled to [-1, 1], as `Npz` does.
+
+    Raises:
+        InputError: they do not fit the network, or a value is not finite or no label of a class.
+    """
+    name, kind = _name(network), network.condition_type
+    what = f"a file of {name} and labels to start from"
+    arrays = read_arrays(path, what, name, "labels")
+    data, labels = arrays[name], arrays["labels"]
+    found = f"{name} of {data.dtype} {data.shape} and labels of {labels.dtype} {labels.shape}"
+    if not len(labels.shape) == 1 <= labels.size or data.shape != (len(labels), *network.shape):
+        raise InputError(f"{path} has {found}; this network makes {name} of {network.shape}")
+    if labels.dtype.kind not in "iu" or (data.dtype != np.uint8 and data.dtype.kind != "f"):
+        raise InputError(f"{path} has {found}; expected bytes or floats, and integers")
+    low, high = labels.min(), labels.max()
+    if isinstance(kind, Classes) and not 0 <= low <= high <= kind.count:
+        raise InputError(f"{path} has the labels {low} to {high}, not 0 to {kind.count}")
+    data = as_float(data).astype(np.float32)
+    if not np.isfinite(data).all():
+        raise InputError(f"{path} has {name} that are not finite")
+    return jnp.asarray(data), labels.astype(np.int32)
 
 
 def _label_of(label: int | str, class_names: Sequence[str]) -> int:

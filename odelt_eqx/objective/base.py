@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, Real
 
-from odelt_eqx.errors import InputError
+from odelt_eqx.errors import InputError, check_range
 from odelt_eqx.network import (
     Condition,
     Learned,
@@ -140,6 +140,14 @@ class Objective(abc.ABC):
 
     trains_steps: ClassVar[bool]
     taught_by: ClassVar[TaughtBy]
+
+    def __post_init__(self) -> None:
+        """Check the ranges of the numbers that objectives have in common, where it has them."""
+        names = {field.name for field in dataclasses.fields(self)}
+        check_range(self, *names & {"every", "steps"}, least=1)
+        check_range(self, *names & {"class_dropout"}, least=0, most=1)
+        check_range(self, *names & {"power"}, least=0)
+        check_range(self, *names & {"guidance"})
 
     @property
     def learned(self) -> Learned:

@@ -1,6 +1,7 @@
 """Deep supervision: every depth regresses on the target, in one pass."""
 
 import dataclasses
+import math
 from typing import Any, Literal
 
 from jaxtyping import Array, Key
@@ -52,9 +53,10 @@ class DeepSupervision(WrappingObjective):
 
     def __post_init__(self) -> None:
         """Check the ranges and the name."""
+        super().__post_init__()
         check_range(self, "share", least=0, most=1)
         check_name("teacher", self.teacher, DeepTeacher)
-        if self.weights and min(self.weights) <= 0:
+        if not all(0 < weight < math.inf for weight in self.weights):
             raise InputError(f"weights must be positive; got {self.weights}")
 
     def check(self, anytime: bool, depths: tuple[int, ...]) -> None:

@@ -78,10 +78,11 @@ class FlowMatching(Objective):
 
     def __post_init__(self) -> None:
         """Check the names and the ranges."""
+        super().__post_init__()
         check_name("times", self.times, TimeName)
         check_name("path", self.path, PathName)
         check_name("coupling", self.coupling, CouplingName)
-        check_range(self, "class_dropout", "sigma_min", least=0, most=1)
+        check_range(self, "sigma_min", least=0, most=1)
         check_range(self, "sigma", least=0)
         if self.sigma_min and self.path != "straight":
             raise InputError(f"sigma_min belongs to the straight path, not to {self.path}")

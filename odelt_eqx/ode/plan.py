@@ -42,6 +42,8 @@ SOLVERS: dict[str, Callable[[], diffrax.AbstractSolver]] = {
     "dopri8": diffrax.Dopri8,
 }
 
+MOST_STEPS = 2**24
+"""Steps of a solve, at most: as many as can be counted in float32."""
 FIRST_STEP = 0.1
 """The first step that an adaptive solve tries."""
 
@@ -100,6 +102,7 @@ class FixedSteps(Plan):
         check_choice("grid", self.grid, get_args(Grid))
         if not isinstance(self.steps, Tracer):
             check_range(self, "steps", least=1)
+            check_range(self, "steps", most=MOST_STEPS)
         rising = all(a < b for a, b in itertools.pairwise(self.times))
         if self.times and not (rising and (self.times[0], self.times[-1]) == (0, 1)):
             raise InputError(f"times must rise from 0 to 1; got {self.times}")
@@ -162,8 +165,8 @@ class Adaptive(Plan):
         dcoeff: derivative coefficient of the controller.
 
     Raises:
-        InputError: a tolerance or `max_steps` is not positive, or `solver` does not estimate its
-            error.
+        InputError: a tolerance or `max_steps` is not positive, a number is not finite, or `solver`
+            does not estimate its error.
     """
 
     rtol: float = 1e-3
@@ -178,7 +181,9 @@ class Adaptive(Plan):
     def __check_init__(self) -> None:
         check_choice("solver", self.solver, get_args(EmbeddedSolver))
         check_range(self, "rtol", "atol", above=0)
+        check_range(self, "pcoeff", "icoeff", "dcoeff")
         check_range(self, "max_steps", least=1)
+        check_range(self, "max_steps", most=MOST_STEPS)
 
     def arguments(self, backwards: bool = False, jumps: Jumps | None = None) -> dict[str, Any]:  # noqa: D102
         controller = diffrax.PIDController(

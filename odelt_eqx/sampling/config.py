@@ -10,7 +10,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
 
-from odelt_eqx.errors import InputError, SolveError, find_by_name
+from odelt_eqx.errors import InputError, SolveError, check_numbers, find_by_name
 from odelt_eqx.network import (
     Classes,
     Condition,
@@ -66,8 +66,8 @@ class SampleConfig(eqx.Module):
             Euler's, the mean velocity over that step.
 
     Raises:
-        InputError: `depth_tolerance` is not positive, or an interval is not two rising times in
-            [0, 1].
+        InputError: a number is not finite, `depth_tolerance` is not positive, or an interval is not
+            two rising times in [0, 1].
     """
 
     time: FixedSteps | Adaptive = FixedSteps()
@@ -232,6 +232,11 @@ def _check_options(options: dict[str, Any]) -> None:
 
 
 def _check_values(options: dict[str, Any]) -> None:
+    for name, value in options.items():
+        check_numbers(value, name)
+        known = isinstance(value, Array | np.ndarray) and not isinstance(value, Tracer)
+        if known and not np.isfinite(value).all():
+            raise InputError(f"{name} must be finite numbers; got {np.asarray(value).tolist()}")
     tolerance = options.get("depth_tolerance")
     if tolerance is not None and not isinstance(tolerance, Tracer) and not tolerance > 0:
         raise InputError(f"depth_tolerance must be positive; got {tolerance}")

@@ -136,7 +136,7 @@ def trajectory(
     are those of `sample`.
     """
     times = np.asarray(at, np.float32)
-    if not len(times) or times[0] < 0 or times[-1] > 1 or (np.diff(times) <= 0).any():
+    if not len(times) or not (times[0] >= 0 and times[-1] <= 1 and (np.diff(times) > 0).all()):
         raise InputError(f"at must hold rising times in [0, 1]; got {tuple(at)}")
     return _solve(model, noise, condition, config, options, at=jnp.asarray(times))
 
