@@ -56,6 +56,7 @@ def reason(error: BaseException) -> str:
     """
     text = repr(error) if isinstance(error, KeyError) else str(error)
     text = re.sub(r"<?([\w.]+)(?: object)? at 0x[0-9a-fA-F]+>?", r"\1", text[:10_000])
+    text = re.sub(r"0x[0-9a-fA-F]{6,}", "...", text)
     return (" ".join(text.split()) or type(error).__name__)[:200]
 
 

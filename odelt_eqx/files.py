@@ -226,8 +226,8 @@ def _check_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
         read = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
         shape, _, dtype = read(file)
         claimed = file.tell() + math.prod(shape) * dtype.itemsize
-    empty = min(shape, default=0) < 0 or not dtype.itemsize
-    if not dtype.hasobject and (empty or claimed != member.file_size):
+    odd = min(shape, default=0) < 0 or max(shape, default=0) > claimed or not dtype.itemsize
+    if not dtype.hasobject and (odd or claimed != member.file_size):
         raise ValueError(f"{member.filename} claims the shape {shape}, which is not its size")
 
 

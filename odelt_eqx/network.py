@@ -294,7 +294,8 @@ def as_condition(network: Network, condition: ConditionLike | None) -> Array | N
         return given
     known = not isinstance(given, Tracer) and given.dtype.kind in "iuf"
     if not known or not np.all((np.round(given) == given) & (np.abs(given) <= LARGEST_INTEGER)):
-        raise InputError(f"labels must be whole numbers of 32 bits; got {condition}")
+        most = f"{LARGEST_INTEGER:,} at most"
+        raise InputError(f"labels must be whole numbers; got {condition} ({most})")
     return jnp.asarray(np.asarray(given), jnp.int32)
 
 

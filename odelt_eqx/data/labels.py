@@ -194,8 +194,14 @@ def _read_json_lines(text: str, column: str, where: str) -> dict[str, Any]:
 
 
 def _choose(rows: list[dict[str, Any]], column: str, where: str) -> dict[str, Any]:
-    """Return the class of each file by its name; nothing, with a note, without such a column."""
-    columns = list(rows[0]) if rows else []
+    """Return the class of each file by its name; nothing, with a note, without such a column.
+
+    Raises:
+        ValueError: there are no rows.
+    """
+    if not rows:
+        raise ValueError("it has no rows")
+    columns = list(rows[0])
     if column not in columns:
         others = [name for name in columns if name != "file_name"]
         if others and len(others) < len(columns):

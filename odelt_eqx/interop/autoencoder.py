@@ -15,6 +15,7 @@ from odelt_eqx.files import read_json
 from odelt_eqx.interop.hub import download, is_on_hub
 from odelt_eqx.interop.named import check_finite, check_names, listed, read_safetensors
 from odelt_eqx.nn.autoencoder import Autoencoder, AutoencoderConfig, PerChannel
+from odelt_eqx.serialize import from_dict
 
 CONFIG = "config.json"
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors")
@@ -32,13 +33,10 @@ FIXED = {
 BLOCKS = {"DownEncoderBlock2D", "UpDecoderBlock2D"}
 """The types of block in this architecture."""
 
-READ = {
-    "layers_per_block": int,
-    "norm_num_groups": int,
-    "latent_channels": int,
-    "use_quant_conv": bool,
-    "use_post_quant_conv": bool,
-}
+READ = (
+    *("layers_per_block", "norm_num_groups", "latent_channels"),
+    *("use_quant_conv", "use_post_quant_conv"),
+)
 """Optional settings that are read, besides `block_out_channels` and those of `_read_factors`."""
 
 
@@ -119,19 +117,15 @@ def _read_config(path: Path) -> AutoencoderConfig:
     found = read_json(path, what)
     try:
         other = [f"{k} {found[k]!r}" for k, v in FIXED.items() if k in found and found[k] != v]
-        blocks = {*found.get("down_block_types", ()), *found.get("up_block_types", ())}
+        blocks = [*found.get("down_block_types", ()), *found.get("up_block_types", ())]
+        sizes = {"block_out_channels": found["block_out_channels"]}
+        sizes |= {name: found[name] for name in READ if name in found}
         scale, shift = _read_factors(found)
-        config = AutoencoderConfig(
-            block_out_channels=tuple(map(int, found["block_out_channels"])),
-            scaling_factor=scale,
-            shift_factor=shift,
-            **{name: kind(found[name]) for name, kind in READ.items() if name in found},
-        )
-    except InputError:
-        raise
     except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
         raise InputError(f"{path} is not {what}: {reason(error)}") from None
-    other += sorted(blocks - BLOCKS)
+    config = from_dict(sizes, AutoencoderConfig, str(path))
+    config = dataclasses.replace(config, scaling_factor=scale, shift_factor=shift)
+    other += sorted({*map(str, blocks)} - BLOCKS)
     if other:
         raise InputError(f"{path} describes another network than AutoencoderKL: {listed(other)}")
     return config

@@ -26,7 +26,7 @@ DTYPES = {name: np.dtype(name) for name in NUMBERS}
 """The element types that are read, by NumPy's short names, besides bfloat16."""
 
 
-MOST_MARKS, MOST_CHARACTERS, COPIES = 1000, 200, 10
+MOST_MARKS, MOST_CHARACTERS, COPIES = 1000, 200, 4
 """Bounds: unfinished containers at a time, the length of a name, and what calls copy, over the size
 of the file."""
 
@@ -101,12 +101,12 @@ def _mapping(name: str, *arguments: Any) -> dict:
 
 def _entries(pairs: Iterable[Any]) -> dict[Any, Any]:
     """Return the entries that can name an array: those under short strings and integers."""
-    return {key: value for key, value in pairs if _is_name(key)}
-
-
-def _is_name(key: Any) -> bool:
-    short = isinstance(key, str) and len(key) <= MOST_CHARACTERS
-    return short or (isinstance(key, int) and abs(key) < 2**63)
+    return {
+        key: value
+        for key, value in pairs
+        if (isinstance(key, str) and len(key) <= MOST_CHARACTERS)
+        or (isinstance(key, int) and abs(key) < 2**63)
+    }
 
 
 Makers = Mapping[str, Callable[..., Any]]
@@ -225,7 +225,8 @@ class _Machine:
         last = stack.pop()
         named = stack.pop()
         if name == "STACK_GLOBAL":
-            if not all(isinstance(part, str) and _is_name(part) for part in (named, last)):
+            parts = (named, last)
+            if not all(isinstance(p, str) and len(p) <= MOST_CHARACTERS for p in parts):
                 raise ValueError("a name that is no short string")
             stack.append(Inert(f"{named}.{last}"))
         elif name == "BUILD" and isinstance(named, dict):
