@@ -6,8 +6,7 @@ import json
 import math
 import os
 import warnings
-import zipfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -23,8 +22,6 @@ WRITE_ERRORS = {
     *(errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.ENAMETOOLONG, errno.EEXIST),
 }
 
-UNPACKED, RATIO = 2**26, 100
-"""What is compressed may unpack to so many bytes, or to so many times its own size."""
 MAX_TEXT = 2**28
 """Bytes of a text file, at most."""
 
@@ -66,12 +63,6 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file atomically; numbers must be finite."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
-
-
-def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
-    """Write an `.npz` file atomically."""
-    with atomic_write(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
 
 
 def member_path(folder: Path, *names: str) -> Path:
@@ -177,102 +168,6 @@ def _read_bytes(path: Path) -> bytes:
     if len(content) > MAX_TEXT:
         raise ValueError(f"it has more than {MAX_TEXT:,} bytes")
     return content
-
-
-def read_arrays(
-    path: Path, what: str, *names: str, optional: Collection[str] = ()
-) -> dict[str, np.ndarray]:
-    """Return arrays of an `.npz` file by name; objects in it are never unpickled.
-
-    Args:
-        path: the file.
-        what: what it should be, for the message: "a file of statistics (mu and sigma)".
-        *names: arrays that it must have.
-        optional: arrays that are read if it has them. All others are left alone.
-
-    Raises:
-        InputError: it is missing or damaged, lacks one of the arrays, or would unpack to far more
-            than its own size.
-    """
-    try:
-        if path.is_file() and not zipfile.is_zipfile(path):
-            raise ValueError("it is no zip archive, as .npz files are")
-        with np.load(path, allow_pickle=False) as file:
-            for name in names:
-                if name not in file.files:
-                    raise KeyError(f"it has no array {name!r}")
-            wanted = [name for name in file.files if name in {*names, *optional}]
-            members = [file.zip.getinfo(f"{name}.npy") for name in wanted]
-            packed = min(sum(m.compress_size for m in members), path.stat().st_size)
-            check_unpacked(sum(member.file_size for member in members), packed)
-            for member in members:
-                _check_header(file.zip, member)
-            return {name: file[name] for name in wanted}
-    except Exception as error:  # a damaged archive raises errors of many kinds
-        raise InputError(f"{path} is not {what}: {reason(error)}") from None
-
-
-def check_unpacked(size: int, packed: int) -> None:
-    """Raise a ValueError if `packed` bytes would unpack to far more than their own size."""
-    if size > UNPACKED and size > RATIO * packed:
-        gib = f"{size / 2**30:.1f} GiB"
-        raise ValueError(f"it unpacks to {gib}; save it uncompressed if that is right")
-
-
-def _check_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
-    """Raise a ValueError unless an array has the size that its header claims."""
-    with archive.open(member) as file:
-        version = np.lib.format.read_magic(file)
-        read = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
-        shape, _, dtype = read(file)
-        claimed = file.tell() + math.prod(shape) * dtype.itemsize
-    odd = min(shape, default=0) < 0 or max(shape, default=0) > claimed or not dtype.itemsize
-    if not dtype.hasobject and (odd or claimed != member.file_size):
-        raise ValueError(f"{member.filename} claims the shape {shape}, which is not its size")
-
-
-def array_names(path: Path, what: str) -> list[str]:
-    """Return the names of the arrays in an `.npz` file; an InputError as for `read_arrays`."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return list(file.files)
-    except Exception as error:  # as in `read_arrays`
-        raise InputError(f"{path} is not {what}: {reason(error)}") from None
-
-
-def map_array(path: Path, what: str, name: str) -> tuple[np.ndarray, str]:
-    """Return an array of an `.npz` file, read from the disk as it is used, and a fingerprint.
-
-    Only a compressed array is read at once. The fingerprint is that of the checksum in the file.
-
-    Raises:
-        InputError: as for `read_arrays`.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            info = archive.getinfo(f"{name}.npy")
-            identity = fingerprint(info.CRC, info.file_size)
-            if info.compress_type != zipfile.ZIP_STORED:
-                return read_arrays(path, what, name)[name], identity
-            with archive.open(info) as member, path.open("rb") as file:
-                file.seek(info.header_offset + 26)
-                sizes = np.frombuffer(file.read(4), "<u2")  # of the name and the extra field
-                start = info.header_offset + 30 + int(sizes.sum())
-                version = np.lib.format.read_magic(member)
-                read_header = {
-                    (1, 0): np.lib.format.read_array_header_1_0,
-                    (2, 0): np.lib.format.read_array_header_2_0,
-                }[version]
-                shape, fortran, dtype = read_header(member)
-                header = member.tell()
-        if dtype.hasobject or header + math.prod(shape) * dtype.itemsize != info.file_size:
-            raise ValueError(f"{name} does not hold the array that it says")
-        order = "F" if fortran else "C"
-        return np.memmap(path, dtype, "r", start + header, shape, order), identity
-    except InputError:
-        raise
-    except Exception as error:  # as in `read_arrays`
-        raise InputError(f"{path} is not {what}: {reason(error)}") from None
 
 
 @contextmanager

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 import odelt_eqx as odelt
+from odelt_eqx.array_files import write_arrays
 from odelt_eqx.data.raw import find_raw_images
 from odelt_eqx.evaluation.figures import save_figure
-from odelt_eqx.files import write_arrays, write_text
+from odelt_eqx.files import write_text
 from odelt_eqx.nn import stacked
 from tests.conftest import TINY
 from tests.data.makers import write_images

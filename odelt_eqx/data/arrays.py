@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from odelt_eqx.array_files import check_unpacked, map_array, read_arrays
 from odelt_eqx.data.labels import number_ids
 from odelt_eqx.data.source import ArraySource, DataSet, ImageSource, Split
 from odelt_eqx.data.splits import HeldOut
 from odelt_eqx.errors import InputError, reason
-from odelt_eqx.files import check_unpacked, map_array, read_arrays
 
 
 def digits(split: Split) -> ArraySource:

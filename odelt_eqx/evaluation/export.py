@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from odelt_eqx.array_files import write_arrays
 from odelt_eqx.errors import InputError
-from odelt_eqx.files import atomic_write, temporary_path, write_arrays
+from odelt_eqx.files import atomic_write, temporary_path
 from odelt_eqx.images import rgb, to_bytes
 
 Write = Callable[[Mapping[str, np.ndarray]], None]

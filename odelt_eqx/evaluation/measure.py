@@ -15,12 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from odelt_eqx.array_files import write_arrays
 from odelt_eqx.data.source import read_batches, sample_indices
 from odelt_eqx.errors import InputError
 from odelt_eqx.evaluation.figures import SAMPLES, save_row_samples, shown_count
 from odelt_eqx.evaluation.grid import Bits, Bounds, GridConfig, Row
 from odelt_eqx.evaluation.quality import Judge
-from odelt_eqx.files import fingerprint, member_path, read_json_lines, write_arrays, write_text
+from odelt_eqx.files import fingerprint, member_path, read_json_lines, write_text
 from odelt_eqx.network import Classes, Condition, Network
 from odelt_eqx.nn.config import NetworkConfig
 from odelt_eqx.noise import sample_noise

@@ -10,11 +10,11 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from odelt_eqx.array_files import array_names, read_arrays, write_arrays
 from odelt_eqx.data.arrays import Adm
 from odelt_eqx.data.source import Source, read_batches
 from odelt_eqx.errors import InputError, reason
 from odelt_eqx.evaluation.features import Features, spatial_name
-from odelt_eqx.files import array_names, read_arrays, write_arrays
 from odelt_eqx.progress import Progress
 
 Rows = Float[np.ndarray, "_ _"] | Float[Array, "_ _"]

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
+from odelt_eqx.array_files import read_arrays
 from odelt_eqx.data.source import Source, read_batches, sample_indices
 from odelt_eqx.errors import InputError
 from odelt_eqx.evaluation.features import (
@@ -32,7 +33,7 @@ from odelt_eqx.evaluation.metrics import (
     kernel_distance,
     precision_recall,
 )
-from odelt_eqx.files import fingerprint, read_arrays
+from odelt_eqx.files import fingerprint
 from odelt_eqx.nn.autoencoder import Autoencoder
 
 GROUPS = 10  # disjoint random groups of the samples, for standard errors

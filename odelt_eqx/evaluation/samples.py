@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from matplotlib.figure import Figure
 
+from odelt_eqx.array_files import read_arrays
 from odelt_eqx.data.source import as_float
 from odelt_eqx.errors import InputError, SolveError, check_numbers, check_range, find_by_name
 from odelt_eqx.evaluation.export import Write, adm_file, arrays_file, png_folder
@@ -21,7 +22,6 @@ from odelt_eqx.evaluation.features import Samples, decode, decoded_shape, open_a
 from odelt_eqx.evaluation.figures import plot_points, save_figure
 from odelt_eqx.evaluation.grid import recommend
 from odelt_eqx.evaluation.measure import class_count, condition_of, network_on_devices
-from odelt_eqx.files import read_arrays
 from odelt_eqx.images import save_png, sheet
 from odelt_eqx.network import Classes, Network, learns_null_only
 from odelt_eqx.noise import sample_noise

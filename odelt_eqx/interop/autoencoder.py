@@ -1,5 +1,6 @@
 """Stable Diffusion's and FLUX's autoencoders from the files in which diffusers publishes them."""
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path

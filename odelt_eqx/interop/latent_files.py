@@ -20,8 +20,6 @@ more of it than their file has.
 
 import contextlib
 import dataclasses
-import math
-import struct
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
@@ -31,6 +29,7 @@ from typing import Any
 import numpy as np
 import safetensors
 
+from odelt_eqx.array_files import Part, list_zip, map_npy
 from odelt_eqx.data.labels import UNLABELLED, labels_in_files, number_ids, number_values
 from odelt_eqx.data.raw import RawItems, is_image, list_folder
 from odelt_eqx.errors import InputError, reason
@@ -41,14 +40,6 @@ from odelt_eqx.nn.autoencoder import PerChannel
 STATISTICS = "latents_stats.pt"
 SUFFIXES = (".npy", ".npz", ".safetensors")
 SAMPLES, MOMENTS, LABELS = ("latents", "latents_flip"), ("mean", "std"), "labels"
-HEADERS = {
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
-}
-"""How the header of an `.npy` file is read, by version of the format."""
-
-Location = tuple[str, int, int | None]
-"""A file, and where in it a member begins and ends; None is the end of the file."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,13 +81,13 @@ def find_latents(path: Path, label: str = "label", renumber: bool = False) -> St
         InputError: there are none, they cannot be read, or some lack a class that others have.
     """
     if path.is_dir():
-        members = {name: (str(path / name), 0, None) for name in list_folder(path)}
+        members = {name: Part(str(path / name)) for name in list_folder(path)}
     elif not path.is_file():
         raise InputError(f"there is no folder or file {path}")
     elif path.suffix in SUFFIXES:
         return _find_in_arrays(path, [path], renumber)
     else:
-        members = _list_zip(path)
+        members = list_zip(path)
     files = sorted(filter(_is_array, members))
     if not files:
         raise InputError(f"{path} holds no latents ({', '.join(SUFFIXES)})")
@@ -115,7 +106,7 @@ def _is_array(name: str) -> bool:
 
 
 def _find_in_files(
-    path: Path, members: Mapping[str, Location], files: Iterable[str], label: str, renumber: bool
+    path: Path, members: Mapping[str, Part], files: Iterable[str], label: str, renumber: bool
 ) -> StoredLatents:
     """Return latents that have a file each."""
     names = [name for name in files if not name.rpartition("/")[0].endswith(LABELS)]
@@ -136,7 +127,7 @@ def _find_in_files(
 
 
 def _labels_beside(
-    path: Path, members: Mapping[str, Location], names: Sequence[str]
+    path: Path, members: Mapping[str, Part], names: Sequence[str]
 ) -> list[int] | None:
     """Return the class that `Xlabels/NAME` says of each `Xfeatures/NAME`; None without any."""
     pairs = [name.rpartition("/") for name in names]
@@ -148,7 +139,7 @@ def _labels_beside(
         raise InputError(f"{path} has no label for {len(missing)} of its latents: {missing[0]}")
     labels = []
     for file in files:
-        array = _map_array(members[file])
+        array = map_npy(members[file])
         if array.size != 1 or array.dtype.kind not in "iu":
             raise InputError(f"{path}/{file} is {array.dtype} {array.shape}, not one integer")
         labels.append(int(array.item()))
@@ -242,14 +233,14 @@ def _open_arrays(file: Path) -> dict[str, _Rows]:
         except (safetensors.SafetensorError, OSError) as error:
             raise InputError(f"{file} is not a .safetensors file: {reason(error)}") from None
     known = {f"{name}.npy": name for name in (*SAMPLES, *MOMENTS, LABELS)}
-    members: dict[str, Location]
+    members: dict[str, Part]
     if file.suffix == ".npz":
-        members = _list_zip(file)
+        members = list_zip(file)
     elif file.is_dir():
-        members = {name: (str(file / name), 0, None) for name in known if (file / name).is_file()}
+        members = {name: Part(str(file / name)) for name in known if (file / name).is_file()}
     else:
-        members = {"latents.npy": (str(file), 0, None)}
-    arrays = {known[name]: _map_array(members[name]) for name in known if name in members}
+        members = {"latents.npy": Part(str(file))}
+    arrays = {known[name]: map_npy(members[name]) for name in known if name in members}
     return {name: _Rows(array.shape, array) for name, array in arrays.items()}
 
 
@@ -262,54 +253,18 @@ def _read_row(location: tuple[Path, int]) -> np.ndarray:
     return np.stack(rows) if used[0] == SAMPLES[0] else np.concatenate(rows)[None]
 
 
-def _read_file(location: Location) -> np.ndarray:
+def _read_file(location: Part) -> np.ndarray:
     """Return the only latent in an `.npy` file as (1, channels, h, w)."""
-    array = _map_array(location)
+    array = map_npy(location)
     array = array if array.ndim == 4 else array[None]
     if array.ndim != 4 or len(array) != 1:
         raise InputError(f"its shape is {array.shape}; expected (channels, h, w)")
     return array
 
 
-def _read_bytes(location: Location) -> bytes:
+def _read_bytes(location: Part) -> bytes:
     path, start, end = location
     with open(path, "rb") as file:
         last = file.seek(0, 2)
         file.seek(start)
         return file.read(min(last, last if end is None else end) - start)
-
-
-def _map_array(location: Location) -> np.ndarray:
-    """Return the array in an `.npy` file, or in a part of a file, mapped into memory."""
-    path, start, end = location
-    try:
-        with open(path, "rb") as file:
-            last = file.seek(0, 2)
-            file.seek(start)
-            shape, fortran, dtype = HEADERS[np.lib.format.read_magic(file)](file)
-            offset = file.tell()
-        size, room = math.prod(shape) * dtype.itemsize, (last if end is None else end) - offset
-        if dtype.hasobject or size > room:
-            raise ValueError(f"{shape} of {dtype} in {max(0, room)} bytes")
-        return np.memmap(path, dtype, "r", offset, shape, "F" if fortran else "C")
-    except Exception as error:  # damage can break any step
-        raise InputError(f"{path} is not an array of numbers: {reason(error)}") from None
-
-
-def _list_zip(path: Path) -> dict[str, Location]:
-    """Return where the members of a zip lie in it."""
-    members = {}
-    try:
-        with zipfile.ZipFile(path) as archive, path.open("rb") as file:
-            for info in archive.infolist():
-                if info.compress_type != zipfile.ZIP_STORED:
-                    raise ValueError(
-                        "it is compressed, so its arrays cannot be read one by one: save it by "
-                        "numpy.savez, or zip -0"
-                    )
-                file.seek(info.header_offset + 26)  # the sizes of name and extra field
-                start = file.tell() + 4 + sum(struct.unpack("<HH", file.read(4)))
-                members[info.filename] = (str(path), start, start + info.file_size)
-    except (zipfile.BadZipFile, OSError, RuntimeError, ValueError, struct.error) as error:
-        raise InputError(f"{path} cannot be read as a zip: {reason(error)}") from None
-    return members

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from odelt_eqx.array_files import write_arrays
 from odelt_eqx.data import Adm, Toy, digits, open_source
 from odelt_eqx.errors import InputError
 from odelt_eqx.evaluation.features import Edges, Features, Pixels
@@ -18,7 +19,6 @@ from odelt_eqx.evaluation.metrics import (
     precision_recall,
 )
 from odelt_eqx.evaluation.quality import Accumulator, Judge, groups
-from odelt_eqx.files import write_arrays
 from odelt_eqx.images import to_bytes
 
 RNG = np.random.default_rng(0)
