@@ -5,7 +5,7 @@ import struct
 import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -86,7 +86,7 @@ def _check_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
         raise ValueError(f"{member.filename} claims the shape {shape}, which is not its size")
 
 
-def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+def _read_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
     """Read the header of an `.npy` file: shape, whether in Fortran's order, and type."""
     major, _ = np.lib.format.read_magic(file)
     return getattr(np.lib.format, f"read_array_header_{major}_0")(file)

@@ -20,6 +20,7 @@ ROOMS = [
     ("network", "what the rest knows of a network, and guidance"),
     ("parallel", "all of devices and processes"),
     ("files", "files written whole or not at all, read without trust"),
+    ("array_files", "arrays in NumPy's files, read without trust"),
     ("progress", "progress bars"),
     ("noise", "standard normal draws"),
     ("images", "their size; laid out and written as PNG"),

@@ -268,7 +268,7 @@ def test_files_that_are_not_of_adm_are_refused_in_one_line(tmp_path):
         "arr_0 is float32": {"arr_0": np.float32(images)},
         "labels of shape": {"arr_0": images, "arr_1": np.zeros(2, int)},
         "not a file of images as ADM writes them": {"images": images},
-        "does not hold the array": {"arr_0": np.array([{}])},
+        "is not an array of numbers": {"arr_0": np.array([{}])},
     }
     for message, arrays in refused.items():
         np.savez(path, **arrays)
@@ -285,7 +285,7 @@ def test_files_that_are_not_of_adm_are_refused_in_one_line(tmp_path):
 
 def test_a_split_without_examples_is_refused_in_one_line(tmp_path):
     np.savez(tmp_path / "a.npz", images=-np.ones((3, 2, 2)))
-    with pytest.raises(odelt.InputError, match=r"held-out split; raise data\.held-out\.share"):
+    with pytest.raises(odelt.InputError, match=r"held-out split; raise --data\.held-out\.share"):
         Npz(tmp_path / "a.npz", held_out=HeldOut(0.0)).open("held-out")
     np.savez(tmp_path / "b.npz", images=-np.ones((1, 2, 2)))
     both = Npz(tmp_path / "a.npz", held_out_path=tmp_path / "b.npz")
