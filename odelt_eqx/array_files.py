@@ -115,7 +115,7 @@ def map_array(path: Path, what: str, name: str) -> tuple[np.ndarray, str]:
             identity = fingerprint(info.CRC, info.file_size)
             if info.compress_type != zipfile.ZIP_STORED:
                 return read_arrays(path, what, name)[name], identity
-            return map_npy(_part(archive, info)), identity
+            return _map(_part(archive, info)), identity
     except InputError:
         raise
     except Exception as error:  # as in `read_arrays`
@@ -129,18 +129,22 @@ def map_npy(part: Part) -> np.ndarray:
         InputError: it is none, or of another size than its header claims.
     """
     try:
-        with open(part.path, "rb") as file:
-            last = file.seek(0, 2)
-            file.seek(part.start)
-            shape, fortran, dtype = _read_header(file)
-            offset = file.tell()
-        size = math.prod(shape) * dtype.itemsize
-        room = (last if part.end is None else min(part.end, last)) - offset
-        if dtype.hasobject or size != room:
-            raise ValueError(f"{shape} of {dtype} in {max(0, room):,} bytes")
-        return np.memmap(part.path, dtype, "r", offset, shape, "F" if fortran else "C")
+        return _map(part)
     except Exception as error:  # as in `read_arrays`
         raise InputError(f"{part.path} is not an array of numbers: {reason(error)}") from None
+
+
+def _map(part: Part) -> np.ndarray:
+    with open(part.path, "rb") as file:
+        last = file.seek(0, 2)
+        file.seek(part.start)
+        shape, fortran, dtype = _read_header(file)
+        offset = file.tell()
+    size = math.prod(shape) * dtype.itemsize
+    room = (last if part.end is None else min(part.end, last)) - offset
+    if dtype.hasobject or size != room:
+        raise ValueError(f"it claims {shape} of {dtype} in {max(0, room):,} bytes")
+    return np.memmap(part.path, dtype, "r", offset, shape, "F" if fortran else "C")
 
 
 def list_zip(path: Path) -> dict[str, Part]:

@@ -98,7 +98,7 @@ class Store:
     def __init__(self, path: Path):
         """Read the file, if there is one; an InputError if it holds something else."""
         self.path, lines = path, read_json_lines(path)
-        known = all("settings" in line and "measured" in line for line in lines)
+        known = all("measured" in x and isinstance(x.get("settings"), dict) for x in lines)
         if path.is_file() and not (lines and known):
             raise InputError(f"{path} holds no measured rows; move it away to measure again")
         self._values = {_text(line["settings"]): line["measured"] for line in lines}

@@ -268,7 +268,7 @@ def test_files_that_are_not_of_adm_are_refused_in_one_line(tmp_path):
         "arr_0 is float32": {"arr_0": np.float32(images)},
         "labels of shape": {"arr_0": images, "arr_1": np.zeros(2, int)},
         "not a file of images as ADM writes them": {"images": images},
-        "is not an array of numbers": {"arr_0": np.array([{}])},
+        "it claims": {"arr_0": np.array([{}])},
     }
     for message, arrays in refused.items():
         np.savez(path, **arrays)
