@@ -17,7 +17,8 @@ ROOMS = [
         "ode",
         "the idea: plans, the length ODE, the time ODE, and the wrapper that counts their cost",
     ),
-    ("network", "what the rest knows of a network, and guidance"),
+    ("network", "what the rest knows of a network"),
+    ("guidance", "its velocities put together, by condition and by depth"),
     ("parallel", "all of devices and processes"),
     ("files", "files written whole or not at all, read without trust"),
     ("array_files", "arrays in NumPy's files, read without trust"),
@@ -38,7 +39,7 @@ ROOMS = [
 ]
 """The rooms of the package from the ground up: each imports from itself and from those before."""
 
-DEVICE_FREE = ("ode", "nn", "objective", "network")
+DEVICE_FREE = ("ode", "nn", "objective", "network", "guidance")
 """Rooms that compute on arrays and know no mesh and no process."""
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import odelt_eqx as odelt
-from odelt_eqx.network import as_condition, drop_condition, guided_velocity
+from odelt_eqx.guidance import guided_velocity
+from odelt_eqx.network import as_condition, drop_condition
 from odelt_eqx.ode import LengthStats
 
 

@@ -11,13 +11,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, Real
 
 from odelt_eqx.errors import InputError, check_range
-from odelt_eqx.network import (
-    Condition,
-    Learned,
-    Network,
-    guided_velocity,
-    raise_failures_of_length,
-)
+from odelt_eqx.guidance import guided_velocity
+from odelt_eqx.network import Condition, Learned, Network, raise_failures_of_length
 from odelt_eqx.ode.plan import without_recomputing
 
 TaughtBy = Literal["data", "student", "average", "frozen", "stages"]

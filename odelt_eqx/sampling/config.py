@@ -11,15 +11,8 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
 
 from odelt_eqx.errors import InputError, SolveError, check_numbers, find_by_name
-from odelt_eqx.network import (
-    Classes,
-    Condition,
-    Network,
-    check_batch,
-    check_depth,
-    check_guidance,
-    check_tolerance,
-)
+from odelt_eqx.guidance import check_guidance
+from odelt_eqx.network import Classes, Condition, Network, check_batch, check_depth, check_tolerance
 from odelt_eqx.ode.plan import (
     Adaptive,
     FixedSteps,

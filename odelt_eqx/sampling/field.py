@@ -10,14 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from odelt_eqx.network import (
-    Condition,
-    Depth,
-    Network,
-    gives_guide,
-    guided_velocity,
-    index_of_step,
-)
+from odelt_eqx.guidance import gives_guide, guided_velocity
+from odelt_eqx.network import Condition, Depth, Network, index_of_step
 from odelt_eqx.ode.length import LengthStats
 from odelt_eqx.ode.plan import FixedSteps, Plan
 from odelt_eqx.ode.time import TimeSolution
