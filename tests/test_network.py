@@ -173,7 +173,7 @@ def test_outside_the_interval_the_label_alone_is_evaluated():
     "interval", [(0.5, 0.5), (0.7, 0.2), (-0.1, 1.0), (0.0, 1.1), (0.0, float("nan"))]
 )
 def test_an_interval_is_two_rising_times(interval):
-    message = "guidance_interval must be two rising times in"
+    message = "guidance_interval must be "
     with pytest.raises(odelt.InputError, match=message):
         odelt.SampleConfig(guidance=2.0, guidance_interval=interval)
     with pytest.raises(odelt.InputError, match=message):
