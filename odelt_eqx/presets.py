@@ -50,9 +50,13 @@ def digits() -> TrainConfig:
     return of_type(config, "deep-supervision")
 
 
+EIGHT = FixedSteps(steps=8, solver="ab2")
+"""Eight evaluations: nearer to the data than sixteen by Euler steps on all three data sets."""
+
+
 def _guided(weight: float) -> SampleConfig:
     """Eight evaluations of an `anytime` network, guided by its smallest depth."""
-    return SampleConfig(time=FixedSteps(steps=8, solver="ab2"), depth_guidance=weight)
+    return SampleConfig(time=EIGHT, depth_guidance=weight)
 
 
 def _plane(data: Toy, num_classes: int | None) -> TrainConfig:
@@ -131,6 +135,7 @@ def folder() -> TrainConfig:
         model=dataclasses.replace(model, hidden_size=192),
         optimizer=OptimizerConfig(learning_rate=2e-3, warmup=200, weight_decay=0.01, ema=0.995),
         data=Folder(Path("images")),
+        sample=SampleConfig(time=EIGHT),
         steps=2000,
         batch_size=32,
         eval_every=500,
