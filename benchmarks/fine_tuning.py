@@ -4,12 +4,14 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import equinox as eqx
 import jax
 import numpy as np
 import optax
 import tyro
 from jaxtyping import Float
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, StrMethodFormatter
 from measure import Output, Report
 
 from odelt_eqx import cli
@@ -17,7 +19,7 @@ from odelt_eqx.config import TrainConfig
 from odelt_eqx.evaluation.features import FeaturesConfig, Pixels
 from odelt_eqx.evaluation.figures import save_figure
 from odelt_eqx.evaluation.grid import GridConfig
-from odelt_eqx.evaluation.measure import inputs
+from odelt_eqx.evaluation.measure import Store, inputs
 from odelt_eqx.evaluation.quality import Judge
 from odelt_eqx.evaluation.report import open_judge
 from odelt_eqx.network import Network
@@ -31,18 +33,18 @@ from odelt_eqx.training.weights import init_from
 
 DEPTHS_APART = LengthConsistency()
 ONE_PASS = DeepSupervision(share=0.5)
-EXITS = ("patch_embedding", "condition_embedding", "groups")
-"""What is frozen where only the exits are trained: all but their embedding and the final layer."""
-WAYS: dict[str, tuple[LengthConsistency | DeepSupervision, str, str, tuple[str, ...]]] = {
-    "accumulate, length consistency": (DEPTHS_APART, "accumulate", "depth", ()),
-    "accumulate, deep supervision": (ONE_PASS, "accumulate", "none", ()),
-    "accumulate, deep supervision, told the edge": (ONE_PASS, "accumulate", "edge", ()),
-    "residual, length consistency": (DEPTHS_APART, "residual", "depth", ()),
-    "residual, deep supervision": (ONE_PASS, "residual", "none", ()),
-    "residual, deep supervision, told the edge": (ONE_PASS, "residual", "edge", ()),
-    "residual, the exits alone": (ONE_PASS, "residual", "edge", EXITS),
+EXITS = ("length_embedding", "final")
+"""The parts of a network that are its exits; the others can be frozen."""
+WAYS: dict[str, tuple[LengthConsistency | DeepSupervision, str, str]] = {
+    "accumulate, length consistency": (DEPTHS_APART, "accumulate", "depth"),
+    "accumulate, deep supervision": (ONE_PASS, "accumulate", "none"),
+    "accumulate, deep supervision, told the edge": (ONE_PASS, "accumulate", "edge"),
+    "residual, length consistency": (DEPTHS_APART, "residual", "depth"),
+    "residual, deep supervision": (ONE_PASS, "residual", "none"),
+    "residual, deep supervision, told the edge": (ONE_PASS, "residual", "edge"),
+    "residual, the exits alone": (ONE_PASS, "residual", "edge"),
 }
-"""How every depth is trained, the wiring, the embedding of the length, and what is frozen."""
+"""How every depth is trained, the wiring, and the embedding of the length."""
 PLAN = FixedSteps(steps=16, solver="ab2")
 
 
@@ -56,7 +58,7 @@ class Config(Output):
         steps: numbers of fine-tuning steps, each a run of its own.
         ways: which of them.
         learning_rate: of fine-tuning.
-        folder: where the fine-tuned runs go; those that are there are not trained again.
+        folder: where the fine-tuned runs go; what is there is neither trained nor measured again.
         features: what samples are compared by, besides a second judge.
         count: samples of each.
     """
@@ -73,15 +75,19 @@ class Config(Output):
 def fine_tuning(run: Path, way: str, config: Config, steps: int) -> TrainConfig:
     """Return the run of `steps` steps that trains every depth from the weights of `run`."""
     plain = run_config(run)
-    objective, wiring, told, frozen = WAYS[way]
+    objective, wiring, told = WAYS[way]
     length: dict[str, Any] = {"wiring": wiring, "length_embedding": told}
+    model = dataclasses.replace(plain.model, **length)
+    fresh = eqx.filter_eval_shape(model.build, key=jax.random.key(0))
+    parts = [f.name for f in dataclasses.fields(fresh)]
+    frozen = [part for part in parts if part not in (*EXITS, "config")]
     return dataclasses.replace(
         plain,
-        model=dataclasses.replace(plain.model, **length),
+        model=model,
         objective=dataclasses.replace(objective, objective=plain.objective),
         optimizer=dataclasses.replace(plain.optimizer, learning_rate=config.learning_rate),
         init_from=str(run),
-        frozen=frozen,
+        frozen=tuple(frozen) if way.endswith("alone") else (),
         steps=steps,
         save_every=steps,
     )
@@ -97,17 +103,24 @@ def fine_tuned(run: Path, way: str, config: Config, steps: int) -> Network:
     return train(trained, folder, resume=folder.exists()).ema
 
 
-def measure(network: Network, judge: Judge, count: int) -> Float[np.ndarray, "depths judges"]:
-    """Return the Fréchet distances of samples at every depth, by both judges."""
-    found = []
+@dataclasses.dataclass(frozen=True)
+class Distances:
+    """Fréchet distances of samples at every depth, by each judge."""
+
+    values: tuple[tuple[float, ...], ...]
+
+
+def measure(network: Network, judge: Judge, count: int) -> Distances:
+    """Return the Fréchet distances of samples by both judges, at every depth."""
+    found: list[tuple[float, ...]] = []
     for depth in network.depths:
         state = judge.accumulator(count)
         for start in range(0, count, 250):
             noise, labels, condition = inputs(network, 0, start, min(250, count - start))
             judge.add(state, sample(network, noise, condition, time=PLAN, depth=depth), labels)
         quality = judge.quality(state)
-        found.append((quality.frechet, quality.second or np.nan))
-    return np.array(found)
+        found.append((quality.frechet, *([] if quality.second is None else [quality.second])))
+    return Distances(tuple(found))
 
 
 def save_curves(
@@ -122,14 +135,20 @@ def save_curves(
     for j, (name, line) in enumerate(zip(names, panels, strict=True)):
         line[0].set_ylabel(f"Fréchet distance, {name}")
         for k, (depth, axis) in enumerate(zip(depths, line, strict=True)):
-            for way in dict.fromkeys(way for way, _ in rows):
+            for way, marker in zip(dict.fromkeys(way for way, _ in rows), "osD^vPX", strict=False):
                 steps = [s for w, s in rows if w == way]
                 values = np.array([rows[way, s][:, k, j] for s in steps])
                 style = "-" if way.startswith("residual") else "--"
                 error = values.std(axis=1, ddof=1) if values.shape[1] > 1 else None
-                axis.errorbar(steps, values.mean(axis=1), error, ls=style, marker="o", label=way)
+                look: dict[str, Any] = {"ls": style, "marker": marker, "fillstyle": "none"}
+                axis.errorbar(steps, values.mean(axis=1), error, label=way, **look)
             axis.set(yscale="log", title=f"depth {depth}")
             axis.set_xscale("symlog", linthresh=min(s for _, s in rows if s))
+            axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axis.yaxis.set_minor_formatter(StrMethodFormatter("{x:g}"))
+            axis.tick_params(axis="y", which="minor", labelsize=6)
+            axis.xaxis.set_major_locator(FixedLocator(sorted({s for _, s in rows})))
+            axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
             axis.grid(alpha=0.3, which="both")
     for axis in panels[-1]:
         axis.set_xlabel("fine-tuning steps")
@@ -145,16 +164,23 @@ def main(config: Config) -> None:
     for judge in judges:
         judge.prepare()
     names = (judges[0].features.name, *([judges[0].second.name] if judges[0].second else []))
+    store = Store(config.folder / "measured.jsonl")
+
+    def row(run: Path, judge: Judge, way: str, steps: int) -> tuple[tuple[float, ...], ...]:
+        what = {"run": str(run), "way": way, "steps": steps, "learning_rate": config.learning_rate}
+        what |= {"features": names, "count": config.count}
+        measured = lambda: measure(fine_tuned(run, way, config, steps), judge, config.count)
+        distances = store.measure(what, Distances, measured)
+        assert distances is not None  # there is one process
+        return distances.values
+
     columns = [f"depth {depth}: {name}" for depth in depths for name in names]
     report, rows = Report(("way", "steps", *columns), config), {}
     for way in config.ways:
         for steps in (0, *config.steps):
-            each = [
-                measure(fine_tuned(run, way, config, steps), judge, config.count)
-                for run, judge in zip(config.runs, judges, strict=True)
-            ]
-            rows[way, steps] = found = np.stack(each)[..., : len(names)]
-            report.row(way, steps, *map(spread, found.reshape(len(each), -1).T))
+            pairs = zip(config.runs, judges, strict=True)
+            rows[way, steps] = found = np.array([row(*pair, way, steps) for pair in pairs])
+            report.row(way, steps, *map(spread, found.reshape(len(found), -1).T))
     save_curves(rows, depths, names, config.folder / "fine-tuning.png")
 
 

@@ -1,5 +1,6 @@
 """The benchmarks at a tiny size: they run, agree and write the rows they print."""
 
+import dataclasses
 import importlib
 import json
 import os
@@ -14,7 +15,10 @@ import pytest
 
 from odelt_eqx.nn.block import DiTBlock
 from odelt_eqx.objective import LengthConsistency, TrainingTime
+from odelt_eqx.training.checkpoint import load
+from odelt_eqx.training.train import train
 from tests.conftest import NETWORK, assert_matches
+from tests.training.conftest import POINTS_RUN
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 TINY = ("--hidden-size", 64, "--tokens", 4, "--rounds", 1)
@@ -200,6 +204,27 @@ def test_solvers(benchmark, tiny_run, tmp_path):
     costs = [(row["time solver"], row["steps"], row["network evaluations"]) for row in rows[1:]]
     assert costs == [("euler, cosine", 2, 2), ("heun, cosine", 1, 2)]
     assert rows[0]["distance to the flow"] == 0 < rows[-1]["distance to the flow"]
+
+
+def test_ways_to_fine_tune_a_plain_network(module, monkeypatch, capsys, tmp_path):
+    """A residual one begins as it; where only the exits are trained the rest stays; and what was
+    trained and measured is known the next time."""
+    fine_tuning, plain, out = module("fine_tuning"), tmp_path / "plain", tmp_path / "rows.json"
+    model = dataclasses.replace(POINTS_RUN.model, wiring="residual", length_embedding="none")
+    train(dataclasses.replace(POINTS_RUN, model=model, steps=2), plain)
+    ways = ("residual, length consistency", "residual, the exits alone")
+    config = fine_tuning.Config(out, (plain,), (1,), ways, folder=tmp_path, count=40)
+    fine_tuning.main(config)
+    printed = capsys.readouterr().out
+    rows = assert_reported(printed, out, "way | steps | depth 1: values | depth 2: values")
+    assert [(row["way"], row["steps"]) for row in rows] == [(w, s) for w in ways for s in (0, 1)]
+    assert rows[0]["depth 2: values"] == rows[2]["depth 2: values"]
+    kept, source = load(tmp_path / f"plain, {ways[1]}, 1"), load(plain)
+    np.testing.assert_array_equal(kept.embedding.weight, source.embedding.weight)
+    assert (tmp_path / "fine-tuning.png").stat().st_size > 10_000
+    monkeypatch.setattr(fine_tuning, "measure", None)
+    fine_tuning.main(config)
+    assert capsys.readouterr().out == printed
 
 
 def test_ways_to_train_every_depth(module, monkeypatch, capsys, tmp_path):
