@@ -225,11 +225,6 @@ def _check_options(options: dict[str, Any]) -> None:
 
 
 def _check_values(options: dict[str, Any]) -> None:
-    for name, value in options.items():
-        check_numbers(value, name)
-        known = isinstance(value, Array | np.ndarray) and not isinstance(value, Tracer)
-        if known and not np.isfinite(value).all():
-            raise InputError(f"{name} must be finite numbers; got {np.asarray(value).tolist()}")
     tolerance = options.get("depth_tolerance")
     if tolerance is not None and not isinstance(tolerance, Tracer) and not tolerance > 0:
         raise InputError(f"depth_tolerance must be positive; got {tolerance}")
@@ -239,6 +234,11 @@ def _check_values(options: dict[str, Any]) -> None:
             continue
         if len(interval) != 2 or not 0 <= interval[0] < interval[1] <= 1:
             raise InputError(f"{name} must be two rising times in [0, 1]; got {tuple(interval)}")
+    for name, value in options.items():
+        check_numbers(value, name)
+        known = isinstance(value, Array | np.ndarray) and not isinstance(value, Tracer)
+        if known and not np.isfinite(value).all():
+            raise InputError(f"{name} must be finite numbers; got {np.asarray(value).tolist()}")
 
 
 def _check_labels(network: Network, condition: Condition | None) -> None:
