@@ -264,7 +264,8 @@ def _read_images(
     low, high = labels.min(), labels.max()
     if isinstance(kind, Classes) and not 0 <= low <= high <= kind.count:
         raise InputError(f"{path} has the labels {low} to {high}, not 0 to {kind.count}")
-    data = as_float(data).astype(np.float32)
+    with np.errstate(over="ignore"):
+        data = as_float(data).astype(np.float32)
     if not np.isfinite(data).all():
         raise InputError(f"{path} has {name} that are not finite")
     return jnp.asarray(data), labels.astype(np.int32)

@@ -192,6 +192,41 @@ def test_a_file_without_images_is_one_line(tiny_run, tmp_path, content):
             save_samples(tiny_run, SampleRequest(from_images=file))
 
 
+IMAGES = np.zeros((4, 8, 8, 1), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (np.full_like(IMAGES, np.nan), [0] * 4, "images that are not finite"),
+        (np.full(IMAGES.shape, 1e300), [0] * 4, "images that are not finite"),
+        (IMAGES.astype(np.int16), [0] * 4, "expected bytes or floats, and integers"),
+        (IMAGES, [3.7] * 4, "expected bytes or floats, and integers"),
+        (IMAGES, [0, 1, 2, 2**33], "labels 0 to 8589934592, not 0 to 10"),
+        (IMAGES, [0, 1, 2, -1], "labels -1 to 2, not 0 to 10"),
+        (IMAGES, [0] * 5, r"this network makes images of \(8, 8, 1\)"),
+        (IMAGES[:0], [], r"this network makes images of \(8, 8, 1\)"),
+        (IMAGES[:, :4], [0] * 4, r"this network makes images of \(8, 8, 1\)"),
+    ],
+)
+def test_images_to_start_from_that_mean_nothing_are_refused(
+    tiny_run, tmp_path, images, labels, message
+):
+    np.savez(tmp_path / "a.npz", images=images, labels=np.asarray(labels))
+    with pytest.raises(odelt.InputError, match=message):
+        save_samples(tiny_run, SampleRequest(from_images=tmp_path / "a.npz"))
+
+
+def test_bytes_to_start_from_are_scaled_as_training_data_are(tiny_run, tmp_path):
+    pixels = np.arange(256, dtype=np.uint8).reshape(4, 8, 8, 1)
+    noises = []
+    for name, images in {"bytes": pixels, "floats": pixels.astype(np.float32) / 127.5 - 1}.items():
+        np.savez(tmp_path / f"{name}.npz", images=images, labels=np.arange(4))
+        request = SampleRequest(from_images=tmp_path / f"{name}.npz", out=tmp_path / f"{name}-out")
+        noises.append(np.load(save_samples(tiny_run, request)[0][1])["noise"])
+    np.testing.assert_allclose(*noises, atol=1e-5)
+
+
 def test_vectors_are_points_and_come_back(moons, tmp_path):
     request = SampleRequest(count=6, trajectory=(0.5, 1.0), out=tmp_path / "out")
     paths, stats = save_samples(moons, request)
