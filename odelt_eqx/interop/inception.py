@@ -1,5 +1,6 @@
 """The weights of the FID's Inception v3, from either of the two published files."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -91,9 +92,10 @@ def inception_from_weights(weights: Mapping[str, np.ndarray]) -> InceptionV3:
 def _from_torch(weights: Mapping[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
     """Return PyTorch's arrays under the names here, kernels (height, width, in, out)."""
     classifier = weights.get("fc.weight")
-    if classifier is not None and classifier.shape[:1] != (FID_CLASSES,):
+    classes = FID_CLASSES if classifier is None else math.prod(classifier.shape[:1])
+    if classes != FID_CLASSES:
         raise InputError(
-            f"{path} is an Inception v3 of {classifier.shape[:1]} classes; the FID is defined with "
+            f"{path} is an Inception v3 of {classes} classes; the FID is defined with "
             f"that of {FID_CLASSES}: convert pt_inception-2015-12-05 of pytorch-fid"
         )
     found = {} if classifier is None else {"fc/kernel": classifier.T}
