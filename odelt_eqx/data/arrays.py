@@ -160,6 +160,8 @@ class Npz(DataSet):
 
 
 ADM = "a file of images as ADM writes them (arr_0, bytes)"
+MOST_CLASSES = 2**20
+"""Classes of such a file, at most: each has a name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,8 +187,11 @@ class Adm(DataSet):
         _check_shapes(images, labels, self.path)
         if images.dtype != np.uint8 or images.shape[3:] not in ((1,), (3,)):
             raise InputError(f"{self.path} is not {ADM}: arr_0 is {images.dtype}, {images.shape}")
+        low, high = int(labels.min(initial=0)), int(labels.max(initial=0))
+        if not 0 <= low <= high < MOST_CLASSES:
+            raise InputError(f"{self.path} is not {ADM}: its labels go from {low} to {high}")
         rows = np.flatnonzero(self.held_out.select(map(str, range(len(images))), split))
-        names = tuple(map(str, range(int(labels.max(initial=0)) + 1)))
+        names = tuple(map(str, range(high + 1)))
         read_image = partial(_read_adm, self, identity, rows, labels)
         shape = (*images.shape[1:3], 1 if self.grey else images.shape[3])
         return ImageSource(read_image, len(rows), shape, names, (identity, rows, labels))

@@ -269,6 +269,8 @@ def test_files_that_are_not_of_adm_are_refused_in_one_line(tmp_path):
         "labels of shape": {"arr_0": images, "arr_1": np.zeros(2, int)},
         "not a file of images as ADM writes them": {"images": images},
         "it claims": {"arr_0": np.array([{}])},
+        "labels go from 0 to 2147483647": {"arr_0": images, "arr_1": np.array([0, 1, 2**31 - 1])},
+        "labels go from -1 to 2": {"arr_0": images, "arr_1": np.array([0, -1, 2])},
     }
     for message, arrays in refused.items():
         np.savez(path, **arrays)
