@@ -26,6 +26,7 @@ from odelt_eqx.errors import (
 from odelt_eqx.nn import DiTConfig
 from odelt_eqx.parallel import is_main_process
 from odelt_eqx.presets import of_type, preset
+from odelt_eqx.training.throughput import least_step_seconds
 
 TOKENS = {"cpu": 64}
 """Tokens of an image that a device trains at a fair speed; 256 on others."""
@@ -197,8 +198,9 @@ def _follow_data(config: TrainConfig, words: list[str]) -> TrainConfig:
         config = dataclasses.replace(config, model=model)
     if isinstance(model, DiTConfig) and math.prod(model.grid) > (most := _most_tokens()):
         _note(
-            f"{math.prod(model.grid)} tokens an image, {most} are trained at a fair speed here: "
-            "larger patches, by --model.patch-size, are faster"
+            f"{math.prod(model.grid)} tokens an image, {most} are trained at a fair speed here: a "
+            f"step will take at least {least_step_seconds(config):.2g} s; larger patches, by "
+            "--model.patch-size, are faster"
         )
     return config
 
@@ -269,25 +271,25 @@ def main(run: Callable[[], None]) -> None:
     try:
         try:
             run()
-        finally:
+        except SystemExit:  # of --help, whose text may not have been written yet
             sys.stdout.flush()
+            raise
+        sys.stdout.flush()
     except BrokenPipeError:
-        _discard_output()
+        _flush_or_discard_output()
         sys.exit(BROKEN_PIPE)
     except Interrupted as error:
-        print(f"stopped: {error}", file=sys.stderr)
-        sys.exit(error.status)
+        _fail(str(error), error.status, "stopped")
     except KeyboardInterrupt:
-        _fail("interrupted", status=130)
+        _fail("interrupted", 130)
     except (InputError, SolveError, DivergedError, Warning) as error:  # as `-W error` asks for
-        _fail(str(error), status=2)
+        _fail(str(error))
     except OSError as error:
-        _discard_output()
-        _fail(reason(error), status=2)
+        _fail(reason(error))
     except Exception as error:
         if (line := _lacks(error)) is None:
             raise
-        _fail(line, status=2)
+        _fail(line)
 
 
 def _lacks(error: Exception) -> str | None:
@@ -307,16 +309,17 @@ def _lacks(error: Exception) -> str | None:
     return None
 
 
-def _discard_output() -> None:
-    """Throw away output that cannot be written, so that exiting does not try it once more."""
+def _flush_or_discard_output() -> None:
+    """Write what was printed, or throw it away, so that exiting does not try it once more."""
     try:
         sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _fail(message: str, status: int) -> None:
+def _fail(message: str, status: int = 2, what: str = "error") -> None:
     """Print an error and exit; background threads of a failed write log nothing after it."""
     logging.disable()
-    print(f"error: {message}", file=sys.stderr)
+    _flush_or_discard_output()
+    print(f"{what}: {message}", file=sys.stderr)
     sys.exit(status)

@@ -30,6 +30,7 @@ from odelt_eqx.config import LoggingConfig, OptimizerConfig, TrainConfig, load_c
 from odelt_eqx.data import Folder, HeldOut, Npz, Shards, Tfds
 from odelt_eqx.data.arrays import read_idx
 from odelt_eqx.data.decode import BadImageError, decode_image
+from odelt_eqx.data.raw import find_raw_images
 from odelt_eqx.data.records import load_index
 from odelt_eqx.data.source import Contents
 from odelt_eqx.errors import InputError, reason
@@ -253,6 +254,11 @@ READERS = {
     "zip": Reader("a.zip", write_zip, read_folder),
     "tar": Reader("a.tar", write_tar, read_folder),
     "parquet": Reader("a.parquet", write_parquet, read_folder),
+    "array_record": Reader(
+        "train-00000.array_record",
+        write_small_shards,
+        lambda p: read_parts(p.parent, Shards(p.parent)),
+    ),
     "png": Reader(
         "a.png",
         lambda f: (f / "a.png").write_bytes(image(9)),
@@ -540,6 +546,32 @@ def test_lengths_of_shards_are_not_believed(folder, lengths):
     assert attempt(lambda: Tfds(folder, size=6).open("train")) is None
 
 
+@pytest.mark.parametrize("repeated", ["label", "image", "image in a struct"])
+def test_what_a_parquet_file_repeats_is_not_copied(folder, repeated):
+    """A gigabyte of the same value, which the file holds once."""
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rows, size = 2000, 500_000
+    kind = pa.string() if repeated == "label" else pa.binary()
+    value = pa.array(["x" * size], pa.string()).cast(kind)
+    column = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), value)
+    other = pa.array([f"{i:08}" for i in range(rows)], pa.string())
+    if repeated == "label":
+        table = pa.table({"image": other.cast(pa.binary()), "label": column})
+    elif repeated == "image":
+        table = pa.table({"image": column, "label": other})
+    else:
+        column = pa.StructArray.from_arrays([column, other], ["bytes", "path"])
+        table = pa.table({"image": column, "label": other})
+    with parquet.ParquetWriter(folder / "a.parquet", table.schema, store_schema=False) as out:
+        out.write_table(table)
+    found = attempt(lambda: find_raw_images(folder / "a.parquet"))
+    assert len(found) == rows
+    assert len(found.class_names) == (1 if repeated == "label" else rows)
+    assert len(attempt(lambda: found.read(found.locations[-1]))) == (8, size)[repeated != "label"]
+
+
 @pytest.mark.parametrize("label", [2**31 - 1, 2**40, 2**63, -1])
 def test_labels_are_not_counted_up_to(folder, label):
     labels = np.asarray([0, 1, 2, label] * 10, np.uint64 if label == 2**63 else np.int64)
@@ -630,6 +662,10 @@ OPTIONS = {
     ),
     "guidance by depth": lambda: odelt.SampleConfig(depth_guidance=-INF),
     "interval": lambda: odelt.SampleConfig(guidance_interval=(NAN, 1.0)),
+    "depth": lambda: odelt.SampleConfig(depth=-1),
+    "depth of no step": lambda: odelt.SampleConfig(depth=()),
+    "depth of the guide": lambda: odelt.SampleConfig(guide_depth=-1),
+    "one in none": lambda: DeepSupervision(Shortcut(every=0)),
     "tolerance": lambda: odelt.Adaptive(rtol=NAN),
     "infinite tolerance": lambda: odelt.Adaptive(atol=INF),
     "controller": lambda: odelt.Adaptive(pcoeff=NAN),

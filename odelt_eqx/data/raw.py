@@ -361,7 +361,7 @@ def _find_in_parquet(
             image = _image_column(table.schema_arrow, image, file)
             columns = table.schema_arrow.names
             if label in columns:
-                values += table.read([label])[label].to_pylist()
+                values += _read_labels(file, label, table.schema_arrow.field(label).type)
                 class_names = class_names or _huggingface_names(table.schema_arrow.metadata, label)
             else:
                 others = [other for other in columns if other != image]
@@ -414,6 +414,32 @@ def _image_column(schema: Any, image: str, file: Path) -> str:
     return found[0]
 
 
+def _read_labels(file: Path, label: str, kind: Any) -> list[Any]:
+    """Return a column of classes.
+
+    Raises:
+        InputError: it holds neither whole numbers nor names.
+    """
+    from pyarrow import types
+
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    named = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+    if not named and not types.is_integer(kind):
+        raise InputError(
+            f"{file} has items whose class is neither a number nor a name: the column {label!r} "
+            f"holds {kind}"
+        )
+    values: list[Any] = []
+    for chunk in _read_column(file, label).chunks:
+        if named:
+            names = [*chunk.dictionary.to_pylist(), None]
+            values += [names[index] for index in chunk.indices.fill_null(-1).to_pylist()]
+        else:
+            values += chunk.to_pylist()
+    return values
+
+
 def _huggingface_names(metadata: dict[bytes, bytes] | None, label: str) -> tuple[str, ...]:
     """Return the class names that Hugging Face's `datasets` writes to the schema."""
     try:
@@ -436,6 +462,20 @@ def _read_parquet(image: str, location: tuple[str, int, int]) -> bytes:
 
 @lru_cache(maxsize=1)
 def _read_row_group(file: str, group: int, image: str) -> Any:
+    return _read_column(Path(file), image, group)
+
+
+def _read_column(file: Path, name: str, group: int | None = None) -> Any:
+    """Return a column of a row group, or of all; what a small file repeats often is held once."""
     import pyarrow.parquet as pq
 
-    return pq.ParquetFile(file).read_row_group(group, [image])[image]
+    metadata = pq.read_metadata(file)
+    leaves = [metadata.schema.column(i) for i in range(metadata.num_columns)]
+    repeated = [
+        leaf.path
+        for leaf in leaves
+        if f"{leaf.path}.".startswith(f"{name}.") and leaf.physical_type == "BYTE_ARRAY"
+    ]
+    table = pq.ParquetFile(file, metadata=metadata, read_dictionary=repeated)
+    groups = range(table.num_row_groups) if group is None else [group]
+    return table.read_row_groups(groups, [name])[name]

@@ -139,7 +139,7 @@ class Objective(abc.ABC):
     def __post_init__(self) -> None:
         """Check the ranges of the numbers that objectives have in common, where it has them."""
         names = {field.name for field in dataclasses.fields(self)}
-        check_range(self, *names & {"steps"}, least=1)
+        check_range(self, *names & {"steps", "every"}, least=1)
         check_range(self, *names & {"class_dropout"}, least=0, most=1)
         check_range(self, *names & {"power"}, least=0)
         check_range(self, *names & {"guidance"})

@@ -59,8 +59,8 @@ class SampleConfig(eqx.Module):
             Euler's, the mean velocity over that step.
 
     Raises:
-        InputError: a number is not finite, `depth_tolerance` is not positive, or an interval is not
-            two rising times in [0, 1].
+        InputError: a number is not finite, a depth or `depth_tolerance` is not positive, or an
+            interval is not two rising times in [0, 1].
     """
 
     time: FixedSteps | Adaptive = FixedSteps()
@@ -228,6 +228,11 @@ def _check_values(options: dict[str, Any]) -> None:
     tolerance = options.get("depth_tolerance")
     if tolerance is not None and not isinstance(tolerance, Tracer) and not tolerance > 0:
         raise InputError(f"depth_tolerance must be positive; got {tolerance}")
+    for name in ("depth", "guide_depth"):
+        value = options.get(name)
+        depths = value if isinstance(value, tuple | list) else (value,)
+        if not depths or any(isinstance(depth, int) and depth < 1 for depth in depths):
+            raise InputError(f"{name} must be at least one block; got {value}")
     for name in ("guidance_interval", "depth_guidance_interval"):
         interval = options.get(name)
         if interval is None or any(isinstance(time, Tracer) for time in interval):

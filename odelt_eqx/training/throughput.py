@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from tqdm import tqdm
 
 from odelt_eqx.config import TrainConfig
@@ -80,6 +81,22 @@ def step_flops(config: TrainConfig) -> int:
         depths = config.model.depths[::-1]
     flops = [velocity_flops(config.model, depth) for depth in depths]
     return 3 * sum(flops[i % len(flops)] for i in range(config.batch_size))
+
+
+def least_step_seconds(config: TrainConfig) -> float:
+    """Return what a training step takes at least on these devices, before anything is compiled.
+
+    Its matrix products alone take so long, at the rate of a large one, which is measured.
+    """
+    width, dtype = 1024, config.model.dtype
+    matrix, product = jnp.ones((width, width), dtype), jax.jit(jnp.matmul)
+    jax.block_until_ready(product(matrix, matrix))
+    times = []
+    for _ in range(5):
+        began = time.monotonic()
+        jax.block_until_ready(product(matrix, matrix))
+        times.append(time.monotonic() - began)
+    return step_flops(config) * min(times) / (2 * width**3) / jax.device_count()
 
 
 def memory() -> dict[str, float]:

@@ -118,18 +118,22 @@ def assert_same_run(run, other):
 
 
 def survive(kills, config, process, where):
-    """Kill a run so often, resume it each time, and compare it with an uninterrupted one."""
+    """Kill a run so often, resume it each time, and compare it with an uninterrupted one.
+
+    Return how many kills came after the first checkpoint, and while one was being written.
+    """
     train(config, where / "whole")
-    run, chance, inside = where / "killed", random.Random(0), 0
+    run, chance, after, inside = where / "killed", random.Random(0), 0, 0
     running = process(run, config)
     for _ in range(kills):
         kill_at_random(running, run, chance)
+        after += bool(complete(run))
         inside += any(run.glob("checkpoints/*tmp*"))
         running = process(run, config, "resume" if complete(run) else "overwrite")
     status, lines = finished(running)
     assert (status, lines) == (0, [])
     assert_same_run(run, where / "whole")
-    print(f"{kills} kills, {inside} of them while a checkpoint was being written")
+    return after, inside
 
 
 def test_a_killed_run_ends_with_the_same_bits(process, tmp_path):
@@ -137,8 +141,10 @@ def test_a_killed_run_ends_with_the_same_bits(process, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_24_times_ends_with_the_same_bits(process, tmp_path):
-    survive(24, dataclasses.replace(RUN, steps=500), process, tmp_path)
+def test_a_run_that_is_killed_30_times_ends_with_the_same_bits(process, tmp_path):
+    after, inside = survive(30, dataclasses.replace(RUN, steps=600), process, tmp_path)
+    print(f"{after} kills after the first checkpoint, {inside} while one was being written")
+    assert after >= 20
 
 
 @pytest.mark.parametrize(
@@ -212,6 +218,34 @@ def test_a_full_disk_is_one_line_and_loses_nothing(small_disk, capfd):
     subprocess.run(["mount", "-o", "remount,size=8m", small_disk], check=True)
     assert int(train(config, run, resume=True).step) == 6
     assert complete(run) == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.slow
+def test_a_run_killed_while_it_saves_on_a_nearly_full_disk_ends_with_the_same_bits(
+    process, small_disk, tmp_path
+):
+    """The disk has room for half a checkpoint more; it is killed before or after it finds out."""
+    config = dataclasses.replace(RUN, steps=300, save_every=50)
+    train(config, tmp_path / "whole")
+    subprocess.run(["mount", "-o", "remount,size=8m", small_disk], check=True)
+    run, filler, inside = small_disk / "run", small_disk / "filler", 0
+    running = process(run, config)
+    wait_for(lambda: complete(run), running)
+    for _ in range(6):
+        known = complete(run)
+        size = sum(p.stat().st_size for p in (run / "checkpoints").rglob("*")) // len(known)
+        filler.write_bytes(bytes(max(shutil.disk_usage(small_disk).free - size // 2, 0)))
+        wait_for(lambda: any(run.glob("checkpoints/*tmp*")), running)
+        running.kill()
+        running.communicate()
+        inside += any(run.glob("checkpoints/*tmp*"))
+        assert set(complete(run)) >= set(known[-1:])
+        assert odelt.load(run).config == config.model
+        filler.unlink()
+        running = process(run, config, "resume")
+    assert finished(running) == (0, [])
+    assert inside
+    assert_same_run(run, tmp_path / "whole")
 
 
 def test_a_folder_that_may_not_be_written_is_one_line(tmp_path):
