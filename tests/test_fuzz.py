@@ -289,7 +289,9 @@ READERS = {
         share=0.05,
     ),
     "torch": Reader("sit_tiny.bare.pt", copy_of("sit_tiny.bare.pt"), read_torch),
-    "torch, older": Reader("sit_tiny.legacy.pt", copy_of("sit_tiny.legacy.pt"), read_torch),
+    "torch, older": Reader(
+        "sit_tiny.legacy.pt", copy_of("sit_tiny.legacy.pt"), read_torch, share=0.2
+    ),
     "safetensors": Reader(
         "a.safetensors",
         lambda f: save_safetensors(SMALL.build(key=jax.random.key(0)), f / "a.safetensors"),
