@@ -27,7 +27,7 @@ from PIL import Image
 import odelt_eqx as odelt
 from odelt_eqx import cli
 from odelt_eqx.config import LoggingConfig, OptimizerConfig, TrainConfig, load_config, save_config
-from odelt_eqx.data import Folder, HeldOut, Npz, Shards, Tfds
+from odelt_eqx.data import Adm, Folder, HeldOut, Npz, Shards, Tfds
 from odelt_eqx.data.arrays import read_idx
 from odelt_eqx.data.decode import BadImageError, decode_image
 from odelt_eqx.data.raw import find_raw_images
@@ -35,6 +35,7 @@ from odelt_eqx.data.records import load_index
 from odelt_eqx.data.source import Contents
 from odelt_eqx.errors import InputError, reason
 from odelt_eqx.evaluation.classifier import ClassifierConfig
+from odelt_eqx.evaluation.features import Classifier
 from odelt_eqx.evaluation.grid import Bounds, Grid, GridConfig, Row, load_grid
 from odelt_eqx.evaluation.measure import Store
 from odelt_eqx.evaluation.metrics import Statistics, load_statistics, save_statistics
@@ -42,11 +43,13 @@ from odelt_eqx.evaluation.quality import Quality
 from odelt_eqx.evaluation.samples import SampleRequest
 from odelt_eqx.files import member_path, read_json_lines
 from odelt_eqx.interop import load_autoencoder, load_reference
+from odelt_eqx.interop.latent_files import find_latents
 from odelt_eqx.interop.named import Stored
-from odelt_eqx.interop.safetensors import load_safetensors, save_safetensors
+from odelt_eqx.interop.safetensors import load_safetensors, save_safetensors, write_module
 from odelt_eqx.interop.torch_file import open_torch
 from odelt_eqx.interop.unpickle import unpickle
 from odelt_eqx.network import as_condition
+from odelt_eqx.nn.classifier import ConvNet, ConvNetConfig
 from odelt_eqx.objective import DeepSupervision, LiveReflow, MeanFlow, Shortcut
 from odelt_eqx.serialize import to_dict
 from odelt_eqx.training.checkpoint import load_contents
@@ -54,6 +57,8 @@ from odelt_eqx.training.logging import read_metrics
 from tests.conftest import GOLDEN, NETWORK, TINY, TINY_RUN
 from tests.data.makers import write_shards
 from tests.data.test_tfds import write_tfds
+from tests.interop.test_latents import lightning_dit, npz_of_moments, repa
+from tests.interop.test_sit import CONFIG as SIT
 
 SECONDS, MEGABYTES = 2.0, 300
 REFUSED = (InputError, BadImageError)
@@ -141,6 +146,27 @@ def write_autoencoder_config(folder: Path) -> None:
     config = str(np.load(GOLDEN / "autoencoder_tiny.npz")["config"])
     (folder / "config.json").write_text(config)
     (folder / "diffusion_pytorch_model.safetensors").write_bytes(b"\2" + bytes(7) + b"{}")
+
+
+def write_adm(folder: Path) -> None:
+    images = np.arange(10 * 192, dtype=np.uint8).reshape(10, 8, 8, 3)
+    np.savez(folder / "adm.npz", images, np.arange(10) % 3)
+
+
+def write_lightning_dit(folder: Path) -> None:
+    lightning_dit(folder / "latents")
+    (folder / "latents" / "latents_rank00_shard001.safetensors").unlink()
+
+
+def write_classifier(folder: Path) -> None:
+    config = ConvNetConfig((8, 8, 1), num_classes=3, width=4, features=4)
+    net = ConvNet(config, key=jax.random.key(0))
+    write_module(net, config, folder / "classifier.safetensors", ConvNetConfig)
+
+
+def read_latents(path: Path) -> Any:
+    items = find_latents(path).items
+    return [items.read(location) for location in items.locations]
 
 
 def read_folder(path: Path) -> Any:
@@ -269,6 +295,38 @@ READERS = {
     ),
     "npz, compressed": Reader(
         "a.npz", lambda f: write_archive(f, "a.npz"), lambda p: Npz(p).open("train")
+    ),
+    "adm": Reader("adm.npz", write_adm, lambda p: read_parts(p.parent, Adm(p))),
+    "latents, npz": Reader(
+        "latents/a.npz", lambda f: npz_of_moments(f / "latents"), lambda p: read_latents(p.parent)
+    ),
+    "latents, npy": Reader(
+        "latents/00000/img-mean-std-00000000.npy",
+        lambda f: repa(f / "latents"),
+        lambda p: read_latents(p.parents[1]),
+    ),
+    "latents, classes": Reader(
+        "latents/dataset.json",
+        lambda f: repa(f / "latents"),
+        lambda p: read_latents(p.parent),
+        json=True,
+    ),
+    "latents, safetensors": Reader(
+        "latents/latents_rank00_shard000.safetensors",
+        write_lightning_dit,
+        lambda p: read_latents(p.parent),
+    ),
+    "latents, statistics": Reader(
+        "latents/latents_stats.pt", write_lightning_dit, lambda p: read_latents(p.parent)
+    ),
+    "classifier": Reader(
+        "classifier.safetensors", write_classifier, lambda p: Classifier(p).open((8, 8, 1))
+    ),
+    "sit": Reader(
+        "sit_tiny.bare.pt",
+        copy_of("sit_tiny.bare.pt"),
+        lambda p: odelt.load_sit(p, SIT),
+        share=0.25,
     ),
     "statistics": Reader(
         "s.npz",
