@@ -143,6 +143,7 @@ class Objective(abc.ABC):
         check_range(self, *names & {"class_dropout"}, least=0, most=1)
         check_range(self, *names & {"power"}, least=0)
         check_range(self, *names & {"guidance"})
+        getattr(self, "flow", None)  # flow matching with the same fields checks them
 
     @property
     def learned(self) -> Learned:

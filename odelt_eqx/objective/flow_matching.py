@@ -17,8 +17,11 @@ from odelt_eqx.objective.path import (
     PathName,
     TimeName,
     check_name,
+    check_times,
+    choose_nearest,
     couple,
     interpolate,
+    per_example,
     times_from,
 )
 
@@ -31,12 +34,14 @@ class FlowDraws(eqx.Module):
         time: uniform in [0, 1).
         noise: standard normal.
         spread: standard normal, where the path has a width.
+        candidates: standard normal, more noise to choose from, where the nearest is coupled.
     """
 
     drop: Bool[Array, " batch"]
     time: Float[Array, " batch"]
     noise: X
     spread: X | None = None
+    candidates: Float[Array, "candidates batch *shape"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +62,17 @@ class FlowMatching(Objective):
         class_dropout: share of the examples that lose their condition; 1 trains without any.
         times: "uniform" draws t in [0, 1), "grid" rounds it down to a multiple of
             `1 / denoise_timesteps`, "logit-normal" prefers the middle.
+        time_shift: more than 1 moves times towards the noise, as more values in an example ask
+            for: the square root of how many times as many there are (arXiv 2403.03206).
         path: "straight", or "trigonometric", which preserves variance.
-        coupling: "independent", or "optimal": noise and data of a batch are paired by optimal
-            transport, among examples of the same class.
+        coupling: "independent"; "optimal": noise and data of a batch are paired by optimal
+            transport, among examples of the same class; or "nearest": each example has the nearest
+            of several draws of noise, see `choose_nearest`.
+        candidates: how many, for "nearest".
+        contrast: share `c` of contrastive flow matching (arXiv 2506.05350, which takes 0.05), that
+            sets velocities under different conditions apart: the squared error to the velocity of
+            another example is subtracted `c` times. Up to a factor that is the squared error to
+            `(v - c v_other) / (1 - c)`. Examples that lose their condition have no contrast.
         sigma: width of the path, in units of the noise.
         sigma_min: share of the noise that is left at the end of a straight path.
 
@@ -71,17 +84,22 @@ class FlowMatching(Objective):
     taught_by: ClassVar[TaughtBy] = "data"
     class_dropout: float = 0.1
     times: TimeName = "uniform"
+    time_shift: float = 1.0
     path: PathName = "straight"
     coupling: CouplingName = "independent"
+    candidates: int = 8
+    contrast: float = 0.0
     sigma: float = 0.0
     sigma_min: float = 0.0
 
     def __post_init__(self) -> None:
         """Check the names and the ranges."""
         super().__post_init__()
-        check_name("times", self.times, TimeName)
+        check_times(self.times, self.time_shift)
         check_name("path", self.path, PathName)
         check_name("coupling", self.coupling, CouplingName)
+        check_range(self, "candidates", least=1)
+        check_range(self, "contrast", least=0, below=1)
         check_range(self, "sigma_min", least=0, most=1)
         check_range(self, "sigma", least=0)
         if self.sigma_min and self.path != "straight":
@@ -91,17 +109,21 @@ class FlowMatching(Objective):
         self, key: Key[Array, ""], batch_size: int, network: Network, when: TrainingTime
     ) -> FlowDraws:
         """Draw dropout of conditions, times and noise, each from a key of its own."""
-        spread = None
+        spread = candidates = None
         shape = (batch_size, *network.shape)
         if self.sigma:
             key, spread_key = jax.random.split(key)
             spread = normal(spread_key, shape)
+        if self.coupling == "nearest":
+            key, candidates_key = jax.random.split(key)
+            candidates = normal(candidates_key, (self.candidates - 1, *shape))
         drop, time, noise = jax.random.split(key, 3)
         return FlowDraws(
             drop=jax.random.bernoulli(drop, self.class_dropout, (batch_size,)),
             time=jax.random.uniform(time, (batch_size,)),
             noise=normal(noise, shape),
             spread=spread,
+            candidates=candidates,
         )
 
     def targets(
@@ -114,11 +136,17 @@ class FlowMatching(Objective):
             if condition is not None and condition.ndim == 1:
                 labels = condition
             noise = couple(noise, data, labels)
-        t = times_from(draws.time, self.times, 2**network.flow_index)
+        if draws.candidates is not None:
+            noise = choose_nearest(jnp.concatenate([noise[None], draws.candidates]), data)
+        t = times_from(draws.time, self.times, 2**network.flow_index, self.time_shift)
         path = lambda t: interpolate(t, noise, data, self.path, self.sigma_min)
         x_t, velocity = jax.jvp(path, (t,), (jnp.ones_like(t),))
         if draws.spread is not None:
             x_t = x_t + self.sigma * draws.spread
+        if self.contrast:
+            other = jnp.roll(velocity, 1, axis=0)  # a batch is in no order
+            apart = (velocity - self.contrast * other) / (1 - self.contrast)
+            velocity = jnp.where(per_example(draws.drop, data), velocity, apart)
         return Targets(
             x_t=x_t,
             t=t,

@@ -19,7 +19,7 @@ from odelt_eqx.objective.base import (
     split,
 )
 from odelt_eqx.objective.flow_matching import FlowMatching
-from odelt_eqx.objective.path import FLOOR, interpolate, on_grid
+from odelt_eqx.objective.path import FLOOR, TimeName, interpolate, on_grid
 from odelt_eqx.objective.shortcut import ShortcutDraws, draw_steps
 from odelt_eqx.ode import FixedSteps, integrate_time
 
@@ -42,6 +42,8 @@ class LiveReflow(Objective):
         guidance: weight of the guidance that makes the pairs; 0 trains without conditions.
         steps: Euler steps of the solve.
         class_dropout: share of the flow-matching examples that lose their condition.
+        times: times of the flow-matching examples, see `FlowMatching`.
+        time_shift: see `FlowMatching`.
     """
 
     trains_steps: ClassVar[bool] = True
@@ -50,11 +52,13 @@ class LiveReflow(Objective):
     guidance: float = 1.0
     steps: int = 8
     class_dropout: float = 0.1
+    times: TimeName = "grid"
+    time_shift: float = 1.0
 
     @property
     def flow(self) -> FlowMatching:
         """The objective of the rest of the batch."""
-        return FlowMatching(self.class_dropout, times="grid", sigma_min=FLOOR)
+        return FlowMatching(self.class_dropout, self.times, self.time_shift, sigma_min=FLOOR)
 
     def draw(
         self, key: Key[Array, ""], batch_size: int, network: Network, when: TrainingTime

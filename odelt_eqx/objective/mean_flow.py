@@ -55,6 +55,7 @@ class MeanFlow(Objective):
     Args:
         every: one example in `every` is a step, the others have `D = 0`.
         times: how both ends are drawn: "uniform", "grid", "logit-normal".
+        time_shift: see `FlowMatching`.
         class_dropout: share of the examples that lose their condition; 1 trains without any.
         power: weighting of errors, see `Targets`.
     """
@@ -63,13 +64,14 @@ class MeanFlow(Objective):
     taught_by: ClassVar[TaughtBy] = "data"
     every: int = 4
     times: TimeName = "logit-normal"
+    time_shift: float = 1.0
     class_dropout: float = 0.1
     power: float = 1.0
 
     @property
     def flow(self) -> FlowMatching:
         """Flow matching with the same times."""
-        return FlowMatching(self.class_dropout, self.times)
+        return FlowMatching(self.class_dropout, self.times, self.time_shift)
 
     def draw(
         self, key: Key[Array, ""], batch_size: int, network: Network, when: TrainingTime
@@ -95,7 +97,7 @@ class MeanFlow(Objective):
         flow_index, n = networks.student.network.flow_index, len(draws.end)
         flow = self.flow.targets(draws.flow, data, condition, networks)
         t, x_t, (condition, _) = flow.t[:n], flow.x_t[:n], split(flow.condition, n)
-        step = times_from(draws.end, self.times, 2**flow_index) - t
+        step = times_from(draws.end, self.times, 2**flow_index, self.time_shift) - t
 
         def mean_velocity(t: Array, x: Array, step: Array) -> Array:
             return networks.student(t, x, index_of_step(step, flow_index), condition)

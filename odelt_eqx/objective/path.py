@@ -6,15 +6,15 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
-from odelt_eqx.errors import check_choice
+from odelt_eqx.errors import InputError, check_choice
 from odelt_eqx.objective.base import X
 from odelt_eqx.ode.plan import grid_point
 
 PathName = Literal["straight", "trigonometric"]
 TimeName = Literal["uniform", "grid", "logit-normal"]
-CouplingName = Literal["independent", "optimal"]
+CouplingName = Literal["independent", "optimal", "nearest"]
 
 FLOOR = 1e-5
 """The share of the noise that the reference leaves in the data of most training types."""
@@ -40,7 +40,7 @@ def interpolate(
 
 
 def times_from(
-    uniform: Float[Array, " batch"], times: TimeName, denoise_timesteps: int
+    uniform: Float[Array, " batch"], times: TimeName, denoise_timesteps: int, shift: float = 1.0
 ) -> Float[Array, " batch"]:
     """Return times in [0, 1) of the named distribution, rising with the uniform draws.
 
@@ -48,10 +48,25 @@ def times_from(
         uniform: draws in [0, 1).
         times: "uniform"; "grid", the multiples of `1 / denoise_timesteps`; "logit-normal", the
             logistic function of standard normal draws (arXiv 2403.03206).
+        shift: ratio between signal and noise is divided by it: `t / (t + shift (1 - t))`, which is
+            the same paper's shift of times by the resolution.
     """
     if times == "grid":
         return on_grid(uniform, denoise_timesteps)
-    return jax.vmap(partial(grid_point, times))(uniform)
+    t = jax.vmap(partial(grid_point, times))(uniform)
+    return t if shift == 1 else t / (t + shift * (1 - t))
+
+
+def check_times(times: str, shift: float) -> None:
+    """Raise an InputError unless `times_from` takes them."""
+    check_name("times", times, TimeName)
+    if not shift > 0:
+        raise InputError(f"time_shift must be positive; got {shift}")
+    if times == "grid" and shift != 1:
+        raise InputError(
+            f"times on the grid cannot be shifted by time_shift {shift}; give times uniform or "
+            "logit-normal"
+        )
 
 
 def on_grid(
@@ -61,7 +76,7 @@ def on_grid(
     return jnp.floor(points * uniform) / points
 
 
-def per_example(values: Float[Array, " batch"], x: X) -> Float[Array, "batch *ones"]:
+def per_example(values: Shaped[Array, " batch"], x: X) -> Shaped[Array, "batch *ones"]:
     """Return one value per example in the shape that multiplies `x`."""
     return values.reshape(-1, *(1,) * (x.ndim - 1))
 
@@ -87,6 +102,16 @@ def couple(noise: X, data: X, labels: Int[Array, " batch"]) -> X:
     cost = jnp.where(labels[:, None] != labels[None, :], cost + len(labels), cost)
     row, column = optax.assignment.hungarian_algorithm(cost)
     return noise[jnp.zeros_like(row).at[row].set(column)]
+
+
+def choose_nearest(candidates: Float[Array, "candidates batch *shape"], data: X) -> X:
+    """Return for each example the one of its candidates for the noise that is nearest to it.
+
+    The noise of an example is then no longer normal, the less so the more candidates there are:
+    the flow is straighter, and sampling starts where training did less often (arXiv 2505.18521).
+    """
+    distances = jnp.sum((candidates - data) ** 2, range(2, candidates.ndim))
+    return candidates[jnp.argmin(distances, 0), jnp.arange(len(data))]
 
 
 def check_name(field: str, name: str, kind: object) -> None:

@@ -24,7 +24,7 @@ from odelt_eqx.objective.base import (
     split,
 )
 from odelt_eqx.objective.flow_matching import FlowDraws, FlowMatching
-from odelt_eqx.objective.path import interpolate, on_grid, per_example
+from odelt_eqx.objective.path import TimeName, interpolate, on_grid, per_example
 
 
 class ShortcutDraws(eqx.Module):
@@ -60,6 +60,8 @@ class Shortcut(Objective):
         guidance: weight of the guidance that shortcuts learn; 1 for none; 0 trains without
             conditions.
         class_dropout: share of the flow-matching examples that lose their condition.
+        times: times of the flow-matching examples, see `FlowMatching`.
+        time_shift: see `FlowMatching`.
     """
 
     trains_steps: ClassVar[bool] = True
@@ -67,11 +69,13 @@ class Shortcut(Objective):
     every: int = 8
     guidance: float = 1.0
     class_dropout: float = 0.1
+    times: TimeName = "grid"
+    time_shift: float = 1.0
 
     @property
     def flow(self) -> FlowMatching:
         """The objective of the rest of the batch."""
-        return FlowMatching(class_dropout=self.class_dropout, times="grid")
+        return FlowMatching(self.class_dropout, self.times, self.time_shift)
 
     def draw(
         self, key: Key[Array, ""], batch_size: int, network: Network, when: TrainingTime

@@ -16,7 +16,7 @@ import pytest
 
 import odelt_eqx as odelt
 from odelt_eqx.config import OptimizerConfig
-from odelt_eqx.objective import TRAIN_TYPES, LengthConsistency, LiveReflow, MeanFlow
+from odelt_eqx.objective import TRAIN_TYPES, FlowMatching, LengthConsistency, LiveReflow, MeanFlow
 from odelt_eqx.training.optimizer import make_optimizer
 from odelt_eqx.training.step import init_state, make_train_step
 
@@ -104,17 +104,23 @@ def falls(losses, share=0.85):
 
 
 NEARLY_RFM = {"naive", "fm", "icfm"}
+OPTIONS = {
+    "shifted": FlowMatching(times="logit-normal", time_shift=2.0),
+    "nearest": FlowMatching(coupling="nearest", candidates=2),
+    "contrast": FlowMatching(contrast=0.05),
+}
 
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=[pytest.mark.slow] * (n in NEARLY_RFM)) for n in FROM_SCRATCH],
+    [pytest.param(n, marks=[pytest.mark.slow] * (n in NEARLY_RFM)) for n in FROM_SCRATCH]
+    + list(OPTIONS),
 )
 def test_a_training_type_learns_the_flow_or_its_steps(name, flow):
-    objective = MORE_OFTEN.get(name, TRAIN_TYPES[name])
+    objective = OPTIONS.get(name) or MORE_OFTEN.get(name) or TRAIN_TYPES[name]
     model, losses = flow if name == "rfm" else trained(objective)
     assert falls(losses)
-    assert distance(model, 16 if name in FLOWS else 1, 1) < 0.25
+    assert distance(model, 16 if name in FLOWS | OPTIONS.keys() else 1, 1) < 0.25
 
 
 @pytest.mark.parametrize("name", sorted(set(TRAIN_TYPES) - set(FROM_SCRATCH)))

@@ -8,7 +8,15 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import norm
 
 import odelt_eqx as odelt
-from odelt_eqx.objective import FlowDraws, FlowMatching, Networks, TrainingTime
+from odelt_eqx.objective import (
+    FlowDraws,
+    FlowMatching,
+    LiveReflow,
+    MeanFlow,
+    Networks,
+    Shortcut,
+    TrainingTime,
+)
 from odelt_eqx.objective.path import PathName, check_name, couple, times_from
 from tests.conftest import NETWORK
 
@@ -53,6 +61,54 @@ def test_times_are_quantiles_of_their_distribution():
     np.testing.assert_allclose(times_from(share, "logit-normal", 8), logistic, atol=1e-5)
     np.testing.assert_allclose(times_from(share, "grid", 8), [0, 0, 2 / 8, 4 / 8, 7 / 8])
     np.testing.assert_array_equal(times_from(share, "uniform", 8), share)
+
+
+@pytest.mark.parametrize("times", ["uniform", "logit-normal"])
+def test_shifted_times_divide_the_ratio_of_signal_and_noise(times):
+    share = jnp.array([0.02, 0.3, 0.5, 0.99])
+    before, after = times_from(share, times, 8), times_from(share, times, 8, 4.0)
+    np.testing.assert_allclose(after / (1 - after), before / (1 - before) / 4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [FlowMatching, Shortcut, LiveReflow, MeanFlow])
+def test_the_flow_part_of_every_objective_has_its_times(kind):
+    """A batch of 8, of which half are steps where there are any."""
+    fields = {} if kind is FlowMatching else {"every": 2}
+    objective = kind(times="uniform", time_shift=9.0, **fields)
+    flow = objective if kind is FlowMatching else objective.flow
+    assert (flow.times, flow.time_shift) == ("uniform", 9.0)
+    for times, shift, message in (
+        ("uniform", 0.0, "time_shift must be positive; got 0.0"),
+        ("grid", 2.0, "times on the grid cannot be shifted by time_shift 2.0"),
+    ):
+        with pytest.raises(odelt.InputError, match=message):
+            kind(times=times, time_shift=shift)
+
+
+def test_the_nearest_of_several_draws_of_noise_is_coupled(model):
+    key, count = jax.random.key(0), 16
+    objective = FlowMatching(coupling="nearest", candidates=count)
+    draws = objective.draw(key, N, NETWORK, TrainingTime(0, 1))
+    found = objective.targets(draws, IMAGES, LABELS, Networks.all(model))
+    noise = np.concatenate([draws.noise[None], draws.candidates])
+    distances = np.sum((noise - IMAGES) ** 2, (2, 3, 4))
+    assert distances.shape == (count, N)
+    used = IMAGES - found.velocity
+    np.testing.assert_allclose(np.sum((used - IMAGES) ** 2, (1, 2, 3)), distances.min(0), rtol=1e-5)
+
+
+def test_contrast_is_the_least_error_less_a_share_of_that_to_another_example(model):
+    """The best answer to `|v - a|^2 - c |v - b|^2` has no gradient there."""
+    c, drop = 0.2, jnp.arange(N) % 4 == 0
+    draws = FlowDraws(drop, TIMES, NOISE)
+    plain, apart = (
+        FlowMatching(contrast=contrast).targets(draws, IMAGES, LABELS, Networks.all(model)).velocity
+        for contrast in (0.0, c)
+    )
+    np.testing.assert_array_equal(apart[drop], plain[drop])
+    loss = lambda v: jnp.sum((v - plain) ** 2) - c * jnp.sum((v - jnp.roll(plain, 1, axis=0)) ** 2)
+    assert jnp.abs(jax.grad(loss)(apart))[~drop].max() < 1e-4
+    assert jnp.abs(jax.grad(loss)(plain))[~drop].max() > 0.1
 
 
 def cost(noise, images=IMAGES):
@@ -100,6 +156,8 @@ def test_coupling_only_reorders_the_noise_of_flow_matching(model):
         ({"sigma": -1.0}, "sigma must not be negative; got -1.0"),
         ({"sigma_min": 2.0}, r"sigma_min must lie in \[0, 1\]; got 2.0"),
         ({"sigma_min": 0.1, "path": "trigonometric"}, "sigma_min belongs to the straight path"),
+        ({"candidates": 0}, "candidates must be at least 1; got 0"),
+        ({"contrast": 1.0}, r"contrast must lie in \[0, 1\); got 1.0"),
     ],
 )
 def test_what_does_not_fit_is_refused(fields, message):
