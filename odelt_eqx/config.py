@@ -199,6 +199,18 @@ class TrainConfig:
         check_guidance(model.condition_type, self.sample.guidance)
         for depth in (*self.logging.sample_depths, self.sample.depth):
             check_depth(depth, self.model.depths)
+        self.check_sampling(self.sample.diffusion)
+
+    def check_sampling(self, *diffusion: float) -> None:
+        """Raise an InputError unless the network can be sampled with this diffusion.
+
+        The score follows from the velocity along straight paths alone.
+        """
+        objective = self.objective
+        inner = objective.objective if isinstance(objective, WrappingObjective) else objective
+        path = getattr(inner, "path", "straight")
+        if any(diffusion) and path != "straight":
+            raise InputError(f"diffusion is for straight paths; this run trains along {path} ones")
 
 
 def flat(config: TrainConfig) -> dict[str, Any]:

@@ -39,3 +39,12 @@ def sample_noise(
     key = jax.random.key(seed)
     draw = lambda index: normal(jax.random.fold_in(key, index), shape)
     return replicate(jax.vmap(draw)(constrain_batch(replicate(jnp.asarray(indices)))))
+
+
+@jax.jit
+def sample_keys(
+    seed: int | Int[Array, ""], indices: Int[Array, " batch"] | Int[np.ndarray, " batch"]
+) -> Key[Array, " batch"]:
+    """Return a key for what else is drawn for the samples of `sample_noise`, on their way."""
+    key = jax.random.key(seed)
+    return jax.vmap(lambda index: jax.random.fold_in(jax.random.fold_in(key, index), 1))(indices)

@@ -9,7 +9,14 @@ from odelt_eqx.errors import InputError, check_numbers, check_range
 from odelt_eqx.evaluation.metrics import SCORE_SPLIT, distance_name
 from odelt_eqx.evaluation.quality import GROUPS, SUBSET, Quality
 from odelt_eqx.files import is_file_name, read_json
-from odelt_eqx.ode.plan import Adaptive, EmbeddedSolver, FixedSteps, Grid as TimeGrid, Solver
+from odelt_eqx.ode.plan import (
+    STOCHASTIC,
+    Adaptive,
+    EmbeddedSolver,
+    FixedSteps,
+    Grid as TimeGrid,
+    Solver,
+)
 from odelt_eqx.sampling import SampleConfig
 from odelt_eqx.serialize import from_dict
 
@@ -46,6 +53,8 @@ class GridConfig:
             depth of a row; the network's smallest by default.
         depth_guidance_intervals: pairs of times between which guidance by depth acts; at all times
             by default.
+        diffusion: strengths of noise on the way, each measured with the solvers that integrate an
+            SDE; 0 for none.
         count: samples per row, classes in turn.
         batch_size: samples per batch; latency is per sample of such a batch.
         length: how each group's unit of length is solved; None as the network says.
@@ -73,6 +82,7 @@ class GridConfig:
     depth_guidance: tuple[float, ...] = (0.0,)
     guide_depths: tuple[int, ...] = ()
     depth_guidance_intervals: tuple[tuple[float, float], ...] = ()
+    diffusion: tuple[float, ...] = (0.0,)
     count: int = 1000
     batch_size: int = 250
     length: FixedSteps | Adaptive | None = None
@@ -86,10 +96,12 @@ class GridConfig:
         check_range(self, "seed", least=0)
         if min(self.steps, default=1) < 1:
             raise InputError(f"steps must be positive numbers; got {self.steps}")
-        if not (self.plans and self.guidance and self.depth_guidance):
+        ways = [plan for plan in self.plans for s in self.diffusion if not s or _diffuses(plan)]
+        if not (ways and self.guidance and self.depth_guidance):
             raise InputError(
                 "there is nothing to measure: give steps, solvers and grids, or adaptive and "
-                "tolerances, guidance and depth_guidance"
+                "tolerances, guidance and depth_guidance; diffusion takes fixed steps of "
+                f"{' or '.join(STOCHASTIC)}"
             )
         check_range(self, "likelihood", least=0)
         check_range(self, "count", least=2)
@@ -128,11 +140,18 @@ class GridConfig:
             for guide in ((self.guide_depths or depths[:1]) if weight else (None,))
             for interval in (self.depth_guidance_intervals if weight else ()) or (None,)
         ]
-        axes = itertools.product(self.depths or depths, by_depth, guidance, self.plans)
+        axes = itertools.product(
+            self.depths or depths, by_depth, guidance, self.diffusion, self.plans
+        )
         configs = [
-            SampleConfig(time=time, length=self.length, depth=depth, **guide, **guidance)
-            for depth, guide, guidance, time in axes
+            dataclasses.replace(
+                SampleConfig(time=time, length=self.length, depth=depth, diffusion=strength),
+                **guide,
+                **guidance,
+            )
+            for depth, guide, guidance, strength, time in axes
             if guide["guide_depth"] is None or guide["guide_depth"] < depth
+            if not strength or _diffuses(time)
         ]
         depth = None if own is None else depths[-1] if own.depth == "full" else own.depth
         if own is not None and own.depth_guidance and isinstance(depth, int):
@@ -140,6 +159,11 @@ class GridConfig:
             own = dataclasses.replace(own, length=self.length, depth=depth, guide_depth=guide)
             configs += [own] if guide < depth and own not in configs else []
         return configs
+
+
+def _diffuses(plan: FixedSteps | Adaptive) -> bool:
+    """Whether a plan integrates an SDE."""
+    return isinstance(plan, FixedSteps) and plan.solver in STOCHASTIC
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,11 +200,14 @@ class Row:
 
     @property
     def solver(self) -> str:
-        """The solver of the time axis and its grid."""
+        """The solver of the time axis, its grid, and the diffusion."""
         plan = self.config.time
-        if isinstance(plan, Adaptive) or plan.grid == "uniform":
-            return plan.solver
-        return f"{plan.solver}, {plan.grid}"
+        parts = [plan.solver]
+        if isinstance(plan, FixedSteps) and plan.grid != "uniform":
+            parts.append(plan.grid)
+        if self.config.diffusion:
+            parts.append(f"diffusion {self.config.diffusion:g}")
+        return ", ".join(parts)
 
     @property
     def time(self) -> str:

@@ -24,7 +24,7 @@ from odelt_eqx.evaluation.quality import Judge
 from odelt_eqx.files import fingerprint, member_path, read_json_lines, write_text
 from odelt_eqx.network import Classes, Condition, Network
 from odelt_eqx.nn.config import NetworkConfig
-from odelt_eqx.noise import sample_noise
+from odelt_eqx.noise import sample_keys, sample_noise
 from odelt_eqx.ode.plan import Adaptive, FixedSteps
 from odelt_eqx.parallel import (
     broadcast,
@@ -278,13 +278,16 @@ class Meter:
             config.depth,
             config.guidance if config.guidance in (0, 1) else None,
             config.guide_depth,
+            config.diffusion == 0,
             jax.tree.structure((config.time, intervals)),
         )
         if program not in self._samplers:
             size, seed = self.config.batch_size, self.config.seed
             noise, _, condition = inputs(self._network, seed, 0, size)
-            self._samplers[program] = CompiledSampler(self._network, noise, condition, config)
-            self._samplers[program](noise, condition, config)  # what happens once is not timed
+            keys = sample_keys(seed, np.arange(size))
+            self._samplers[program] = CompiledSampler(self._network, noise, condition, config, keys)
+            # What happens once is not timed.
+            self._samplers[program](noise, condition, config, keys)
         return self._samplers[program]
 
     def _sample(
@@ -293,9 +296,10 @@ class Meter:
         """Return a batch of samples, their labels, what they took, and the seconds of it all."""
         network, size = self._network, self.config.batch_size
         noise, labels, condition = inputs(network, self.config.seed, start, size)
-        jax.block_until_ready(noise)
+        keys = sample_keys(self.config.seed, start + np.arange(size))
+        jax.block_until_ready((noise, keys))
         started = perf_counter()
-        samples, stats = sampler(noise, condition, config)
+        samples, stats = sampler(noise, condition, config, keys)
         seconds = perf_counter() - started
         raise_failures(samples, network, config, stats.time_failed, stats.length_failed)
         return samples, labels, stats, seconds
@@ -404,4 +408,5 @@ def _file_name(config: SampleConfig) -> str:
     plan = config.time
     size = f"{plan.rtol:g}" if isinstance(plan, Adaptive) else plan.steps
     guide = f"-by-{config.guide_depth}-{config.depth_guidance:g}" if config.depth_guidance else ""
-    return f"depth-{config.depth}-{plan.solver}-{size}-guidance-{config.guidance:g}{guide}"
+    noise = f"-diffusion-{config.diffusion:g}" if config.diffusion else ""
+    return f"depth-{config.depth}-{plan.solver}-{size}-guidance-{config.guidance:g}{guide}{noise}"

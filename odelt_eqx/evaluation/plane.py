@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
@@ -25,7 +26,7 @@ def save_length(network: Any, held_out: Source, config: SampleConfig, path: Path
     `v` is the velocity that the final layer reads from `u` at every edge of the full length.
     """
     noise, _, condition = inputs(network, 0, 0, LINES)
-    states = trajectory(network, noise, condition, TIMES, config)
+    states = trajectory(network, noise, condition, TIMES, config, key=jax.random.key(0))
     if not network.anytime:
         # At depth d, a network whose every length embedding is that of the full depth stops where
         # the full depth passes the edge d.

@@ -63,6 +63,7 @@ def evaluate(
         Interrupted: a signal asked for it; the same call resumes the measurement.
     """
     trained, folder = run_config(run), run if out is None else out
+    trained.check_sampling(*config.diffusion)
     for depth in config.depths:
         check_depth(depth, trained.model.depths)
     judge, figures = open_judge(trained, config, features), []

@@ -24,7 +24,7 @@ from odelt_eqx.evaluation.grid import recommend
 from odelt_eqx.evaluation.measure import class_count, condition_of, network_on_devices
 from odelt_eqx.images import save_png, sheet
 from odelt_eqx.network import Classes, Network, learns_null_only
-from odelt_eqx.noise import sample_noise
+from odelt_eqx.noise import sample_keys, sample_noise
 from odelt_eqx.parallel import is_main_process
 from odelt_eqx.progress import Progress
 from odelt_eqx.sampling import (
@@ -165,11 +165,12 @@ def _batches(
         indices = np.minimum(np.arange(start, start + size), count - 1)
         new = slice(min(size, count - start))
         noise, condition = noise_of(indices), condition_of(network, labels[indices])
+        keys = sample_keys(request.seed, indices)
         if request.renoise:
             key = jax.random.fold_in(jax.random.fold_in(jax.random.key(request.seed), 1), start)
             samples, stats = consistency_sample(network, noise, condition, key, config)
         else:
-            samples, stats = sample_with_stats(network, noise, condition, config)
+            samples, stats = sample_with_stats(network, noise, condition, config, key=keys)
         try:
             raise_failures(samples, network, config, stats.time_failed, stats.length_failed)
         except SolveError as error:
@@ -179,7 +180,7 @@ def _batches(
         arrays = {"samples": samples, "noise": noise, "labels": labels[indices]}
         arrays = {name: np.asarray(values)[new] for name, values in arrays.items()}
         if request.trajectory:
-            states = trajectory(network, noise, condition, request.trajectory, config)
+            states = trajectory(network, noise, condition, request.trajectory, config, key=keys)
             arrays["states"] = np.asarray(states)[:, new]
         yield arrays, SolveStats(*(values[new] for values in stats))
 
@@ -201,9 +202,12 @@ def _writer(
 
 def _sample_config(run: Path, request: SampleRequest, config: SampleConfig | None) -> SampleConfig:
     """Return how the network is run."""
-    default = run_config(run).sample
+    trained = run_config(run)
+    default = trained.sample
     if request.budget_ms is None:
-        return default if config is None else config
+        config = default if config is None else config
+        trained.check_sampling(config.diffusion)
+        return config
     if config is not None and config != default:
         raise InputError("budget_ms chooses time, length, depth and guidance: leave them out")
     recommendation = recommend(run, milliseconds=request.budget_ms)

@@ -151,6 +151,7 @@ def search(
         Interrupted: a signal asked for it; the same call resumes the search.
     """
     trained, folder = run_config(run), run / SEARCH if out is None else out
+    trained.check_sampling(*config.space.diffusion)
     judge = open_judge(trained, config.space, features)
     with network_on_devices(run) as network:
         meter = Meter(network, judge, config.space, folder, to_dict(trained)["data"])
@@ -226,7 +227,9 @@ def find_frontier(
 
 def _is_published(setting: SampleConfig) -> bool:
     plan = setting.time
-    return isinstance(plan, FixedSteps) and (plan.solver, plan.grid) == ("euler", "uniform")
+    if setting.diffusion or not isinstance(plan, FixedSteps):
+        return False
+    return (plan.solver, plan.grid) == ("euler", "uniform")
 
 
 def _best(rows: Rows) -> list[SampleConfig]:

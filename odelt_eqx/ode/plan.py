@@ -42,6 +42,8 @@ SOLVERS: dict[str, Callable[[], diffrax.AbstractSolver]] = {
     "dopri8": diffrax.Dopri8,
 }
 
+STOCHASTIC = ("euler", "heun")
+"""The solvers that also integrate an SDE with additive noise."""
 MOST_STEPS = 2**24
 """Steps of a solve, at most: as many as can be counted in float32."""
 FIRST_STEP = 0.1

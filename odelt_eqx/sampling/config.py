@@ -8,12 +8,13 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Key
 
 from odelt_eqx.errors import InputError, SolveError, check_numbers, find_by_name
 from odelt_eqx.guidance import check_guidance
 from odelt_eqx.network import Classes, Condition, Network, check_batch, check_depth, check_tolerance
 from odelt_eqx.ode.plan import (
+    STOCHASTIC,
     Adaptive,
     FixedSteps,
     Plan,
@@ -27,6 +28,9 @@ BFLOAT16_TOLERANCE = 1e-3
 
 STEP_SOLVERS = ("euler", "ab2", "ab3")
 """The solvers that evaluate the field once a step, where it starts."""
+
+KeyLike = Key[Array, "*#batch"] | None
+"""Decides the noise on the way: one key for a batch, or a key for each example."""
 
 Tree = TypeVar("Tree")
 
@@ -54,6 +58,11 @@ class SampleConfig(eqx.Module):
         guide_depth: the depth `l` of the guide; None for the network's smallest, which has no guide
             itself.
         depth_guidance_interval: times between which guidance by depth acts; None for all times.
+        diffusion: strength `s` of noise that is added on the way and taken away by the score,
+            which leaves the distribution at every time what it is: the SDE
+            `dx = (v - s / 2 (x - t v)) dt + sqrt(s (1 - t)) dW`, for networks trained along
+            straight paths; 0 integrates the ODE. `s` of 1 is SiT's choice (arXiv 2401.08740, the
+            coefficient "sigma"). It takes fixed steps of "euler" or "heun", and a key.
         as_published: ask the network for the reference's step index, `floor(log2 steps)` under
             every solver and 0 in adaptive solves, instead of the flow field or, in a step of
             Euler's, the mean velocity over that step.
@@ -72,6 +81,7 @@ class SampleConfig(eqx.Module):
     depth_guidance: float = 0.0
     guide_depth: int | None = None
     depth_guidance_interval: tuple[float, float] | None = None
+    diffusion: float = 0.0
     as_published: bool = False
 
     def __check_init__(self) -> None:
@@ -85,6 +95,7 @@ def resolve(
     config: SampleConfig,
     options: dict[str, Any],
     traced: bool = False,
+    key: KeyLike = None,
 ) -> SampleConfig:
     """Return how a call runs the network, in the form that is compiled.
 
@@ -109,6 +120,13 @@ def resolve(
         if np.ndim(chosen[name]) and np.shape(chosen[name]) != x.shape[:1]:
             raise InputError(
                 f"{name} must be a number or have shape {x.shape[:1]}; got {chosen[name]}"
+            )
+    diffuses = not _is(chosen["diffusion"], 0)
+    if diffuses:
+        _check_diffusion(chosen["time"], key)
+        if chosen["as_published"]:
+            raise InputError(
+                "as_published asks for mean velocities, which have no score: leave out diffusion"
             )
     depth = network.depth if _is(chosen["depth"], "full") else chosen["depth"]
     depth = tuple(depth) if isinstance(depth, list) else depth
@@ -138,17 +156,19 @@ def resolve(
             None if guide is None else chosen["depth_guidance_interval"]
         ),
         depth_tolerance=None if tolerance is None else jnp.asarray(tolerance, jnp.float32),
+        diffusion=jnp.asarray(chosen["diffusion"], jnp.float32) if diffuses else 0.0,
     )
 
 
-def leave_out_depth_guidance(
+def leave_out_what_is_no_flow(
     config: SampleConfig, options: dict[str, Any], what: str
 ) -> dict[str, Any]:
-    """Return `options` without guidance by depth, which is no flow of the model's; say so."""
-    if _is(options.get("depth_guidance", config.depth_guidance), 0):
-        return options
-    warnings.warn(f"{what} leaves out guidance by depth", stacklevel=3)
-    return options | {"depth_guidance": 0.0}
+    """Return `options` without guidance by depth and diffusion; say so."""
+    for name, meaning in (("depth_guidance", "guidance by depth"), ("diffusion", "diffusion")):
+        if not _is(options.get(name, getattr(config, name)), 0):
+            warnings.warn(f"{what} leaves out {meaning}", stacklevel=3)
+            options = options | {name: 0.0}
+    return options
 
 
 def raise_failures(
@@ -183,6 +203,17 @@ def _replace(config: SampleConfig, **values: Any) -> SampleConfig:
 
 def _times(interval: tuple[Any, Any] | None) -> tuple[Array, ...] | None:
     return None if interval is None else tuple(map(jnp.float32, interval))
+
+
+def _check_diffusion(time: Plan, key: KeyLike) -> None:
+    """Raise an InputError unless a plan can integrate an SDE, and there is a key."""
+    if not isinstance(time, FixedSteps) or time.solver not in STOCHASTIC:
+        raise InputError(
+            f"diffusion needs fixed steps of time, of one of the solvers {', '.join(STOCHASTIC)}; "
+            f"got {time}"
+        )
+    if key is None:
+        raise InputError("diffusion draws noise on the way: give a key, like jax.random.key(0)")
 
 
 def _check_depths(depths: tuple[int, ...], time: Plan) -> None:
@@ -225,6 +256,9 @@ def _check_options(options: dict[str, Any]) -> None:
 
 
 def _check_values(options: dict[str, Any]) -> None:
+    diffusion = options.get("diffusion", 0.0)
+    if not isinstance(diffusion, Tracer) and not diffusion >= 0:
+        raise InputError(f"diffusion must not be negative; got {diffusion}")
     tolerance = options.get("depth_tolerance")
     if tolerance is not None and not isinstance(tolerance, Tracer) and not tolerance > 0:
         raise InputError(f"depth_tolerance must be positive; got {tolerance}")

@@ -17,6 +17,7 @@ from odelt_eqx.parallel import constrain_batch, distribute, replicate
 from odelt_eqx.sampling.config import SampleConfig, resolve
 from odelt_eqx.sampling.field import (
     SolveStats,
+    diffuses,
     field_args,
     published_step_index,
     solve_stats,
@@ -47,7 +48,9 @@ def consistency_sample(
         config: how the network is run; an InputError if its `time` is not fixed Euler steps.
     """
     condition = as_condition(model, condition)
-    config = resolve(model, noise, condition, config, options)
+    config = resolve(model, noise, condition, config, options, key=key)
+    if diffuses(config):
+        raise InputError("consistency sampling adds noise of its own: leave out diffusion")
     time = config.time
     if not isinstance(time, FixedSteps) or time.solver != "euler":
         raise InputError(f"consistency sampling takes fixed Euler steps of time; got {time}")

@@ -8,13 +8,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from odelt_eqx.guidance import gives_guide, guided_velocity
 from odelt_eqx.network import Condition, Depth, Network, index_of_step
 from odelt_eqx.ode.length import LengthStats
 from odelt_eqx.ode.plan import FixedSteps, Plan
-from odelt_eqx.ode.time import TimeSolution
+from odelt_eqx.ode.time import Noise, TimeSolution
 from odelt_eqx.sampling.config import SampleConfig
 
 Args = tuple[Condition | None, Array | None, Array | None, Array | None]
@@ -89,7 +89,7 @@ def step_index(config: SampleConfig, flow_index: int, *, backwards: bool = False
     """Return which velocity is asked for along a solve.
 
     One step of Euler's, forwards, asks for the mean velocity over its own length. Everything else
-    follows the flow: the stages of other solvers, adaptive plans, and the way back.
+    follows the flow: the stages of other solvers, adaptive plans, an SDE, and the way back.
 
     The index of a length between two powers of two is a fraction. That measures best for networks
     trained on powers of two as well: on digits at depth 6, 3, 5, 6 and 7 steps end 0.083, 0.059,
@@ -99,9 +99,22 @@ def step_index(config: SampleConfig, flow_index: int, *, backwards: bool = False
     time = config.time
     if config.as_published:
         return published_step_index(time, flow_index)
-    if backwards or not isinstance(time, FixedSteps) or time.solver != "euler":
+    if backwards or not isinstance(time, FixedSteps) or time.solver != "euler" or diffuses(config):
         return flow_field(flow_index)
     return lambda t: index_of_step(time.step_length(t), flow_index)
+
+
+def diffuses(config: SampleConfig) -> bool:
+    """Whether a config from `resolve` integrates an SDE."""
+    return not isinstance(config.diffusion, float)
+
+
+def noise_on_the_way(config: SampleConfig, keys: Key[Array, " batch"] | None) -> Noise | None:
+    """Return the noise of the SDE, if there is one."""
+    if not diffuses(config):
+        return None
+    assert keys is not None  # for the type checker: see `resolve`
+    return Noise(lambda t: jnp.sqrt(config.diffusion * (1 - t)), keys)
 
 
 def flow_field(flow_index: int) -> StepIndex:
@@ -134,7 +147,15 @@ def jumps(config: SampleConfig) -> Float[Array, " jumps"] | None:
 def velocity_field(
     network: Network, config: SampleConfig, index: StepIndex, *, backwards: bool = False
 ) -> Callable[..., tuple[Float[Array, "batch *shape"], LengthStats]]:
-    """Return the field `(t, x, args) -> (dx/dt, stats)`, guided, of a config from `resolve`."""
+    """Return the field `(t, x, args) -> (dx/dt, stats)`, guided, of a config from `resolve`.
+
+    With `diffusion` it is the drift of the SDE, whose score follows from the velocity of a straight
+    path: the noise in `x` is `x - t v`, and the score that divided by `t - 1`.
+    """
+
+    def drift(t: Float[Array, ""], x: Array, args: Args) -> tuple[Array, LengthStats]:
+        velocity, stats = field(t, x, args)
+        return velocity - config.diffusion / 2 * (x - t * velocity), stats
 
     def field(t: Float[Array, ""], x: Array, args: Args) -> tuple[Array, LengthStats]:
         condition, own_depth, own_guidance, own_depth_guidance = args
@@ -178,7 +199,7 @@ def velocity_field(
         inside = _inside(t, config.guidance_interval)
         return jax.lax.cond(inside, partial(with_guidance, guidance), partial(with_guidance, 1.0))
 
-    return field
+    return drift if diffuses(config) else field
 
 
 def _inside(t: Float[Array, ""], interval: tuple[Any, Any]) -> Bool[Array, ""]:

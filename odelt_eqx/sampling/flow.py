@@ -1,6 +1,7 @@
 """Noise to samples and back along the flow."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from odelt_eqx.errors import InputError
 from odelt_eqx.network import Condition, ConditionLike, Network, as_condition
@@ -17,15 +18,18 @@ from odelt_eqx.ode.plan import Adaptive
 from odelt_eqx.ode.time import integrate_time
 from odelt_eqx.parallel import constrain_batch, distribute, replicate
 from odelt_eqx.sampling.config import (
+    KeyLike,
     SampleConfig,
-    leave_out_depth_guidance,
+    leave_out_what_is_no_flow,
     raise_failures,
     resolve,
 )
 from odelt_eqx.sampling.field import (
     SolveStats,
+    diffuses,
     field_args,
     jumps,
+    noise_on_the_way,
     solve_stats,
     step_index,
     velocity_field,
@@ -39,6 +43,8 @@ def sample(
     noise: X,
     condition: ConditionLike | None = None,
     config: SampleConfig = SampleConfig(),
+    *,
+    key: KeyLike = None,
     **options: Any,
 ) -> X:
     """Carry noise to samples along the model's velocity; one program serves any step count.
@@ -48,6 +54,7 @@ def sample(
         condition: class labels (batch,), also as a list or as floats; vectors (batch, size); or
             None without a condition. A model that was trained without its conditions ignores it.
         config: how the network is run.
+        key: decides the noise of `diffusion`: one key, or a key for each example; else not used.
         **options: fields of `SampleConfig` to replace, such as `time`, `depth` or `guidance`.
 
     Returns:
@@ -57,7 +64,7 @@ def sample(
         InputError: a shape, a label, the depth or an option does not fit the model.
         SolveError: an adaptive plan ran out of steps; it names the examples.
     """
-    return _solve(model, noise, condition, config, options)
+    return _solve(model, noise, condition, config, options, key)
 
 
 def sample_with_stats(
@@ -65,6 +72,8 @@ def sample_with_stats(
     noise: X,
     condition: ConditionLike | None = None,
     config: SampleConfig = SampleConfig(),
+    *,
+    key: KeyLike = None,
     **options: Any,
 ) -> tuple[X, SolveStats]:
     """Return what `sample` does, and what each sample took, both ready.
@@ -73,8 +82,9 @@ def sample_with_stats(
     returned as far as it got, and the others are complete. The arguments are those of `sample`.
     """
     condition = as_condition(model, condition)
-    config = resolve(model, noise, condition, config, options)
-    return _ready(_run(*jax.tree.flatten(model), noise, condition, config, True))
+    config = resolve(model, noise, condition, config, options, key=key)
+    keys = _keys(config, key, noise)
+    return _ready(_run(*jax.tree.flatten(model), noise, condition, config, keys, True))
 
 
 class CompiledSampler:
@@ -86,14 +96,20 @@ class CompiledSampler:
     """
 
     def __init__(
-        self, model: Network, noise: X, condition: ConditionLike | None, config: SampleConfig
+        self,
+        model: Network,
+        noise: X,
+        condition: ConditionLike | None,
+        config: SampleConfig,
+        key: KeyLike = None,
     ):
         """Compile, and run nothing."""
         self._model = model
         self._weights, self._structure = jax.tree.flatten(model)
         condition = as_condition(model, condition)
-        config = resolve(model, noise, condition, config, {})
-        inputs = (self._weights, self._structure, noise, condition, config, True)
+        config = resolve(model, noise, condition, config, {}, key=key)
+        keys = _keys(config, key, noise)
+        inputs = (self._weights, self._structure, noise, condition, config, keys, True)
         self._compiled = _run.lower(*inputs).compile()
 
     @property
@@ -102,12 +118,17 @@ class CompiledSampler:
         return peak_bytes(self._compiled)
 
     def __call__(
-        self, noise: X, condition: ConditionLike | None, config: SampleConfig
+        self,
+        noise: X,
+        condition: ConditionLike | None,
+        config: SampleConfig,
+        key: KeyLike = None,
     ) -> tuple[X, SolveStats]:
         """Return samples and what they took, both ready, as `sample_with_stats` does."""
         condition = as_condition(self._model, condition)
-        config = resolve(self._model, noise, condition, config, {})
-        inputs = (self._weights, self._structure, noise, condition, config, True)
+        config = resolve(self._model, noise, condition, config, {}, key=key)
+        keys = _keys(config, key, noise)
+        inputs = (self._weights, self._structure, noise, condition, config, keys, True)
         return _ready(self._compiled(*inputs))
 
 
@@ -128,6 +149,8 @@ def trajectory(
     condition: ConditionLike | None,
     at: Sequence[float],
     config: SampleConfig = SampleConfig(),
+    *,
+    key: KeyLike = None,
     **options: Any,
 ) -> Float[Array, "times batch *shape"]:
     """Return the states between noise and samples, interpolated by the solver.
@@ -138,7 +161,7 @@ def trajectory(
     times = np.asarray(at, np.float32)
     if not len(times) or not (times[0] >= 0 and times[-1] <= 1 and (np.diff(times) > 0).all()):
         raise InputError(f"at must hold rising times in [0, 1]; got {tuple(at)}")
-    return _solve(model, noise, condition, config, options, at=jnp.asarray(times))
+    return _solve(model, noise, condition, config, options, key, at=jnp.asarray(times))
 
 
 def invert(
@@ -151,9 +174,9 @@ def invert(
     """Carry data (batch, *shape) back to its noise: the time ODE from t = 1 to t = 0.
 
     `sample` with the same options returns the data, up to the error of both solves. Guidance by
-    depth is left out, with a warning. Arguments and errors are those of `sample`.
+    depth and diffusion are left out, with a warning. Arguments and errors are those of `sample`.
     """
-    options = leave_out_depth_guidance(config, options, "the way back")
+    options = leave_out_what_is_no_flow(config, options, "the way back")
     return _solve(model, data, condition, config, options, backwards=True)
 
 
@@ -163,6 +186,7 @@ def _solve(
     condition: ConditionLike | None,
     config: SampleConfig,
     options: dict[str, Any],
+    key: KeyLike = None,
     **solve: Any,
 ) -> Array:
     """Return the states at the times asked for, or the last; raise a SolveError for failures."""
@@ -170,10 +194,11 @@ def _solve(
     condition = as_condition(model, condition)
     inputs = jax.tree.leaves((weights, start, condition, config, options))
     traced = any(isinstance(leaf, Tracer) for leaf in inputs)
-    config = resolve(model, start, condition, config, options, traced)
+    config = resolve(model, start, condition, config, options, traced, key)
+    keys = _keys(config, key, start)
     # Failures of the length axis must be counted.
     count = isinstance(config.length, Adaptive)
-    states, failed, stats = _run(weights, structure, start, condition, config, count, **solve)
+    states, failed, stats = _run(weights, structure, start, condition, config, keys, count, **solve)
     length_failed = failed if stats is None else stats.length_failed
     return raise_failures(states, model, config, failed, length_failed)
 
@@ -185,6 +210,7 @@ def _run(
     start: X,
     condition: Condition | None,
     config: SampleConfig,
+    keys: Key[Array, " batch"] | None,
     count: bool,
     backwards: bool = False,
     at: Array | None = None,
@@ -200,6 +226,7 @@ def _run(
     field = velocity_field(model, config, index, backwards=backwards)
     args = field_args(condition, config)
     solve = {"args": args, "backwards": backwards, "at": at, "jumps": jumps(config)}
+    solve |= {"noise": noise_on_the_way(config, keys)}
     if count:
         solution, total, error = integrate_time_counted(field, start, config.time, **solve)
         stats = solve_stats(solution, total, error)
@@ -208,6 +235,17 @@ def _run(
         solution, stats = integrate_time(plain, start, config.time, **solve), None
     states = solution.states[-1] if at is None else solution.states
     return replicate((states, solution.failed, stats))
+
+
+def _keys(config: SampleConfig, key: KeyLike, start: X) -> Key[Array, " batch"] | None:
+    """Return a key for each example, where they are used: the same in every batch."""
+    if key is None or not diffuses(config):
+        return None
+    if key.ndim == 0:
+        return jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(len(start)))
+    if key.shape != start.shape[:1]:
+        raise InputError(f"key must be one key or have shape {start.shape[:1]}; got {key.shape}")
+    return key
 
 
 def _ready(result: tuple[X, Array, SolveStats | None]) -> tuple[X, Any]:

@@ -17,7 +17,7 @@ from odelt_eqx.ode.plan import Adaptive
 from odelt_eqx.parallel import constrain_batch, distribute, replicate
 from odelt_eqx.sampling.config import (
     SampleConfig,
-    leave_out_depth_guidance,
+    leave_out_what_is_no_flow,
     raise_failures,
     resolve,
 )
@@ -77,7 +77,7 @@ def log_likelihood(
         key: decides the probes; an InputError if it is missing.
     """
     condition = as_condition(model, condition)
-    options = leave_out_depth_guidance(config, options, "the likelihood")
+    options = leave_out_what_is_no_flow(config, options, "the likelihood")
     config = resolve(model, data, condition, config, options)
     signs = None
     if probes != "exact":

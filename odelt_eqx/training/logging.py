@@ -18,7 +18,7 @@ from odelt_eqx.errors import InputError
 from odelt_eqx.files import read_json_lines, read_text, write_text
 from odelt_eqx.images import save_png, sheet
 from odelt_eqx.network import Network
-from odelt_eqx.noise import normal
+from odelt_eqx.noise import normal, sample_keys
 from odelt_eqx.ode.plan import FixedSteps
 from odelt_eqx.parallel import on_main_process
 from odelt_eqx.sampling import sample
@@ -215,11 +215,12 @@ def log_previews(logger: Logger, config: TrainConfig, step: int, model: Network)
     logging, classes = config.logging, config.model.num_classes
     noise = normal(jax.random.key(config.seed), (logging.sample_count, *config.model.shape))
     labels = None if classes is None else jnp.arange(logging.sample_count) % classes
+    keys = sample_keys(config.seed, jnp.arange(logging.sample_count))
     for depth in logging.sample_depths or config.model.depths:
         for steps in logging.sample_steps:
             time = FixedSteps(steps=steps)
             samples = np.asarray(
-                sample(model, noise, labels, config.sample, time=time, depth=depth)
+                sample(model, noise, labels, config.sample, time=time, depth=depth, key=keys)
             )
             images = samples if samples.ndim == 4 else plot_vectors(samples)
             image = sheet(images, min(COLUMNS, len(images)))

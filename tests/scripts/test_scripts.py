@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -53,10 +54,13 @@ def test_sample_with_an_adaptive_plan_on_each_axis(command, tiny_run, tmp_path):
 def test_evaluate_rebuilds_the_grid(command, tiny_run):
     (tiny_run / "grid.md").unlink(missing_ok=True)
     words = ("--steps", 1, "--depths", 2, "--count", 100, "--batch-size", 50)
-    status, out, _ = command("evaluate.py", tiny_run, *words)
+    status, out, _ = command(
+        "evaluate.py", tiny_run, *words, "--solvers", "euler", "ab2", "--diffusion", 0, 1
+    )
     assert status == 0
     assert out.splitlines()[1] == str(tiny_run / "grid.md")
-    assert (tiny_run / "grid.md").read_text().count("\n| 2 | euler | 1 |") == 1
+    rows = re.findall(r"\n\| 2 \| ([^|]*) \| 1 \|", (tiny_run / "grid.md").read_text())
+    assert rows == ["euler", "ab2", "euler, diffusion 1"]
 
 
 def test_a_classifier_and_statistics_are_what_a_run_is_measured_by(command, tiny_run, tmp_path):
