@@ -79,7 +79,7 @@ class Problem:
         """Draw weights, tokens and conditions."""
         width, size = config.hidden_size, config.group
         h, c, *keys = jax.random.split(jax.random.key(0), 2 + config.depth)
-        blocks = [DiTBlock(width, width // 64, 4, 0.0, "float32", key=k) for k in keys]
+        blocks = [DiTBlock(config.network((1, 1, 1)), key=k) for k in keys]
         self.groups = tuple(tuple(blocks[i : i + size]) for i in range(0, config.depth, size))
         self.h = jax.random.normal(h, (config.batch_size, config.tokens, width))
         self.condition = jax.random.normal(c, (config.batch_size, width))

@@ -67,7 +67,8 @@ def test_the_softmax_tells_logits_apart_that_bfloat16_does_not():
     weight[:2, :2] = [[32, 32], [2, 2]]  # the same query for both tokens
     weight[4:6, :2] = [[32, 32], [0, 2]]  # keys whose products with it are 1024 and 1028
     weight[8, 1] = 1  # the second token's value
-    attention = Attention(4, 1, key=jax.random.key(0))
+    config = dataclasses.replace(TINY, hidden_size=4, num_heads=1)
+    attention = Attention(config, key=jax.random.key(0))
     attention = eqx.tree_at(
         lambda a: (a.qkv.weight, a.out.weight), attention, (jnp.asarray(weight), jnp.eye(4))
     )

@@ -11,8 +11,8 @@ from jaxtyping import Array, Float, Key
 from odelt_eqx.errors import InputError
 from odelt_eqx.images import ImageSize, height_width
 from odelt_eqx.network import Inputs
-from odelt_eqx.nn.block import DiTBlock
-from odelt_eqx.nn.config import MOST_VALUES, ConfiguredNetwork, NetworkConfig
+from odelt_eqx.nn.block import BlockConfig, DiTBlock
+from odelt_eqx.nn.config import MOST_VALUES, ConfiguredNetwork
 from odelt_eqx.nn.embeddings import ConditionEmbedding, patchify, position_table, unpatchify
 from odelt_eqx.nn.groups import draw_groups, draw_length_embedding, integrate_groups
 from odelt_eqx.nn.layers import FinalLayer, affine, linear
@@ -20,14 +20,13 @@ from odelt_eqx.ode import LengthStats, ODEBlock
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DiTConfig(NetworkConfig):
-    """Shape of a `DiT`.
+class DiTConfig(BlockConfig):
+    """Shape of a `DiT`; its blocks are those of a `BlockConfig`.
 
     Args:
         image_size: (height, width) of the input, in pixels or latent cells, or one number for both.
         channels: channels of the input.
         patch_size: side of the square patch that becomes a token.
-        num_heads: attention heads.
 
     Raises:
         InputError: the numbers do not fit together.
@@ -36,7 +35,6 @@ class DiTConfig(NetworkConfig):
     image_size: ImageSize
     channels: int
     patch_size: int
-    num_heads: int
 
     def __post_init__(self) -> None:
         """Check that the numbers fit together."""
@@ -51,11 +49,6 @@ class DiTConfig(NetworkConfig):
             raise InputError(
                 f"image_size {self.image_size} makes {max(values):,} values, more than "
                 f"{MOST_VALUES:,}, of an image or its hidden state"
-            )
-        if self.hidden_size % self.num_heads or self.hidden_size % 4:
-            raise InputError(
-                f"hidden_size must be a multiple of num_heads {self.num_heads} and of 4; "
-                f"got {self.hidden_size}"
             )
 
     @property
@@ -85,6 +78,7 @@ class DiT(ConfiguredNetwork):
     patch_embedding: eqx.nn.Linear
     condition_embedding: ConditionEmbedding
     length_embedding: eqx.nn.Embedding | None
+    modulation: eqx.nn.Linear | None
     groups: tuple[ODEBlock[DiTBlock], ...]
     final: FinalLayer
     config: DiTConfig = eqx.field(static=True)
@@ -95,6 +89,7 @@ class DiT(ConfiguredNetwork):
         self.patch_embedding = parts["patch"]
         self.condition_embedding = parts["condition"]
         self.length_embedding = parts["length"]
+        self.modulation = parts["modulation"]
         self.groups = parts["groups"]
         self.final = parts["final"]
         self.config = config
@@ -112,7 +107,14 @@ class DiT(ConfiguredNetwork):
         tokens = tokens + position_table(config.grid, config.hidden_size)[None]
         join = lambda patches: unpatchify(patches, config.patch_size, config.grid)
         read = lambda u, c: jax.vmap(join)(jax.vmap(self.final)(u, c))
-        return integrate_groups(self, tokens, inputs, read)
+        return integrate_groups(self, tokens, inputs, read, self._block_condition)
+
+    def _block_condition(self, c: Float[Array, "batch width"]) -> Float[Array, "batch features"]:
+        """Return what every block is given: `c`, or what blocks share of its modulation."""
+        if self.modulation is None:
+            return c
+        shared = affine(self.modulation, jax.nn.silu(c.astype(self.config.dtype)))
+        return shared.astype(c.dtype)  # the gradient of all blocks is summed in float32
 
 
 @eqx.filter_jit
@@ -120,13 +122,15 @@ def _draw(config: DiTConfig, key: Key[Array, ""]) -> dict[str, Any]:
     """Return the parts of a fresh `DiT`."""
     patch, time, step, label, length, blocks, final = jax.random.split(key, 7)
     width, values = config.hidden_size, config.patch_size**2 * config.channels
-    draw_block = lambda key: DiTBlock(
-        width, config.num_heads, config.mlp_ratio, config.dropout, config.dtype, key=key
-    )
+    draw_block = lambda key: DiTBlock(config, key=key)
+    modulation = None
+    if config.modulation == "shared":
+        modulation = linear(width, 6 * width, jax.random.fold_in(key, 7))  # 0 to 6 are those above
     return {
         "patch": linear(values, width, patch),
         "condition": ConditionEmbedding(width, config.condition_type, keys=(time, step, label)),
         "length": draw_length_embedding(config, length),
+        "modulation": modulation,
         "groups": draw_groups(config, draw_block, blocks),
-        "final": FinalLayer(width, values, key=final),
+        "final": FinalLayer(width, values, config.norm, key=final),
     }

@@ -111,6 +111,37 @@ def position_table(grid: ImageSize, width: int) -> np.ndarray:
     return np.concatenate(table, axis=1).astype(np.float32)
 
 
+@functools.cache
+def rotary_table(grid: ImageSize, size: int) -> np.ndarray:
+    """Return the cosines and the sines of the angles of `rotate`, (2, rows * columns, size / 2)."""
+    frequency = 1 / 10_000 ** (np.arange(size // 4) / (size // 4))
+    rows, columns = height_width(grid)
+    row, column = np.divmod(np.arange(rows * columns), columns)
+    angles = np.concatenate([place[:, None] * frequency for place in (row, column)], axis=1)
+    return np.stack([np.cos(angles), np.sin(angles)]).astype(np.float32)
+
+
+def rotate(
+    x: Float[Array, "*heads tokens size"], grid: ImageSize
+) -> Float[Array, "*heads tokens size"]:
+    """Return queries or keys rotated by their places in a grid of (rows, columns), float32.
+
+    Values `i` and `i + size / 2` are a pair, which turns by the place times `10_000 ** -(4 i /
+    size)`: by the row for the first half of the pairs, by the column for the second. So a product
+    of a query and a key depends on how far apart they are in both, and not on where.
+
+    Source: RoPE, arXiv 2104.09864, along two axes as in EVA-02, arXiv 2303.11331.
+
+    Args:
+        x: values of each token, as many as four divides.
+        grid: the tokens are its places, row by row.
+    """
+    cos, sin = rotary_table(grid, x.shape[-1])
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    cos, sin = jnp.broadcast_to(cos, a.shape), jnp.broadcast_to(sin, a.shape)
+    return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
+
+
 def patchify(
     image: Float[Array, "height width channels"], size: int
 ) -> Float[Array, "tokens values"]:

@@ -41,6 +41,7 @@ def integrate_groups(
     h: Float[Array, "batch *tokens width"],
     inputs: Inputs,
     read: Callable[[Array, Array], Array],
+    block_condition: Callable[[Array], Array] = lambda c: c,
 ) -> tuple[Float[Array, "*batch_shape"], LengthStats]:
     """Integrate the hidden state over a network's groups, under its condition.
 
@@ -48,6 +49,8 @@ def integrate_groups(
 
     Args:
         read: maps `u` and what modulates the final layer, (batch, width), to velocities.
+        block_condition: maps that condition to what blocks are given, (batch, features): once for
+            all of them, or once for each group if it is told the depth of its edge.
     """
     config, depth, groups = network.config, inputs.depth, network.groups
     step_index = jnp.zeros_like(inputs.step_index) if config.ignore_step else inputs.step_index
@@ -66,12 +69,11 @@ def integrate_groups(
             return read(u, c)
         return read(u, tell(depth // config.depth_group * config.depth_group))
 
-    condition = c
-    if told == "depth":
-        condition = tell(depth)
-    elif told == "edge":
+    if told == "edge":
         edges = range(config.depth_group, config.depth + 1, config.depth_group)
-        condition = tuple(map(tell, edges))
+        condition = tuple(block_condition(tell(edge)) for edge in edges)
+    else:
+        condition = block_condition(tell(depth) if told == "depth" else c)
     return integrate_length(
         groups,
         h,

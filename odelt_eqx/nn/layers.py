@@ -1,11 +1,15 @@
 """The few layers that every part of the networks shares."""
 
 from functools import partial
+from typing import Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
+
+NormKind = Literal["layer", "rms", "scaled-rms"]
+MlpKind = Literal["gelu", "swiglu"]
 
 layer_norm = jax.jit(partial(jax.nn.standardize, axis=-1, epsilon=1e-6))
 """LayerNorm without scale and bias.
@@ -13,6 +17,35 @@ layer_norm = jax.jit(partial(jax.nn.standardize, axis=-1, epsilon=1e-6))
 The nested `jit` is load-bearing: without it XLA's CPU backend fuses the residual stream into the
 norm and recomputes it in the backward pass, at several times the cost.
 """
+
+
+@jax.jit  # as above
+def rms_norm(x: Float[Array, "*any width"]) -> Float[Array, "*any width"]:
+    """RMSNorm without scale, float32."""
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.mean(x**2, axis=-1, keepdims=True) + 1e-6)
+
+
+class Norm(eqx.Module):
+    """LayerNorm or RMSNorm over the last axis, float32.
+
+    A learned scale is `1 + scale`, as in a modulation, so that weight decay draws it to one.
+    """
+
+    scale: Float[Array, " width"] | None
+    kind: NormKind = eqx.field(static=True)
+
+    def __init__(self, kind: NormKind, width: int):
+        """Start with a scale of one, if it is learned."""
+        self.scale = jnp.zeros(width) if kind == "scaled-rms" else None
+        self.kind = kind
+
+    def __call__(self, x: Float[Array, "*any width"]) -> Float[Array, "*any width"]:
+        """Normalise every row."""
+        if self.kind == "layer":
+            return layer_norm(x)
+        x = rms_norm(x)
+        return x if self.scale is None else x * (1 + jnp.broadcast_to(self.scale, x.shape))
 
 
 def affine(linear: eqx.nn.Linear, x: Float[Array, "*any in"]) -> Float[Array, "*any out"]:
@@ -56,19 +89,41 @@ def modulate(
     return x * (1 + scale) + shift
 
 
+def mlp_width(width: int, ratio: int, kind: MlpKind) -> int:
+    """Return the width of the hidden layer of an MLP.
+
+    That of a SwiGLU, which has three matrices in place of two, is the multiple of 8 nearest to two
+    thirds of the other's.
+    """
+    return ratio * width if kind == "gelu" else 8 * max(round(ratio * width / 12), 1)
+
+
 class Mlp(eqx.Module):
-    """Dense, tanh-GELU, dropout, dense, dropout."""
+    """Dense, tanh-GELU, dropout, dense, dropout; or SwiGLU in place of dense and GELU.
+
+    SwiGLU (arXiv 2002.05202) is `silu(a) * b` of two dense layers, which are drawn as one.
+    """
 
     hidden: eqx.nn.Linear
     out: eqx.nn.Linear
     dropout: float = eqx.field(static=True)
+    kind: MlpKind = eqx.field(static=True)
 
-    def __init__(self, width: int, ratio: int, dropout: float, *, key: Key[Array, ""]):
-        """Draw the weights; the hidden layer is `ratio` times as wide."""
+    def __init__(
+        self,
+        width: int,
+        ratio: int,
+        dropout: float,
+        kind: MlpKind = "gelu",
+        *,
+        key: Key[Array, ""],
+    ):
+        """Draw the weights; the hidden layer is `ratio` times as wide, see `mlp_width`."""
         hidden_key, out_key = jax.random.split(key)
-        self.hidden = linear(width, ratio * width, hidden_key)
-        self.out = linear(ratio * width, width, out_key)
-        self.dropout = dropout
+        inner = mlp_width(width, ratio, kind)
+        self.hidden = linear(width, inner if kind == "gelu" else 2 * inner, hidden_key)
+        self.out = linear(inner, width, out_key)
+        self.dropout, self.kind = dropout, kind
 
     def __call__(
         self, x: Float[Array, "*tokens width"], key: Key[Array, ""] | None
@@ -76,25 +131,32 @@ class Mlp(eqx.Module):
         """Apply the layer to every token; without a key there is no dropout."""
         dropout = eqx.nn.Dropout(self.dropout, inference=key is None)
         keys = (None, None) if key is None else jax.random.split(key)
-        x = jax.nn.gelu(affine(self.hidden, x), approximate=True)
+        x = affine(self.hidden, x)
+        if self.kind == "gelu":
+            x = jax.nn.gelu(x, approximate=True)
+        else:
+            gate, x = jnp.split(x, 2, axis=-1)
+            x = jax.nn.silu(gate) * x
         return dropout(affine(self.out, dropout(x, key=keys[0])), key=keys[1])
 
 
 class FinalLayer(eqx.Module):
-    """Modulated LayerNorm and a dense layer, from the accumulated state to velocities."""
+    """Modulated norm and a dense layer, from the accumulated state to velocities."""
 
     modulation: eqx.nn.Linear
     out: eqx.nn.Linear
+    norm: Norm
 
-    def __init__(self, width: int, values: int, *, key: Key[Array, ""]):
+    def __init__(self, width: int, values: int, norm: NormKind = "layer", *, key: Key[Array, ""]):
         """Start at zero: the velocity of a fresh network is zero everywhere."""
         zeros = jax.nn.initializers.zeros
         self.modulation = linear(width, 2 * width, key, zeros)
         self.out = linear(width, values, key, zeros)
+        self.norm = Norm(norm, width)
 
     def __call__(
         self, u: Float[Array, "*tokens width"], condition: Float[Array, " width"]
     ) -> Float[Array, "*tokens values"]:
         """Return the velocity of one example, float32."""
         shift, scale = jnp.split(affine(self.modulation, jax.nn.silu(condition)), 2)
-        return affine(self.out, modulate(layer_norm(u), shift, scale))
+        return affine(self.out, modulate(self.norm(u), shift, scale))

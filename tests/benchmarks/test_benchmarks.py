@@ -17,7 +17,7 @@ from odelt_eqx.nn.block import DiTBlock
 from odelt_eqx.objective import LengthConsistency, TrainingTime
 from odelt_eqx.training.checkpoint import load
 from odelt_eqx.training.train import train
-from tests.conftest import NETWORK, assert_matches
+from tests.conftest import NETWORK, TINY_RUN, assert_matches
 from tests.training.conftest import POINTS_RUN
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -93,7 +93,7 @@ def test_a_loop_by_hand_is_the_closed_form(module):
 def test_scanning_stacked_weights_is_the_unrolled_loop(module):
     by_hand = module("by_hand")
     keys = jax.random.split(jax.random.key(0), 6)
-    blocks = [DiTBlock(16, 2, 2, 0.0, "float32", key=key) for key in keys[:4]]
+    blocks = [DiTBlock(TINY_RUN.model, key=key) for key in keys[:4]]
     groups = (tuple(blocks[:2]), tuple(blocks[2:]))
     inputs = jax.random.normal(keys[4], (2, 4, 16)), jax.random.normal(keys[5], (2, 16))
     u = by_hand.scan_euler(by_hand.stack(groups), *inputs)

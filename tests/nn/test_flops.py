@@ -22,6 +22,7 @@ WIDE = odelt.DiTConfig(
     depth_group=2,
     num_classes=10,
 )
+MODERN = dataclasses.replace(WIDE, mlp="swiglu", modulation="shared", length_embedding="edge")
 VECTORS = odelt.VectorNetConfig(
     size=30, hidden_size=256, depth=5, depth_min=3, depth_group=2, condition_size=40
 )
@@ -29,7 +30,15 @@ VECTORS = odelt.VectorNetConfig(
 
 @pytest.mark.parametrize(
     ("config", "depth"),
-    [(WIDE, 3), (WIDE, 5), (WIDE, 7), (WIDE, "plain"), (VECTORS, 5), (VECTORS, "plain")],
+    [
+        (WIDE, 3),
+        (WIDE, 5),
+        (WIDE, 7),
+        (WIDE, "plain"),
+        (MODERN, 5),
+        (VECTORS, 5),
+        (VECTORS, "plain"),
+    ],
 )
 def test_the_compiler_counts_as_many(config, depth):
     """It adds elementwise operations, 1 % at this width."""
