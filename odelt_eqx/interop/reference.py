@@ -93,6 +93,7 @@ def dit_from_reference(weights: Weights, config: DiTConfig) -> DiT:
             "networks of the reference have the length_embedding depth and the wiring accumulate; "
             f"got {config.length_embedding} and {config.wiring}"
         )
+    config.check_published("the reference")
     apart = dataclasses.replace(config, stacked=False)
     template = eqx.filter_eval_shape(DiT, apart, key=jax.random.key(0))
     if LENGTH_TABLE not in weights:
@@ -132,6 +133,7 @@ def parameter_slots(model: DiT) -> Iterator[Slot]:
 
 
 def _block(block: DiTBlock, name: str) -> Iterator[Slot]:
+    assert block.modulation is not None  # for the type checker
     yield from _linear(block.modulation, f"{name}/Dense_0")
     # The reference makes the key before the query.
     query, key, value = (f"{name}/Dense_{i}" for i in (2, 1, 3))

@@ -3,8 +3,8 @@
 Every difference of convention is absorbed in the weights, so that the network is a `DiT` as any
 other:
 
-- Logits are divided by sqrt(d_head) there and by d_head here: the rows of the query are multiplied
-  by sqrt(d_head).
+- Logits are divided by sqrt(d_head) there and by d_head here, unless the config's `logit_scale`
+  is "inverse-sqrt": the rows of the query are multiplied by sqrt(d_head).
 - A kernel of patches is (width, channels, p, p) there; here it multiplies rows, columns, channels.
 - The final layer of SiT outputs a variance as well, which no flow uses: it is left out.
 - There is no step embedding: that of the network is zero.
@@ -15,6 +15,7 @@ other:
 
 import contextlib
 import dataclasses
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -143,6 +144,7 @@ def dit_from_sit(
     """
     if format is not None:
         check_choice("format", format, get_args(SiTFormat))
+    config.check_published("SiT", "logit_scale")
     config = dataclasses.replace(config, ignore_step=True)
     apart = dataclasses.replace(config, stacked=False)
     template = eqx.filter_eval_shape(DiT, apart, key=jax.random.key(0))
@@ -218,6 +220,7 @@ def _parameters(model: DiT) -> Iterator[tuple[str, Any]]:
         yield "y_embedder.embedding_table.weight", embeddings.condition.weight
     for index, block in enumerate(model.blocks):
         name = f"blocks.{index}"
+        assert block.modulation is not None  # for the type checker
         yield from _linear(f"{name}.adaLN_modulation.1", block.modulation)
         yield from _linear(f"{name}.attn.qkv", block.attention.qkv)
         yield from _linear(f"{name}.attn.proj", block.attention.out)
@@ -264,7 +267,7 @@ def _to_ours(name: str, array: np.ndarray, config: DiTConfig, format: SiTFormat)
     if name == f"{PATCHES}.weight":
         return array.transpose(0, 2, 3, 1).reshape(width, -1)
     if ".attn.qkv." in name:
-        array[:width] *= np.sqrt(width / config.num_heads)
+        array[:width] *= _query_factor(config)
     elif name in (OUT, f"{FINAL}.bias"):
         patch = array.reshape(config.patch_size**2, -1, *array.shape[1:])
         velocity = patch[:, : config.channels].reshape(-1, *array.shape[1:])
@@ -282,12 +285,17 @@ def _to_sit(name: str, array: np.ndarray, config: DiTConfig) -> np.ndarray:
         return np.ascontiguousarray(kernel)
     if ".attn.qkv." in name:
         array = array.copy()
-        array[:width] /= np.sqrt(width / config.num_heads)
+        array[:width] /= _query_factor(config)
     elif name in (OUT, f"{FINAL}.bias"):
         velocity = array.reshape(patch**2, -1, *array.shape[1:])
         both = np.concatenate([velocity, np.zeros_like(velocity)], axis=1)
         return both.reshape(-1, *array.shape[1:])
     return array
+
+
+def _query_factor(config: DiTConfig) -> float:
+    """Return by what our queries are larger than SiT's."""
+    return math.sqrt(config.head_size) if config.logit_scale == "inverse" else 1.0
 
 
 def _reverse_time(weight: np.ndarray) -> np.ndarray:
@@ -304,6 +312,7 @@ def _reverse_time(weight: np.ndarray) -> np.ndarray:
 
 def _check_plain(config: DiTConfig) -> None:
     """Raise an InputError unless SiT's code can run a network of this config at full depth."""
+    config.check_published("SiT", "logit_scale")
     length = config.length
     one_step = isinstance(length, FixedSteps) and (length.steps, length.solver) == (1, "euler")
     needs = {

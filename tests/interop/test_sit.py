@@ -24,8 +24,9 @@ WIRINGS = [
     PLAIN,
     {**PLAIN, "length_embedding": "edge", "stacked": True},
     {**PLAIN, "length_embedding": "depth", "depth_group": 3, "depth_min": 3},
+    {**PLAIN, "logit_scale": "inverse-sqrt"},
 ]
-"""The last three are plain transformers at full depth."""
+"""All but the first are plain transformers at full depth."""
 
 
 def config_of(recorded, **changes):
@@ -55,7 +56,7 @@ def velocity(model, recorded, depth):
     return v.transpose(0, 3, 1, 2)
 
 
-@pytest.mark.parametrize("changes", WIRINGS, ids=["accumulate", "none", "edge", "depth"])
+@pytest.mark.parametrize("changes", WIRINGS, ids=["accumulate", "none", "edge", "depth", "sqrt"])
 @pytest.mark.parametrize(("name", "what"), [("sit", "velocity"), ("repa", "ours")])
 def test_the_recorded_velocities_are_matched(name, what, changes):
     recorded = np.load(GOLDEN / f"{name}.npz")
@@ -136,7 +137,9 @@ def test_the_way_back_is_sits_own_file(tmp_path):
 
 def test_a_constant_embedding_of_the_step_is_written_into_that_of_the_time(tmp_path):
     length = odelt.FixedSteps(adjoint="recompute")  # what training keeps changes no velocity
-    config = dataclasses.replace(CONFIG, ignore_step=True, stacked=True, length=length)
+    config = dataclasses.replace(
+        CONFIG, ignore_step=True, stacked=True, length=length, logit_scale="inverse-sqrt"
+    )
     model = config.build(key=jax.random.key(0))
     leaves, structure = jax.tree.flatten(model)
     keys = jax.random.split(jax.random.key(1), len(leaves))
@@ -163,6 +166,24 @@ def test_a_network_that_sit_cannot_run_is_not_written(tmp_path, changes, message
     config = dataclasses.replace(CONFIG, **{"ignore_step": True, **changes})
     with pytest.raises(odelt.InputError, match=f"SiT's layout is for networks with .*{message}"):
         odelt.save_sit(config.build(key=jax.random.key(0)), tmp_path / "sit.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"qk_norm": True}, "qk_norm False; got True"),
+        ({"norm": "rms"}, "norm layer; got rms"),
+        ({"rope": True}, "rope False; got True"),
+        ({"mlp": "swiglu"}, "mlp gelu; got swiglu"),
+        ({"modulation": "shared"}, "modulation block; got shared"),
+    ],
+)
+def test_another_block_than_sits_is_neither_read_nor_written(tmp_path, changes, message):
+    config = dataclasses.replace(CONFIG, ignore_step=True, **changes)
+    with pytest.raises(odelt.InputError, match=f"blocks of SiT have {message}"):
+        odelt.save_sit(config.build(key=jax.random.key(0)), tmp_path / "sit.safetensors")
+    with pytest.raises(odelt.InputError, match=f"blocks of SiT have {message}"):
+        odelt.load_sit(GOLDEN / "sit_tiny.bare.pt", config)
 
 
 def test_what_is_missing_left_over_or_misshapen_is_listed_by_name():
