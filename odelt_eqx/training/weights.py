@@ -4,6 +4,7 @@ import dataclasses
 import shutil
 import zipfile
 from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from odelt_eqx.interop import (
     save_sit,
 )
 from odelt_eqx.interop.hub import is_on_hub
+from odelt_eqx.interop.named import check_names
 from odelt_eqx.interop.safetensors import model_card
 from odelt_eqx.interop.sit import is_sit
 from odelt_eqx.interop.truncate import truncate
@@ -123,10 +125,10 @@ def convert(
 def init_from(state: TrainState, source: str | Path, frozen: Collection[str] = ()) -> TrainState:
     """Return `state` with the weights and the EMA weights of `source`.
 
-    The networks must have parameters of the same shapes. Grouping, layout, wiring and everything
-    that is not a parameter stay those of `state`. An embedding of the length that `source` lacks
-    is zero: so the first network in the wiring "residual" is, at its full depth, a plain `source`.
-    One that `state` lacks is left out.
+    The networks must have parameters of the same names and shapes. Grouping, layout, wiring and
+    everything that is not a parameter stay those of `state`. An embedding of the length that
+    `source` lacks is zero: so the first network in the wiring "residual" is, at its full depth, a
+    plain `source`. One that `state` lacks is left out.
 
     Args:
         frozen: names of the fields that are not trained; both networks get the EMA weights there.
@@ -175,7 +177,7 @@ def fit(weights: AnyNetwork, template: Any, source: str | Path) -> Any:
     """Return a copy of `weights` with the groups, layout and config of `template`.
 
     Raises:
-        InputError: the parameters have other shapes; it names the `source` of the weights.
+        InputError: the parameters have other names or shapes; it names the `source` of the weights.
     """
     weights = unstacked(weights)
     if template.length_embedding is None or weights.length_embedding is None:
@@ -183,13 +185,23 @@ def fit(weights: AnyNetwork, template: Any, source: str | Path) -> Any:
         weights = eqx.tree_at(
             lambda m: m.length_embedding, weights, none, is_leaf=lambda leaf: leaf is None
         )
-    form, leaves = eqx.filter_eval_shape(unstacked, template), jax.tree.leaves(weights)
-    named = jax.tree_util.tree_leaves_with_path(form)
-    for (path, ours), theirs in zip(named, leaves, strict=False):
-        if ours.shape != theirs.shape:
-            name = jax.tree_util.keystr(path, simple=True, separator=".")
-            raise InputError(f"{source} has {name} of shape {theirs.shape}, not {ours.shape}")
-    if len(leaves) != len(named):
+    form = eqx.filter_eval_shape(unstacked, template)
+    if weights.depth != template.depth:
         raise InputError(f"{source} has depth {weights.depth}, this network has {template.depth}")
-    copied = jax.tree.unflatten(jax.tree.structure(form), map(jnp.copy, leaves))
+    ours, theirs = _named_shapes(form), _named_shapes(weights)
+    for name, shape in ours.items():
+        if theirs.get(name, shape) != shape:
+            raise InputError(f"{source} has {name} of shape {theirs[name]}, not {shape}")
+    check_names(ours, theirs, f"the weights of {source} are of another network")
+    leaves = map(jnp.copy, jax.tree.leaves(weights))
+    copied = jax.tree.unflatten(jax.tree.structure(form), leaves)
     return stacked(copied) if template.config.stacked else copied
+
+
+def _named_shapes(network: AnyNetwork) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of parameters by name, a block called by its number, not by its group."""
+    blocks = [block for group in network.groups for block in group.blocks]
+    rest = eqx.tree_at(lambda n: n.groups, network, None)
+    named = map(jax.tree_util.tree_leaves_with_path, (rest, {"blocks": blocks}))
+    name = partial(jax.tree_util.keystr, simple=True, separator=".")
+    return {name(path): leaf.shape for part in named for path, leaf in part}
