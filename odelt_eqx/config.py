@@ -14,6 +14,7 @@ from odelt_eqx.nn import DiTConfig, VectorNetConfig
 from odelt_eqx.objective import (
     DeepSupervision,
     LengthConsistency,
+    MeanFlow,
     TimeObjective,
     WrappingObjective,
 )
@@ -105,7 +106,8 @@ class TrainConfig:
     """A training run.
 
     Args:
-        model: shape of the network; `ignore_step` and `learned` follow from the objective.
+        model: shape of the network; `ignore_step` and `learned` follow from the objective, and
+            `attention` where it takes a forward derivative.
         objective: what the network regresses on.
         optimizer: how it is updated.
         data: what it learns.
@@ -191,6 +193,11 @@ class TrainConfig:
                 "give --model.learned both"
             )
         model = dataclasses.replace(self.model, ignore_step=ignore_step, learned=learned)
+        innermost = getattr(self.objective, "objective", self.objective)
+        if isinstance(innermost, MeanFlow) and isinstance(model, DiTConfig):
+            if model.attention == "cudnn":
+                raise InputError("mean flow takes a forward derivative: give --model.attention xla")
+            model = dataclasses.replace(model, attention="xla")
         object.__setattr__(self, "model", model)
         if not isinstance(self.objective, WrappingObjective) or len(model.depths) < 2:
             # One depth is trained, and none to guide it.

@@ -32,6 +32,7 @@ MUTABLE = (
     "sample.",
     "sharding",
     "accumulate",
+    "model.attention",
     "optimizer.max_skipped",
     *READING,
     *TIMES,

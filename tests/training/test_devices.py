@@ -32,8 +32,10 @@ CHANGES = {
     "save_every": 100,
     "keep": 5,
 }
+BLOCK = {"qk_norm": True, "norm": "scaled-rms", "rope": True, "mlp": "swiglu"}
+BLOCK |= {"modulation": "shared", "logit_scale": "inverse-sqrt"}
 IMAGES = dataclasses.replace(
-    TINY_RUN, model=dataclasses.replace(TINY_RUN.model, hidden_size=64), **CHANGES
+    TINY_RUN, model=dataclasses.replace(TINY_RUN.model, hidden_size=64, **BLOCK), **CHANGES
 )
 POINTS = dataclasses.replace(
     POINTS_RUN,

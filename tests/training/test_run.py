@@ -75,6 +75,32 @@ def test_a_resumed_run_ends_with_the_same_bits(tiny_run, tmp_path, monkeypatch):
     assert timeless(lines) == timeless(expected)
 
 
+def test_a_resumed_run_of_the_newer_blocks_ends_with_the_same_bits(tmp_path, monkeypatch):
+    block = {"qk_norm": True, "norm": "scaled-rms", "rope": True, "mlp": "swiglu"}
+    block |= {"modulation": "shared", "logit_scale": "inverse-sqrt", "dtype": "bfloat16"}
+    model = dataclasses.replace(TINY_RUN.model, length_embedding="none", stacked=True, **block)
+    config = dataclasses.replace(TINY_RUN, model=model, objective=FlowMatching(), steps=2)
+    config = dataclasses.replace(config, save_every=1, eval_every=10)
+    train(config, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        cut_power_after(2, patch)
+        with pytest.raises(PowerCutError):
+            train(config, tmp_path / "cut")
+    other = dataclasses.replace(config, model=dataclasses.replace(model, attention="xla"))
+    train(other, tmp_path / "cut", resume=True)
+    ours, theirs = (jax.tree.leaves(odelt.load(tmp_path / run)) for run in ("cut", "whole"))
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_mean_flow_takes_its_forward_derivative_through_the_logits():
+    config = of_type(preset("imagenet-b"), "mean-flow")
+    assert config.model.attention == "xla"
+    forced = dataclasses.replace(config.model, attention="cudnn", dtype="bfloat16")
+    with pytest.raises(odelt.InputError, match=r"forward derivative: give --model\.attention xla"):
+        dataclasses.replace(config, model=forced)
+
+
 def test_a_run_is_read_back_with_its_config(tiny_run):
     model = odelt.load(tiny_run)
     assert model.config == TINY_RUN.model
