@@ -239,3 +239,16 @@ def test_ways_to_train_every_depth(module, monkeypatch, capsys, tmp_path):
     assert [row["training"] for row in rows] == ["length consistency", "deep supervision"]
     assert (rows[0]["ratio of ms"], rows[0]["ratio of MiB"]) == (1, 1)
     assert rows[0]["steps of equal cost"] == 2000
+
+
+def test_choices_of_the_block(module, monkeypatch, capsys, tmp_path):
+    block, out = module("block"), tmp_path / "rows.json"
+    blocks = {name: block.BLOCKS[name] for name in ("published", "shared adaLN")}
+    monkeypatch.setattr(block, "BLOCKS", blocks)
+    monkeypatch.setattr(block, "preset", {"tiny": TINY_RUN}.get)
+    block.main(block.Config(out=out, preset="tiny", rounds=1))
+    rows = assert_reported(capsys.readouterr().out, out, " | ".join(block.COLUMNS))
+    assert [row["block"] for row in rows] == [*blocks]
+    assert all(rows[0][name] == 1 for name in block.COLUMNS if name.startswith("ratio"))
+    count, fewer = (int(row["parameters"].replace(",", "")) for row in rows)
+    assert count - fewer == 3 * 6 * 16 * (16 + 1) - 4 * 6 * 16
