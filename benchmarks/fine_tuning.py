@@ -26,7 +26,7 @@ from odelt_eqx.network import Network
 from odelt_eqx.objective import DeepSupervision, LengthConsistency
 from odelt_eqx.ode import FixedSteps
 from odelt_eqx.sampling import sample
-from odelt_eqx.training.checkpoint import run_config
+from odelt_eqx.training.checkpoint import can_resume, run_config
 from odelt_eqx.training.step import init_state
 from odelt_eqx.training.train import train
 from odelt_eqx.training.weights import init_from
@@ -100,7 +100,8 @@ def fine_tuned(run: Path, way: str, config: Config, steps: int) -> Network:
         fresh = trained.model.build(key=jax.random.key(0))
         return init_from(init_state(fresh, optax.identity()), run, trained.frozen).ema
     folder = config.folder / f"{run.name}, {way}, {steps}"
-    return train(trained, folder, resume=folder.exists()).ema
+    begun = can_resume(folder)  # or else it was stopped before its first checkpoint
+    return train(trained, folder, resume=begun, overwrite=not begun).ema
 
 
 @dataclasses.dataclass(frozen=True)
