@@ -10,6 +10,11 @@ from odelt_eqx.data import Toy
 from odelt_eqx.objective import FlowMatching
 from odelt_eqx.training.train import train
 
+EVERY_OPTION = FlowMatching(
+    times="logit-normal", time_shift=2.0, coupling="nearest", candidates=2, contrast=0.05
+)
+"""Flow matching with what it need not do."""
+
 POINTS_RUN = TrainConfig(
     model=odelt.VectorNetConfig(
         size=2,
@@ -21,7 +26,7 @@ POINTS_RUN = TrainConfig(
         num_classes=2,
         dropout=0.1,
     ),
-    objective=FlowMatching(),
+    objective=EVERY_OPTION,
     optimizer=OptimizerConfig(learning_rate=1e-3, warmup=2),
     data=Toy("moons", count=200),
     steps=6,

@@ -17,13 +17,13 @@ from odelt_eqx.config import save_config
 from odelt_eqx.evaluation.grid import GridConfig
 from odelt_eqx.evaluation.report import evaluate
 from odelt_eqx.evaluation.samples import SampleRequest, save_samples
-from odelt_eqx.objective import DeepSupervision, FlowMatching, LengthConsistency, Shortcut
+from odelt_eqx.objective import DeepSupervision, LengthConsistency, Shortcut
 from odelt_eqx.parallel import Processes, check_batch_size, make_mesh
 from odelt_eqx.training.checkpoint import run_config
 from odelt_eqx.training.train import train
 from odelt_eqx.training.weights import convert
 from tests.conftest import TINY_RUN
-from tests.training.conftest import POINTS_RUN
+from tests.training.conftest import EVERY_OPTION, POINTS_RUN
 
 ROOT = Path(__file__).parents[2]
 CHANGES = {
@@ -40,7 +40,7 @@ IMAGES = dataclasses.replace(
 POINTS = dataclasses.replace(
     POINTS_RUN,
     model=dataclasses.replace(POINTS_RUN.model, hidden_size=64),
-    objective=LengthConsistency(FlowMatching(), every=8),
+    objective=LengthConsistency(EVERY_OPTION, every=8),
     **CHANGES,
 )
 GRID = GridConfig(steps=(1,), depths=(2,), count=20, batch_size=10)
