@@ -26,8 +26,8 @@ from jaxtyping import Array
 from measure import PUBLISHED, Comparison, Report, Shape
 from reference import open_reference
 
-from odelt_eqx import cli
 from odelt_eqx.config import OptimizerConfig
+from odelt_eqx.entry import run_command
 from odelt_eqx.nn import DiTConfig
 from odelt_eqx.objective import LengthConsistency
 from odelt_eqx.ode import FixedSteps
@@ -164,4 +164,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    cli.main(lambda: main(tyro.cli(Config, description=__doc__)))
+    run_command(lambda: main(tyro.cli(Config, description=__doc__)))

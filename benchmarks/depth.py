@@ -9,7 +9,7 @@ import numpy as np
 import tyro
 from measure import Output, Report, interleaved
 
-from odelt_eqx import cli
+from odelt_eqx.entry import run_command
 from odelt_eqx.objective import (
     DeepSupervision,
     FlowMatching,
@@ -77,4 +77,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    cli.main(lambda: main(tyro.cli(Config, description=__doc__)))
+    run_command(lambda: main(tyro.cli(Config, description=__doc__)))

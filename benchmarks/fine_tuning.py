@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, StrMethodFormatter
 from measure import Output, Report
 
-from odelt_eqx import cli
 from odelt_eqx.config import TrainConfig
+from odelt_eqx.entry import run_command
 from odelt_eqx.evaluation.features import FeaturesConfig, Pixels
 from odelt_eqx.evaluation.figures import save_figure
 from odelt_eqx.evaluation.grid import GridConfig
@@ -192,4 +192,4 @@ def spread(values: Float[np.ndarray, " runs"]) -> str:
 
 
 if __name__ == "__main__":
-    cli.main(lambda: main(tyro.cli(Config, description=__doc__)))
+    run_command(lambda: main(tyro.cli(Config, description=__doc__)))

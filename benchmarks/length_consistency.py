@@ -13,8 +13,8 @@ import tyro
 from jaxtyping import Array, Key
 from measure import PUBLISHED, Comparison, Report, Shape, interleaved, use_virtual_devices
 
-from odelt_eqx import cli
 from odelt_eqx.config import OptimizerConfig
+from odelt_eqx.entry import run_command
 from odelt_eqx.network import Network
 from odelt_eqx.objective import (
     LengthConsistency,
@@ -142,4 +142,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    cli.main(lambda: main(tyro.cli(Config, description=__doc__)))
+    run_command(lambda: main(tyro.cli(Config, description=__doc__)))

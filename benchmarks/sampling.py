@@ -18,7 +18,7 @@ from measure import Comparison, Report, interleaved
 from reference import Reference, open_reference
 
 import odelt_eqx as odelt
-from odelt_eqx import cli
+from odelt_eqx.entry import run_command
 from odelt_eqx.nn import DiT, DiTConfig
 from odelt_eqx.nn.embeddings import patchify, position_table, unpatchify
 from odelt_eqx.nn.flops import velocity_flops
@@ -230,4 +230,4 @@ def by_hand(model: DiT, depth: int, guidance: float) -> Any:
 
 
 if __name__ == "__main__":
-    cli.main(lambda: main(tyro.cli(Config, description=__doc__)))
+    run_command(lambda: main(tyro.cli(Config, description=__doc__)))

@@ -10,9 +10,9 @@ import tyro
 from jaxtyping import Array
 from measure import Output, Report
 
-from odelt_eqx import cli
 from odelt_eqx.data import open_source
 from odelt_eqx.data.source import read_batches, sample_indices
+from odelt_eqx.entry import run_command
 from odelt_eqx.evaluation.features import FeaturesConfig, Pixels
 from odelt_eqx.evaluation.measure import class_count, condition_of, inputs
 from odelt_eqx.evaluation.quality import Judge
@@ -146,4 +146,4 @@ def run() -> None:
 
 
 if __name__ == "__main__":
-    cli.main(run)
+    run_command(run)

@@ -14,8 +14,8 @@ from limits import matmul_rate
 from measure import PUBLISHED, Comparison, Report, Shape, interleaved
 from reference import open_reference
 
-from odelt_eqx import cli
 from odelt_eqx.config import OptimizerConfig
+from odelt_eqx.entry import run_command
 from odelt_eqx.nn import DiTConfig
 from odelt_eqx.objective import LengthConsistency
 from odelt_eqx.ode import FixedSteps
@@ -118,4 +118,4 @@ def reference_step(
 
 
 if __name__ == "__main__":
-    cli.main(lambda: main(tyro.cli(Config, description=__doc__)))
+    run_command(lambda: main(tyro.cli(Config, description=__doc__)))

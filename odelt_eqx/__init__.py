@@ -1,47 +1,23 @@
-"""Flow and shortcut models whose cost is dialled on two axes: time steps and network depth."""
+"""Flow and shortcut models whose cost is dialled on two axes: time steps and network depth.
 
-from odelt_eqx.errors import InputError as InputError, SolveError as SolveError
-from odelt_eqx.evaluation.grid import Recommendation as Recommendation, recommend as recommend
-from odelt_eqx.interop import (
-    load_reference as load_reference,
-    load_safetensors as load_safetensors,
-    load_sit as load_sit,
-    save_safetensors as save_safetensors,
-    save_sit as save_sit,
-)
-from odelt_eqx.interop.truncate import truncate as truncate
-from odelt_eqx.network import Classes as Classes, Network as Network, Vector as Vector
-from odelt_eqx.nn import (
-    DiT as DiT,
-    DiTConfig as DiTConfig,
-    VectorNet as VectorNet,
-    VectorNetConfig as VectorNetConfig,
-)
-from odelt_eqx.ode import (
-    Adaptive as Adaptive,
-    FixedSteps as FixedSteps,
-    ODEBlock as ODEBlock,
-    integrate_length as integrate_length,
-    integrate_time as integrate_time,
-)
-from odelt_eqx.parallel import make_mesh as make_mesh, place as place
-from odelt_eqx.presets import preset as preset
-from odelt_eqx.sampling import (
-    CompiledSampler as CompiledSampler,
-    Likelihood as Likelihood,
-    SampleConfig as SampleConfig,
-    SolveStats as SolveStats,
-    consistency_sample as consistency_sample,
-    invert as invert,
-    log_likelihood as log_likelihood,
-    sample as sample,
-    sample_with_stats as sample_with_stats,
-    trajectory as trajectory,
-)
-from odelt_eqx.training.checkpoint import load as load
-from odelt_eqx.training.step import (
-    TrainState as TrainState,
-    init_state as init_state,
-    make_train_step as make_train_step,
-)
-from odelt_eqx.training.train import train as train
+The public names are those of `odelt_eqx.public`. They, and JAX with them, are loaded when the first
+one is asked for, so that the command line answers at once what needs none of them.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.2.0.dev0"
+
+if TYPE_CHECKING:
+    from odelt_eqx.public import *
+else:
+
+    def __getattr__(name: str) -> Any:
+        found = vars(import_module("odelt_eqx.public")) | globals()  # whose modules it has loaded
+        if name.startswith("_") or name not in found:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return found[name]
+
+    def __dir__() -> list[str]:
+        return sorted(globals().keys() | vars(import_module("odelt_eqx.public")))

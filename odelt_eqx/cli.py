@@ -1,13 +1,8 @@
-"""Entry point shared by all scripts."""
+"""The arguments of commands, by tyro, and a training run that follows its data."""
 
 import dataclasses
-import io
-import logging
 import math
-import os
 import sys
-import warnings
-from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
 import jax
@@ -15,14 +10,8 @@ import tyro
 
 from odelt_eqx.config import TrainConfig
 from odelt_eqx.data import Folder, open_source
-from odelt_eqx.errors import (
-    DivergedError,
-    InputError,
-    Interrupted,
-    SolveError,
-    check_numbers,
-    reason,
-)
+from odelt_eqx.entry import program
+from odelt_eqx.errors import InputError, check_numbers
 from odelt_eqx.nn import DiTConfig
 from odelt_eqx.parallel import is_main_process
 from odelt_eqx.presets import of_type, preset
@@ -34,29 +23,28 @@ HELD_OUT = 64
 """Images that are held out of a folder, if that is less than a fifth of them."""
 FOLLOWING = ("channels", "image_size", "patch_size", "hidden_size", "size", "num_classes")
 """Fields of a network that follow from the data."""
-BROKEN_PIPE = 141
-"""Exit status of a command whose output nobody reads any more, as shells report it."""
+ANY_ORDER = (tyro.conf.CascadeSubcommandArgs,)
+"""How tyro reads options: those of a field may stand behind the choice of another's type."""
 Arguments = TypeVar("Arguments", bound=Any)
 
 
-def preset_of_command_line() -> tuple[str, TrainConfig, list[str]]:
+def preset_of(words: list[str]) -> tuple[str, TrainConfig, list[str]]:
     """Return the preset that the first word names ("digits" by default), and the other words.
 
     Raises:
         InputError: there is no such preset; the message suggests the closest name.
     """
-    words = sys.argv[1:]
-    name = words.pop(0) if _starts_with_name(words) else "digits"
+    name, *words = words if _starts_with_name(words) else ["digits", *words]
     return name, preset(name), words
 
 
-def run_of_command_line() -> tuple[str, TrainConfig, list[str]]:
-    """Return as `preset_of_command_line` does; the next words may name other training types.
+def run_of(words: list[str]) -> tuple[str, TrainConfig, list[str]]:
+    """Return as `preset_of` does; the next words may name other training types.
 
     Raises:
         InputError: there is no such preset or training type; the message suggests the closest name.
     """
-    name, config, words = preset_of_command_line()
+    name, config, words = preset_of(words)
     while _starts_with_name(words):
         kind, *words = words
         name, config = f"{name}-{kind}", of_type(config, kind)
@@ -68,13 +56,16 @@ def _starts_with_name(words: list[str]) -> bool:
     return bool(words) and not words[0].startswith("-") and ":" not in words[0]
 
 
-def arguments(kind: type[Arguments], **options: Any) -> Arguments:
-    """Return the command line as a dataclass, see `tyro.cli`; options stand in any order.
+def arguments(kind: type[Arguments], words: list[str], **options: Any) -> Arguments:
+    """Return the words after a command as its dataclass, see `tyro.cli`.
+
+    The dataclass has the name of the command. Options stand in any order.
 
     Raises:
         InputError: a number is not finite, or too large for 32 bits.
     """
-    found = tyro.cli(kind, config=(tyro.conf.CascadeSubcommandArgs,), **options)
+    prog = program(kind.__name__.lower())
+    found = tyro.cli(kind, prog=prog, args=words, config=ANY_ORDER, **options)
     check_numbers(found)
     return found
 
@@ -85,15 +76,20 @@ def parse(default: Arguments, words: list[str], description: str | None = None) 
     The network stays of the preset's type, and so do the data where they are a folder of images, so
     that their options need no choice of a type.
     """
-    kind, config = type(default), default.config
+    start = of_its_types(default)
+    found = arguments(type(start), words, default=start, description=description)
+    return type(default)(**vars(found) | {"config": TrainConfig(**vars(found.config))})
+
+
+def of_its_types(default: Any) -> Any:
+    """Return `default` in a class whose types are those of its config, as `parse` reads it."""
+    config = default.config
     fixed = _with_type(TrainConfig, "model", type(config.model))
     if isinstance(config.data, Folder):
         fixed = _with_type(fixed, "data", Folder)
-    typed = _with_type(kind, "config", Annotated[fixed, tyro.conf.arg(name="")])
+    kind = _with_type(type(default), "config", Annotated[fixed, tyro.conf.arg(name="")])
     fields = {f.name: getattr(default, f.name) for f in dataclasses.fields(default)}
-    start = typed(**fields | {"config": fixed(**vars(config))})
-    found = arguments(typed, default=start, args=words, description=description)
-    return kind(**vars(found) | {"config": TrainConfig(**vars(found.config))})
+    return kind(**fields | {"config": fixed(**vars(config))})
 
 
 def follow_data(config: TrainConfig, words: list[str]) -> TrainConfig:
@@ -249,77 +245,3 @@ def print_results(*lines: object) -> None:
     """Print results, one per line, in process 0 only."""
     if is_main_process():
         print(*lines, sep="\n")
-
-
-def main(run: Callable[[], None]) -> None:
-    """Run a script; errors of a user or the system become one line and exit status 2.
-
-    A reader that closes the pipe early, as `head` does, ends it without a word, as it does other
-    commands.
-    """
-    said = set()
-
-    def note_once(message: Warning | str, *_: Any, **__: Any) -> None:
-        if (text := str(message)) not in said:
-            said.add(text)
-            print(f"note: {text}", file=sys.stderr)
-
-    warnings.showwarning = note_once
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # names of files need not be text
-            stream.reconfigure(errors="backslashreplace")
-    try:
-        try:
-            run()
-        except SystemExit:  # of --help, whose text may not have been written yet
-            sys.stdout.flush()
-            raise
-        sys.stdout.flush()
-    except BrokenPipeError:
-        _flush_or_discard_output()
-        sys.exit(BROKEN_PIPE)
-    except Interrupted as error:
-        _fail(str(error), error.status, "stopped")
-    except KeyboardInterrupt:
-        _fail("interrupted", 130)
-    except (InputError, SolveError, DivergedError, Warning) as error:  # as `-W error` asks for
-        _fail(str(error))
-    except OSError as error:
-        _fail(reason(error))
-    except Exception as error:
-        if (line := _lacks(error)) is None:
-            raise
-        _fail(line)
-
-
-def _lacks(error: Exception) -> str | None:
-    """Return what the machine lacks, in one line, if that may be why there was an error."""
-    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-        return (
-            f"out of memory ({reason(error)}): use a smaller batch (--batch-size), or train in "
-            "parts (--accumulate)"
-        )
-    try:
-        jax.devices()
-    except (RuntimeError, AssertionError) as missing:
-        return (
-            f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS')} finds no device here "
-            f"({reason(missing)}): unset it, or set it to cpu"
-        )
-    return None
-
-
-def _flush_or_discard_output() -> None:
-    """Write what was printed, or throw it away, so that exiting does not try it once more."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _fail(message: str, status: int = 2, what: str = "error") -> None:
-    """Print an error and exit; background threads of a failed write log nothing after it."""
-    logging.disable()
-    _flush_or_discard_output()
-    print(f"{what}: {message}", file=sys.stderr)
-    sys.exit(status)

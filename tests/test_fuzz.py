@@ -763,10 +763,9 @@ class Options:
     seed: int = 0
 
 
-def test_the_command_line_refuses_what_is_no_number(monkeypatch):
-    monkeypatch.setattr("sys.argv", ["train.py", "--seed", "4294967296"])
+def test_the_command_line_refuses_what_is_no_number():
     with pytest.raises(InputError, match="seed must be an integer of at most"):
-        cli.arguments(Options)
+        cli.arguments(Options, ["--seed", "4294967296"])
 
 
 @pytest.mark.parametrize("labels", [[3.7], [2**33], [NAN], [INF], [-(2**40)], np.array([2**33])])

@@ -29,7 +29,7 @@ RUN = dataclasses.replace(POINTS_RUN, steps=100_000, log_every=1, eval_every=100
 PROCESS = """
 import sys
 from pathlib import Path
-from odelt_eqx import cli
+from odelt_eqx.entry import run_command
 from odelt_eqx.config import load_config
 from odelt_eqx.training.run_folder import start_run
 from odelt_eqx.training.run_folder import start_run
@@ -37,7 +37,7 @@ from odelt_eqx.training.train import train
 
 run, config, *options = sys.argv[1:]
 options = {option: True for option in options}
-cli.main(lambda: train(load_config(Path(config)), run, **options) and None)
+run_command(lambda: train(load_config(Path(config)), run, **options) and None)
 """
 
 

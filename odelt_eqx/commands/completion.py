@@ -1,0 +1,62 @@
+"""Complete the commands and their options in a shell."""
+
+import dataclasses
+import functools
+import operator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from odelt_eqx import cli
+from odelt_eqx.commands.classifier import Classifier
+from odelt_eqx.commands.convert import Convert
+from odelt_eqx.commands.evaluate import Evaluate
+from odelt_eqx.commands.info import Info
+from odelt_eqx.commands.prepare import Prepare
+from odelt_eqx.commands.sample import Sample
+from odelt_eqx.commands.search import Search
+from odelt_eqx.commands.stats import Stats
+from odelt_eqx.commands.train import Train
+from odelt_eqx.evaluation.samples import SampleRequest
+from odelt_eqx.presets import preset
+from odelt_eqx.sampling import SampleConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """Print a script that completes commands and their options in a shell.
+
+    In bash `source <(odelt completion bash)`, in fish `odelt completion fish | source`, in zsh
+    `odelt completion zsh > FOLDER/_odelt` with a folder of `$fpath`.
+
+    Args:
+        shell: the shell: bash, zsh or fish.
+    """
+
+    shell: tyro.conf.Positional[Literal["bash", "zsh", "fish"]]
+
+
+def run(words: list[str]) -> None:
+    """Read the arguments, print the script."""
+    shell = cli.arguments(Completion, words).shell
+    config, unknown = preset("digits"), tyro.MISSING
+    defaults: list[Any] = [
+        cli.of_its_types(Train(config, Path("runs/digits"))),
+        Sample(unknown, SampleRequest(), SampleConfig()),
+        Evaluate(unknown),
+        Search(unknown),
+        Info(unknown),
+        Prepare(unknown, unknown),
+        cli.of_its_types(Convert(unknown, unknown, config)),
+        Classifier(),
+        Stats(unknown),
+        Completion(unknown),
+    ]
+    kinds = [
+        Annotated[type(value), tyro.conf.subcommand(type(value).__name__.lower(), default=value)]
+        for value in defaults
+    ]
+    every: Any = functools.reduce(operator.or_, kinds)
+    asked = ["--tyro-print-completion", shell]
+    tyro.cli(every, prog="odelt", args=asked, config=cli.ANY_ORDER)
