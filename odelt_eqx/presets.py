@@ -34,7 +34,7 @@ SMALL: dict[str, Any] = {
 def digits() -> TrainConfig:
     """A small transformer on 8 x 8 handwritten digits, the main job of the README.
 
-    Command: `python scripts/train.py digits`. Hardware: 2 CPU cores, about 4 minutes.
+    Command: `odelt train digits`. Hardware: 2 CPU cores, about 4 minutes.
     Expect: see the table in benchmarks/README.md, which this run makes.
     """
     model = DiTConfig(image_size=8, channels=1, patch_size=2, num_heads=4, num_classes=10, **SMALL)
@@ -75,7 +75,7 @@ def _plane(data: Toy, num_classes: int | None) -> TrainConfig:
 def moons() -> TrainConfig:
     """An MLP on two moons in the plane: the nested ODE at its smallest.
 
-    Command: `python scripts/train.py moons`. Hardware: 2 CPU cores, 34 s of training and 50 s of
+    Command: `odelt train moons`. Hardware: 2 CPU cores, 34 s of training and 50 s of
     evaluation. Expect: the class asked for in 98 % of samples at one step and in all at 16, and a
     log-likelihood of held-out points of -1.17 nats (`density.png`).
     """
@@ -85,7 +85,7 @@ def moons() -> TrainConfig:
 def checkerboard() -> TrainConfig:
     """An MLP on a checkerboard in the plane, without conditions.
 
-    Command: `python scripts/train.py checkerboard`. Hardware: 2 CPU cores, a minute and a half with
+    Command: `odelt train checkerboard`. Hardware: 2 CPU cores, a minute and a half with
     the evaluation. Expect: a log-likelihood of held-out points of -2.27 nats where the data have
     -1.79: in so few steps the cells stay blurred.
     """
@@ -101,10 +101,10 @@ FASHION = (
 def fashion() -> TrainConfig:
     """A small transformer on Fashion-MNIST, 60,000 grey images of 28 x 28.
 
-    Command: `python scripts/train.py fashion`, after `apt install dataset-fashion-mnist` (Debian,
-    Ubuntu), or `python scripts/train.py fashion data:idx --data.folder FOLDER` with
+    Command: `odelt train fashion`, after `apt install dataset-fashion-mnist` (Debian,
+    Ubuntu), or `odelt train fashion data:idx --data.folder FOLDER` with
     the IDX files in FOLDER. Hardware: 2 CPU cores, 0.17 to 0.26 s a step, so 17 to 25 minutes.
-    Expect, by the features of `scripts/classifier.py`: a Fréchet distance of 2.4 as it samples by
+    Expect, by the features of `odelt classifier`: a Fréchet distance of 2.4 as it samples by
     itself, 3.7 in 16 steps of ab2 without guidance, 10 in one step (real images: 0.6), see
     benchmarks/README.md.
     """
@@ -125,7 +125,7 @@ def fashion() -> TrainConfig:
 def folder() -> TrainConfig:
     """A small transformer on your own images: in folders, a zip, tars or Parquet files.
 
-    Command: `python scripts/train.py folder --data.folder IMAGES`. The shape of the images, their
+    Command: `odelt train folder --data.folder IMAGES`. The shape of the images, their
     channels, classes and patches, the batch and the share that is held out follow from the images
     unless options say them. Hardware: 2 CPU cores, about half a second a step for 64 x 64 colour
     images. Expect: after 300 steps the colours of each class under noise, no shapes yet.
@@ -178,10 +178,10 @@ def _dit_b(num_classes: int, dropout: float) -> DiTConfig:
 def celeba_b() -> TrainConfig:
     """DiT-B/2 on CelebA-HQ 256 latents without labels (130,334,224 parameters).
 
-    Command: `python scripts/train.py celeba-b --init-from SHORTCUT_RUN --run runs/celeba-1`, then
-    `python scripts/train.py celeba-b --init-from runs/celeba-1 --run runs/celeba-2
-    --optimizer.learning-rate 1e-5`. It reads shards/celeba-latents, which `python
-    scripts/prepare.py IMAGES shards/celeba-latents --latents AUTOENCODER` makes;
+    Command: `odelt train celeba-b --init-from SHORTCUT_RUN --run runs/celeba-1`, then
+    `odelt train celeba-b --init-from runs/celeba-1 --run runs/celeba-2
+    --optimizer.learning-rate 1e-5`. It reads shards/celeba-latents, which `odelt
+    prepare IMAGES shards/celeba-latents --latents AUTOENCODER` makes;
     `data:shards --data.folder FOLDER` at the end of a command names another folder. Hardware and
     the number to expect: not measured yet.
     """
@@ -192,9 +192,9 @@ def celeba_b() -> TrainConfig:
 def imagenet_b() -> TrainConfig:
     """DiT-B/2 on ImageNet 256 latents with bootstrapped guidance (131,101,456 parameters).
 
-    Command: `python scripts/train.py imagenet-b --init-from SHORTCUT_RUN --run runs/imagenet-1`,
+    Command: `odelt train imagenet-b --init-from SHORTCUT_RUN --run runs/imagenet-1`,
     then the same from runs/imagenet-1 with `--optimizer.learning-rate 1e-5`. It reads
-    shards/imagenet-latents, which `python scripts/prepare.py IMAGES shards/imagenet-latents
+    shards/imagenet-latents, which `odelt prepare IMAGES shards/imagenet-latents
     --latents AUTOENCODER` makes; `data:shards --data.folder FOLDER` at the end of a command names
     another folder. Hardware and the number to expect: not measured yet.
     """
@@ -238,8 +238,8 @@ def _sit(**shape: Any) -> TrainConfig:
 def sit_b() -> TrainConfig:
     """SiT-B/2 on ImageNet 256 latents (arXiv 2401.08740), from scratch or from its weights.
 
-    Command: `python scripts/convert.py sit-b SIT-B.pt runs/sit-b`, then sample and evaluate that
-    run, or `python scripts/train.py sit-b deep-supervision --init-from runs/sit-b` for every depth.
+    Command: `odelt convert sit-b SIT-B.pt runs/sit-b`, then sample and evaluate that
+    run, or `odelt train sit-b deep-supervision --init-from runs/sit-b` for every depth.
     Hardware and the number to expect: not measured yet.
     """
     return _sit()

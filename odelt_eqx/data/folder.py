@@ -11,6 +11,7 @@ from odelt_eqx.data.decode import BadImageError, check_shape, decode_image
 from odelt_eqx.data.raw import RawItems, find_common_shape, find_raw_images, find_white
 from odelt_eqx.data.source import DataSet, ImageSource, Split
 from odelt_eqx.data.splits import HeldOut
+from odelt_eqx.entry import typed
 from odelt_eqx.errors import InputError, check_range
 from odelt_eqx.images import ImageSize, height_width
 
@@ -19,7 +20,7 @@ from odelt_eqx.images import ImageSize, height_width
 class Folder(DataSet):
     """A folder of images, a zip, a tar or Parquet files; see `odelt_eqx.data.raw` for classes.
 
-    From a few thousand images on, `scripts/prepare.py` pays: it decodes each once.
+    From a few thousand images on, `odelt prepare` pays: it decodes each once.
 
     Args:
         folder: the folder or file. In a folder, subfolders are the classes, by name, or splits if
@@ -129,5 +130,5 @@ class _Reader:
         if failures > max(1, self.max_failures * count) or failures == count:
             raise InputError(
                 f"{failures} of {count} images cannot be used, the last {name}: {reason}; remove "
-                "them, raise data.max-failures, or see what scripts/prepare.py lists"
+                f"them, raise data.max-failures, or see what {typed('prepare')} lists"
             ) from None

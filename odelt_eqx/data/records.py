@@ -1,4 +1,4 @@
-"""The format of shards, which `scripts/prepare.py` writes: a folder of records and their index.
+"""The format of shards, which `odelt prepare` writes: a folder of records and their index.
 
 `index.json` is an `Index`. Beside it lie ArrayRecord files, `train-00000.array_record` and
 `held-out-00000.array_record` and so on, with records in groups of one, not compressed: at 256 x 256
@@ -27,6 +27,7 @@ import numpy as np
 
 from odelt_eqx.data.source import Split
 from odelt_eqx.data.splits import HeldOut
+from odelt_eqx.entry import typed
 from odelt_eqx.errors import InputError, reason
 from odelt_eqx.files import is_file_name, member_path, read_json, temporary_path
 from odelt_eqx.serialize import from_dict
@@ -129,7 +130,7 @@ def load_index(folder: Path) -> Index:
     if not path.is_file():
         raise InputError(
             f"{folder} is not a folder of shards: it has no {INDEX}; make one with "
-            "scripts/prepare.py and give it by data:shards --data.folder"
+            f"{typed('prepare')} and give it by data:shards --data.folder"
         )
     document = read_json(path, "an index of shards")
     version = document.get("version") if isinstance(document, dict) else None

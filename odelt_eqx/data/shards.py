@@ -14,7 +14,7 @@ from odelt_eqx.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Shards(DataSet):
-    """A folder of shards of images or latents, written by `scripts/prepare.py`.
+    """A folder of shards of images or latents, written by `odelt prepare`.
 
     Args:
         folder: the folder.

@@ -222,7 +222,7 @@ class Inception:
 
 @dataclasses.dataclass(frozen=True)
 class Classifier:
-    """The features of a classifier trained on the data set itself, by scripts/classifier.py.
+    """The features of a classifier trained on the data set itself, by `odelt classifier`.
 
     Args:
         path: its folder, or its `.safetensors` file.

@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
+from odelt_eqx.entry import typed
 from odelt_eqx.errors import InputError, check_numbers, check_range
 from odelt_eqx.evaluation.metrics import SCORE_SPLIT, distance_name
 from odelt_eqx.evaluation.quality import GROUPS, SUBSET, Quality
@@ -59,7 +60,7 @@ class GridConfig:
         batch_size: samples per batch; latency is per sample of such a batch.
         length: how each group's unit of length is solved; None as the network says.
         reference: an `.npz` file that samples are compared with, instead of the held-out split:
-            statistics as scripts/stats.py writes them, images, or a reference batch of ADM, which
+            statistics as `odelt stats` writes them, images, or a reference batch of ADM, which
             has both.
         autoencoder: weights of the autoencoder that decodes latents, see
             `odelt_eqx.interop.load_autoencoder`; None if samples are images or vectors.
@@ -445,7 +446,7 @@ def load_grid(path: Path) -> Grid:
     """
     path = path / GRID if path.is_dir() else path
     if not path.is_file():
-        raise InputError(f"there is no grid {path}: measure it by scripts/evaluate.py")
+        raise InputError(f"there is no grid {path}: measure it by {typed('evaluate', 'RUN')}")
     return from_dict(read_json(path, "a measured grid"), Grid, str(path))
 
 
@@ -481,7 +482,7 @@ def recommend(
     `odelt.sample(model, noise, labels, odelt.recommend("runs/digits", milliseconds=2).config)`
 
     Args:
-        measured: the folder that scripts/evaluate.py or scripts/search.py wrote to, its
+        measured: the folder that `odelt evaluate` or `odelt search` wrote to, its
             `grid.json`, or a run, whose search is preferred to its grid.
         milliseconds: limit per sample, in batches of the grid's size.
         memory: limit of the bytes that the program needs at once, for such a batch.

@@ -14,6 +14,7 @@ from jaxtyping import Int
 
 from odelt_eqx.array_files import read_arrays
 from odelt_eqx.data.source import Source, read_batches, sample_indices
+from odelt_eqx.entry import typed
 from odelt_eqx.errors import InputError
 from odelt_eqx.evaluation.features import (
     EDGES,
@@ -117,7 +118,7 @@ def _check_features(given: Statistics, name: str, width: int) -> None:
     if given.features not in (None, name) or size != width:
         raise InputError(
             f"feature mismatch: {name} ({width:,}) and reference statistics of "
-            f"{given.features or 'unnamed features'} ({size:,}); scripts/stats.py computes others"
+            f"{given.features or 'unnamed features'} ({size:,}); {typed('stats')} computes others"
         )
 
 

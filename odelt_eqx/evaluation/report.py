@@ -3,7 +3,6 @@
 import base64
 import dataclasses
 import json
-import shlex
 import warnings
 from collections.abc import Sequence
 from html import escape
@@ -16,6 +15,7 @@ import jax
 
 from odelt_eqx.config import TrainConfig, flat
 from odelt_eqx.data import open_source
+from odelt_eqx.entry import typed
 from odelt_eqx.evaluation.features import FeaturesConfig, Pixels, decoded_shape, open_autoencoder
 from odelt_eqx.evaluation.figures import SAMPLES, save_curves, save_grid_samples, sheet_columns
 from odelt_eqx.evaluation.grid import GRID, Grid, GridConfig, Row, markdown_table
@@ -81,7 +81,7 @@ def evaluate(
     if is_main_process() and (left_out := sorted({*config.steps} - measured)):
         warnings.warn(
             f"not measured, as it would take over {seconds:.0f} s: {', '.join(map(str, left_out))} "
-            f"time steps; {command or 'scripts/evaluate.py'} measures them",
+            f"time steps; {command or typed('evaluate', run)} measures them",
             stacklevel=2,
         )
     return paths
@@ -225,7 +225,7 @@ def _sample_command(row: Row, grid: Grid, trained: TrainConfig, run: Path) -> st
     options = _options(row.config, trained.sample)
     if grid.shape != trained.model.shape:
         options = ["--autoencoder", "AUTOENCODER", *options]
-    return shlex.join(["python", "scripts/sample.py", str(run), *options])
+    return typed("sample", run, *options)
 
 
 def _options(value: Any, default: Any, prefix: str = "") -> list[str]:

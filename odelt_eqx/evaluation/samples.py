@@ -58,7 +58,7 @@ class SampleRequest:
         from_images: an NPZ file with `images` (or `vectors`) and `labels`, which are carried back
             to their noise first; `labels`, if given, replace those in the file on the way forward.
         budget_ms: milliseconds per sample: time, length, depth and guidance are those of the best
-            row of the run's grid within it, which scripts/search.py or evaluate.py measures.
+            row of the run's grid within it, which `odelt search` or `evaluate` measures.
         autoencoder: weights of the autoencoder that decodes latents, see
             `odelt_eqx.interop.load_autoencoder`; None if samples are images or vectors.
         batch_size: samples in memory at a time.

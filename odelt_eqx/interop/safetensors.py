@@ -86,8 +86,7 @@ noise = jax.random.normal(jax.random.key(0), (4, *model.shape))
 {labels}samples = odelt.sample({given})
 ```
 
-On the command line: `python scripts/convert.py PRESET {path} runs/model`, then `python
-scripts/sample.py runs/model`.
+On the command line: `odelt convert PRESET {path} runs/model`, then `odelt sample runs/model`.
 
 {sections}## Config
 
