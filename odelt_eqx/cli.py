@@ -70,26 +70,45 @@ def arguments(kind: type[Arguments], words: list[str], **options: Any) -> Argume
     return found
 
 
-def parse(default: Arguments, words: list[str], description: str | None = None) -> Arguments:
-    """Return the command line in the form of `default`, whose field `config` is a `TrainConfig`.
+def parse(
+    kind: type[Arguments],
+    config: TrainConfig,
+    words: list[str],
+    description: str | None = None,
+    **defaults: Any,
+) -> Arguments:
+    """Return as `arguments` does; the field `config` of the dataclass is `config`, changed.
 
     The network stays of the preset's type, and so do the data where they are a folder of images, so
     that their options need no choice of a type.
     """
-    start = of_its_types(default)
-    found = arguments(type(start), words, default=start, description=description)
-    return type(default)(**vars(found) | {"config": TrainConfig(**vars(found.config))})
+    found = arguments(of_config(kind, config, **defaults), words, description=description)
+    return kind(**vars(found) | {"config": TrainConfig(**vars(found.config))})
 
 
-def of_its_types(default: Any) -> Any:
-    """Return `default` in a class whose types are those of its config, as `parse` reads it."""
-    config = default.config
-    fixed = _with_type(TrainConfig, "model", type(config.model))
+def of_config(kind: type[Arguments], config: TrainConfig, **defaults: Any) -> type[Arguments]:
+    """Return the dataclass as `parse` reads it, by default with these values."""
+    fixed = _with_fields(TrainConfig, ("model", type(config.model)))
     if isinstance(config.data, Folder):
-        fixed = _with_type(fixed, "data", Folder)
-    kind = _with_type(type(default), "config", Annotated[fixed, tyro.conf.arg(name="")])
-    fields = {f.name: getattr(default, f.name) for f in dataclasses.fields(default)}
-    return kind(**fields | {"config": fixed(**vars(config))})
+        fixed = _with_fields(fixed, ("data", Folder))
+    typed = _with_fields(kind, ("config", Annotated[fixed, tyro.conf.arg(name="")]))
+    return with_defaults(typed, config=fixed(**vars(config)), **defaults)
+
+
+def with_defaults(kind: type[Arguments], **defaults: Any) -> type[Arguments]:
+    """Return a subclass of a dataclass in which fields have these defaults."""
+    types = {field.name: field.type for field in dataclasses.fields(kind)}
+    field = lambda value: dataclasses.field(default_factory=lambda: value)
+    return _with_fields(kind, *((n, types[n], field(value)) for n, value in defaults.items()))
+
+
+def _with_fields(kind: type[Arguments], *fields: Any) -> type[Arguments]:
+    """Return a subclass of a dataclass that declares fields anew: name, type, and any default."""
+    made = dataclasses.make_dataclass(
+        kind.__name__, fields, bases=(kind,), frozen=True, kw_only=True
+    )
+    made.__doc__ = kind.__doc__
+    return made
 
 
 def follow_data(config: TrainConfig, words: list[str]) -> TrainConfig:
@@ -230,15 +249,6 @@ def _patch_size(height: int, width: int) -> int:
         f"images of {height} x {width} cannot be cut into at most {most} square patches: crop or "
         "resize them (data:folder does by --data.size HEIGHT WIDTH), or give --model.patch-size"
     )
-
-
-def _with_type(kind: type, name: str, annotation: Any) -> Any:
-    """Return a subclass of a dataclass in which a field has another type."""
-    made = dataclasses.make_dataclass(
-        kind.__name__, [(name, annotation)], bases=(kind,), frozen=True, kw_only=True
-    )
-    made.__doc__ = kind.__doc__
-    return made
 
 
 def print_results(*lines: object) -> None:

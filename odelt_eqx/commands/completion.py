@@ -18,9 +18,7 @@ from odelt_eqx.commands.sample import Sample
 from odelt_eqx.commands.search import Search
 from odelt_eqx.commands.stats import Stats
 from odelt_eqx.commands.train import Train
-from odelt_eqx.evaluation.samples import SampleRequest
 from odelt_eqx.presets import preset
-from odelt_eqx.sampling import SampleConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,23 +38,20 @@ class Completion:
 def run(words: list[str]) -> None:
     """Read the arguments, print the script."""
     shell = cli.arguments(Completion, words).shell
-    config, unknown = preset("digits"), tyro.MISSING
-    defaults: list[Any] = [
-        cli.of_its_types(Train(config, Path("runs/digits"))),
-        Sample(unknown, SampleRequest(), SampleConfig()),
-        Evaluate(unknown),
-        Search(unknown),
-        Info(unknown),
-        Prepare(unknown, unknown),
-        cli.of_its_types(Convert(unknown, unknown, config)),
-        Classifier(),
-        Stats(unknown),
-        Completion(unknown),
-    ]
+    config = preset("digits")
     kinds = [
-        Annotated[type(value), tyro.conf.subcommand(type(value).__name__.lower(), default=value)]
-        for value in defaults
+        cli.of_config(Train, config, run=Path("runs/digits")),
+        Sample,
+        Evaluate,
+        Search,
+        Info,
+        Prepare,
+        cli.of_config(Convert, config),
+        Classifier,
+        Stats,
+        Completion,
     ]
-    every: Any = functools.reduce(operator.or_, kinds)
+    named = [Annotated[kind, tyro.conf.subcommand(kind.__name__.lower())] for kind in kinds]
+    every: Any = functools.reduce(operator.or_, named)
     asked = ["--tyro-print-completion", shell]
     tyro.cli(every, prog="odelt", args=asked, config=cli.ANY_ORDER)

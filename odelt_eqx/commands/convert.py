@@ -37,8 +37,7 @@ class Convert:
 def run(words: list[str]) -> None:
     """Read the arguments, convert, print where the result is."""
     _, config, words = cli.preset_of(words)
-    default = Convert(tyro.MISSING, tyro.MISSING, config)
-    args = cli.parse(default, words)
+    args = cli.parse(Convert, config, words)
     card = ""
     if is_on_hub(args.target) and args.source.is_dir():
         from odelt_eqx.evaluation.report import describe_run  # which loads much that is not needed

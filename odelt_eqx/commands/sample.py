@@ -27,8 +27,12 @@ class Sample:
     """
 
     run: tyro.conf.Positional[Path]
-    request: Annotated[SampleRequest, tyro.conf.arg(name="")]
-    config: Annotated[SampleConfig, tyro.conf.arg(name="")]
+    request: Annotated[SampleRequest, tyro.conf.arg(name="")] = dataclasses.field(
+        default_factory=SampleRequest
+    )
+    config: Annotated[SampleConfig, tyro.conf.arg(name="")] = dataclasses.field(
+        default_factory=SampleConfig
+    )
     processes: Processes = Processes()
 
 
@@ -36,7 +40,7 @@ def run(words: list[str]) -> None:
     """Read the arguments, sample, print what it took and where the samples are."""
     run = next((Path(word) for word in words if (Path(word) / CONFIG).is_file()), None)
     config = SampleConfig() if run is None else run_config(run).sample
-    args = cli.arguments(Sample, words, default=Sample(tyro.MISSING, SampleRequest(), config))
+    args = cli.arguments(cli.with_defaults(Sample, config=config), words)
     if run not in (None, args.run):
         raise InputError(f"give the run folder first: {typed('sample', args.run)} ...")
     args.processes.join()

@@ -45,13 +45,12 @@ class Train:
 def run(words: list[str]) -> None:
     """Read the arguments, train, evaluate, print where the results are."""
     name, config, words = cli.run_of(words)
-    default = Train(config=config, run=Path("runs") / name)
     description = (
         f"Train a preset ({', '.join(PRESETS)}), with other training types if the next words name "
         f"them, for the time axis ({', '.join(TRAIN_TYPES)}) or for every depth "
         f"({', '.join(DEPTH_TYPES)}), changed by the options, and evaluate it."
     )
-    args = cli.parse(default, words, description)
+    args = cli.parse(Train, config, words, description, run=Path("runs") / name)
     args.processes.join()
     config = args.config
     if args.resume:

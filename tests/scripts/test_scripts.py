@@ -1,10 +1,11 @@
 """The commands as a user types them: results on success, one line and a status on mistakes."""
 
+import html
 import json
 import math
 import os
 import re
-import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -19,24 +20,7 @@ from odelt_eqx.objective import TRAIN_TYPES, FlowMatching
 from odelt_eqx.training.checkpoint import run_config
 from tests.conftest import GOLDEN, TINY
 from tests.data.makers import write_images
-
-SCRIPTS = Path(__file__).parents[2] / "scripts"
-
-
-@pytest.fixture
-def command(monkeypatch, capfd):
-    """Run a script in this process; return its exit status, output and errors."""
-
-    def run(script, *words):
-        monkeypatch.setattr(sys, "argv", [script, *map(str, words)])
-        status = 0
-        try:
-            runpy.run_path(str(SCRIPTS / script), run_name="__main__")
-        except SystemExit as end:
-            status = end.code or 0
-        return status, *capfd.readouterr()
-
-    return run
+from tests.scripts.conftest import SCRIPTS
 
 
 def test_sample_with_an_adaptive_plan_on_each_axis(command, tiny_run, tmp_path):
@@ -51,16 +35,26 @@ def test_sample_with_an_adaptive_plan_on_each_axis(command, tiny_run, tmp_path):
     assert (tmp_path / "drawn.npz").exists()
 
 
+def recorded_command(folder):
+    """The command that a report shows as its source, as a shell splits it."""
+    text = html.unescape((folder / "report.html").read_text("utf-8"))
+    return shlex.split(text.partition("# this page\n")[2].partition("\n")[0])
+
+
 def test_evaluate_rebuilds_the_grid(command, tiny_run):
     (tiny_run / "grid.md").unlink(missing_ok=True)
     words = ("--steps", 1, "--depths", 2, "--count", 100, "--batch-size", 50)
-    status, out, _ = command(
-        "evaluate.py", tiny_run, *words, "--solvers", "euler", "ab2", "--diffusion", 0, 1
-    )
+    words += ("--solvers", "euler", "ab2", "--diffusion", 0, 1)
+    status, out, _ = command("evaluate.py", tiny_run, *words)
     assert status == 0
     assert out.splitlines()[1] == str(tiny_run / "grid.md")
     rows = re.findall(r"\n\| 2 \| ([^|]*) \| 1 \|", (tiny_run / "grid.md").read_text())
     assert rows == ["euler", "ab2", "euler, diffusion 1"]
+    words = [str(tiny_run), *map(str, words)]
+    assert recorded_command(tiny_run) == ["python", str(SCRIPTS / "evaluate.py"), *words]
+    typed = ["odelt", "evaluate", *words]
+    assert command(*typed)[0] == 0
+    assert recorded_command(tiny_run) == typed
 
 
 def test_a_classifier_and_statistics_are_what_a_run_is_measured_by(command, tiny_run, tmp_path):
