@@ -10,7 +10,7 @@ import numpy as np
 import tyro
 from measure import Output, Report, interleaved
 
-from odelt_eqx import cli
+from odelt_eqx.entry import run_command
 from odelt_eqx.presets import preset
 from odelt_eqx.sampling import peak_bytes
 from odelt_eqx.training.optimizer import make_optimizer
@@ -82,4 +82,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    cli.main(lambda: main(tyro.cli(Config, description=__doc__)))
+    run_command(lambda: main(tyro.cli(Config, description=__doc__)))

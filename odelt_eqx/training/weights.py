@@ -28,6 +28,7 @@ from odelt_eqx.interop.safetensors import model_card
 from odelt_eqx.interop.sit import is_sit
 from odelt_eqx.interop.truncate import truncate
 from odelt_eqx.nn import DiTConfig, stacked, unstacked
+from odelt_eqx.nn.block import PUBLISHED
 from odelt_eqx.training.checkpoint import CONFIG, AnyNetwork, Checkpoints, load
 from odelt_eqx.training.step import TrainState, is_trained
 
@@ -177,7 +178,8 @@ def fit(weights: AnyNetwork, template: Any, source: str | Path) -> Any:
     """Return a copy of `weights` with the groups, layout and config of `template`.
 
     Raises:
-        InputError: the parameters have other names or shapes; it names the `source` of the weights.
+        InputError: the parameters have other names or shapes, or the blocks compute something else
+            with them; it names the `source` of the weights.
     """
     weights = unstacked(weights)
     if template.length_embedding is None or weights.length_embedding is None:
@@ -188,6 +190,10 @@ def fit(weights: AnyNetwork, template: Any, source: str | Path) -> Any:
     form = eqx.filter_eval_shape(unstacked, template)
     if weights.depth != template.depth:
         raise InputError(f"{source} has depth {weights.depth}, this network has {template.depth}")
+    for name in sorted(PUBLISHED):  # norms and the like have no parameters that would tell
+        has, needs = (getattr(network.config, name, None) for network in (weights, template))
+        if has != needs:
+            raise InputError(f"{source} has {name} {has}, this network {needs}: make them alike")
     ours, theirs = _named_shapes(form), _named_shapes(weights)
     for name, shape in ours.items():
         if theirs.get(name, shape) != shape:

@@ -204,12 +204,16 @@ def test_weights_of_another_network_are_refused(run):
 
     with pytest.raises(odelt.InputError, match=r"has patch_embedding\.weight of shape \(16, 4\)"):
         begin(hidden_size=32)
+    others = {"logit_scale": "inverse-sqrt", "norm": "rms", "rope": True, "mlp": "swiglu"}
+    for field, value in {**others, "qk_norm": True}.items():
+        with pytest.raises(odelt.InputError, match=f"has {field} .*, this network {value}: make"):
+            begin(**{field: value})
     with pytest.raises(odelt.InputError, match="has depth 3, this network has 4"):
         begin(depth=4)
-    with pytest.raises(odelt.InputError, match=r"missing: blocks\.0\.attention\.key_norm\.scale"):
-        begin(qk_norm=True)
-    with pytest.raises(odelt.InputError, match=r"has blocks\.0\.mlp\.hidden\.weight of shape"):
-        begin(mlp="swiglu")
+    with pytest.raises(
+        odelt.InputError, match=r"left over: condition_embedding\.condition\.weight"
+    ):
+        init_from(fresh_state(dataclasses.replace(SMALL.model, num_classes=None)), run)
 
 
 def test_nothing_is_overwritten_and_nothing_unknown_is_read(run, tmp_path):
