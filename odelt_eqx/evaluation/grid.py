@@ -8,7 +8,7 @@ from pathlib import Path
 from odelt_eqx.entry import typed
 from odelt_eqx.errors import InputError, check_numbers, check_range
 from odelt_eqx.evaluation.metrics import SCORE_SPLIT, distance_name
-from odelt_eqx.evaluation.quality import GROUPS, SUBSET, Quality
+from odelt_eqx.evaluation.quality import GROUPS, SMALLEST_SET, SUBSET, Quality
 from odelt_eqx.files import is_file_name, read_json
 from odelt_eqx.ode.plan import (
     STOCHASTIC,
@@ -365,10 +365,12 @@ class Grid:
         sentences = [
             f"{self.count} samples per row from seed {self.seed}, in batches of {self.batch_size} "
             f"on {self.device}, checkpoint of step {self.step}, without compilation.",
-            "" if self.bounds.real.accuracy is None else f"Class accuracy: {self.accuracy_by}.",
+            "Class accuracy: empty, as there are no classes."
+            if self.bounds.real.accuracy is None
+            else f"Class accuracy: {self.accuracy_by}.",
             f"{distances}: to {self.reference}, ± its standard error by the jackknife over "
-            f"{GROUPS} disjoint groups of the samples; × real: divided by that of as many other "
-            "real samples.",
+            f"{GROUPS} disjoint groups of the samples; × real: divided by that of as many other real "
+            + ("samples." if self.bounds.real.frechet > 0 else "samples, which is 0: empty."),
             self._inception_note,
             self._counts_note,
             f"{names['second']}: to {'given images' if self.given_images else 'the held-out split'}"
@@ -384,6 +386,8 @@ class Grid:
         """Between how many samples the kernel distance, precision and recall are."""
         kernel, manifolds = distance_name("Kernel", self.features), "precision and recall"
         count, real = min(SUBSET, self.count), self.real_count
+        if self.rows[0].quality.kernel is None:
+            return f"{kernel}, {manifolds}: empty, as they need {SMALLEST_SET} samples of each."
         if real is None:
             return f"{kernel}, {manifolds}: of the first {count:,} samples."
         least = min(count, real)

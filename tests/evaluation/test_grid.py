@@ -242,7 +242,7 @@ def row(depth=2, steps=1, distance=9.0, milliseconds=1.0, memory=10, samples="a.
     cost = {"accepted": 1.0 * steps, "rejected": 0.0, "evaluations": 1.0, "blocks": 1.0}
     return Row(
         config,
-        Quality(distance),
+        Quality(distance, kernel=0.1),
         **cost,
         milliseconds=milliseconds,
         memory=memory,
@@ -329,6 +329,18 @@ def test_the_caption_says_what_numbers_by_inception_are_and_of_how_many_samples(
     assert "precision and recall: of the first 10 samples." in plain.note()
     few = dataclasses.replace(plain, real_count=7)
     assert "the first 10 samples to 7 real ones; precision and recall: of 7 of each" in few.note()
+
+
+def test_the_caption_says_why_a_column_is_empty(measured):
+    grid = load_grid(measured)
+    assert "Class accuracy: empty, as there are no classes." in grid.note()
+    bare = dataclasses.replace(grid.rows[0], quality=Quality(9.0))
+    few = dataclasses.replace(grid, rows=(bare,))
+    assert "precision and recall: empty, as they need 20 samples of each." in few.note()
+    exact = dataclasses.replace(grid, bounds=Bounds(Quality(0.0), Quality(9.0)))
+    assert "divided by that of as many other real samples, which is 0: empty." in exact.note()
+    full = Bounds(Quality(1.0, accuracy=0.9), Quality(9.0))
+    assert "empty" not in dataclasses.replace(grid, bounds=full).note()
 
 
 def test_the_best_row_within_a_budget_is_recommended(measured):
