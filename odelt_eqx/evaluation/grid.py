@@ -369,8 +369,8 @@ class Grid:
             if self.bounds.real.accuracy is None
             else f"Class accuracy: {self.accuracy_by}.",
             f"{distances}: to {self.reference}, ± its standard error by the jackknife over "
-            f"{GROUPS} disjoint groups of the samples; × real: divided by that of as many other real "
-            + ("samples." if self.bounds.real.frechet > 0 else "samples, which is 0: empty."),
+            f"{GROUPS} disjoint groups of the samples; × real: divided by that of as many other "
+            + ("real samples." if self.bounds.real.frechet > 0 else "real samples, 0: empty."),
             self._inception_note,
             self._counts_note,
             f"{names['second']}: to {'given images' if self.given_images else 'the held-out split'}"

@@ -338,7 +338,7 @@ def test_the_caption_says_why_a_column_is_empty(measured):
     few = dataclasses.replace(grid, rows=(bare,))
     assert "precision and recall: empty, as they need 20 samples of each." in few.note()
     exact = dataclasses.replace(grid, bounds=Bounds(Quality(0.0), Quality(9.0)))
-    assert "divided by that of as many other real samples, which is 0: empty." in exact.note()
+    assert "divided by that of as many other real samples, 0: empty." in exact.note()
     full = Bounds(Quality(1.0, accuracy=0.9), Quality(9.0))
     assert "empty" not in dataclasses.replace(grid, bounds=full).note()
 
