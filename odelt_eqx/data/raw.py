@@ -425,7 +425,7 @@ def _read_labels(file: Path, label: str, kind: Any) -> list[Any]:
     if types.is_dictionary(kind):
         kind = kind.value_type
     named = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
-    if not named and not types.is_integer(kind):
+    if not (named or types.is_integer(kind) or types.is_null(kind)):
         raise InputError(
             f"{file} has items whose class is neither a number nor a name: the column {label!r} "
             f"holds {kind}"
