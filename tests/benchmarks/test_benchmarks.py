@@ -100,6 +100,7 @@ def test_scanning_stacked_weights_is_the_unrolled_loop(module):
     assert_matches(u, by_hand.run_euler(groups, *inputs))
 
 
+@pytest.mark.slow
 def test_seconds_to_a_first_image_come_from_fresh_processes(benchmark, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(BENCHMARKS.parent))
     out = tmp_path / "rows.json"
@@ -206,6 +207,7 @@ def test_solvers(benchmark, tiny_run, tmp_path):
     assert rows[0]["distance to the flow"] == 0 < rows[-1]["distance to the flow"]
 
 
+@pytest.mark.slow
 def test_ways_to_fine_tune_a_plain_network(module, monkeypatch, capsys, tmp_path):
     """A residual one begins as it; where only the exits are trained the rest stays; and what was
     trained and measured is known the next time."""
