@@ -11,7 +11,7 @@ import optax
 import tyro
 from jaxtyping import Float
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, StrMethodFormatter
+from matplotlib.ticker import FixedLocator, LogLocator, StrMethodFormatter
 from measure import Output, Report
 
 from odelt_eqx.config import TrainConfig
@@ -145,6 +145,7 @@ def save_curves(
                 axis.errorbar(steps, values.mean(axis=1), error, label=way, **look)
             axis.set(yscale="log", title=f"depth {depth}")
             axis.set_xscale("symlog", linthresh=min(s for _, s in rows if s))
+            axis.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
             axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
             axis.yaxis.set_minor_formatter(StrMethodFormatter("{x:g}"))
             axis.tick_params(axis="y", which="minor", labelsize=6)
