@@ -149,7 +149,7 @@ def test_depths_are_dealt_out_evenly_and_in_all_pairs():
     assert all(pairs.count((a, b)) in (4, 5) for a in TINY.depths for b in TINY.depths)
 
 
-@pytest.mark.parametrize("objective", [Shortcut(every=9), LengthConsistency(every=0)], ids=str)
+@pytest.mark.parametrize("objective", [Shortcut(every=9), LengthConsistency(every=9)], ids=str)
 def test_a_share_that_is_no_example_is_refused(objective):
     with pytest.raises(odelt.InputError, match="every must lie between 1 and the batch size 8"):
         objective.draw(jax.random.key(0), 8, NETWORK, START)
