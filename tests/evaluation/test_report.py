@@ -183,7 +183,7 @@ def test_a_network_without_conditions_has_no_class_accuracy(checkerboard, tmp_pa
     paths = evaluate(checkerboard, GridConfig(steps=(1,), count=20, batch_size=20), tmp_path)
     grid = load_grid(tmp_path)
     assert grid.rows[0].quality.accuracy is None
-    assert "Class accuracy" not in paths[1].read_text()
+    assert "Class accuracy: empty, as there are no classes." in paths[1].read_text()
     assert all(path.exists() for path in paths)
 
 
