@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -73,7 +74,7 @@ try:
 except Interrupted as error:
     status = error.status
 if measure:
-    save_samples(run, SampleRequest(count=10))  # 10 do not come out even among 8
+    save_samples(run, SampleRequest(count=10))  # 10 do not come out even among 4
     evaluate(run, GridConfig(steps=(1,), depths=(2,), count=20, batch_size=10))
 sys.exit(status)
 """
@@ -86,7 +87,7 @@ def start(config, run, layout, *, devices, stop=0, measure=False, **processes):
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
     options = map(json.dumps, (str(path), stop, measure, processes))
     return subprocess.Popen(
-        [sys.executable, "-c", PROCESS, str(run), *options],
+        [sys.executable, "-X", "faulthandler", "-c", PROCESS, str(run), *options],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags},
         stderr=subprocess.PIPE,
@@ -94,9 +95,16 @@ def start(config, run, layout, *, devices, stop=0, measure=False, **processes):
     )
 
 
-def end(process, status):
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == status, errors[-3000:]
+def end(processes, status):
+    """Wait for the end of processes; one that does not come to it says where it is, and dies."""
+    try:
+        errors = [process.communicate(timeout=300)[1] for process in processes]
+    except subprocess.TimeoutExpired:
+        for process in processes:
+            process.send_signal(signal.SIGABRT)
+        errors = [process.communicate()[1] for process in processes]
+    codes = [process.returncode for process in processes]
+    assert codes == [status] * len(codes), "\n\n".join(text[-6000:] for text in errors)
 
 
 def assert_same_run(run, other):
@@ -146,7 +154,7 @@ def test_a_run_of_stacked_blocks_on_eight_devices_is_that_on_one(tmp_path):
     alone, run = train_alone(IMAGES, tmp_path), tmp_path / "run"
     config = run_config(alone)
     stacked = dataclasses.replace(config, model=dataclasses.replace(config.model, stacked=True))
-    end(start(stacked, run, "fsdp", devices=8), 0)
+    end([start(stacked, run, "fsdp", devices=8)], 0)
     assert_same_run(run, alone)
 
 
@@ -157,24 +165,22 @@ def test_every_depth_in_one_pass_on_four_devices_then_on_one_is_one_run(tmp_path
     points = dataclasses.replace(POINTS, model=model, objective=objective)
     alone, run = train_alone(points, tmp_path), tmp_path / "run"
     config = run_config(alone)
-    end(start(config, run, "fsdp", devices=4, stop=3), 143)
+    end([start(config, run, "fsdp", devices=4, stop=3)], 143)
     train(config, run, resume=True)
     assert_same_run(run, alone)
 
 
 def test_two_processes_then_two_devices_then_one_make_one_run(tmp_path):
-    """Two of 4 devices under fsdp, until one gets a signal; one of 2 under dp; one of 1."""
+    """Two of 2 devices under fsdp, until one gets a signal; one of 2 under dp; one of 1."""
     alone, run = train_alone(POINTS, tmp_path), tmp_path / "run"
     config = run_config(alone)
     with socket.create_server(("localhost", 0)) as free:
         address = f"localhost:{free.getsockname()[1]}"
-    options = {"devices": 4, "measure": True, "coordinator": address, "count": 2}
-    both = [start(config, run, "fsdp", stop=2 * i, index=i, **options) for i in range(2)]
-    for process in both:
-        end(process, 143)
+    options = {"devices": 2, "measure": True, "coordinator": address, "count": 2}
+    end([start(config, run, "fsdp", stop=2 * i, index=i, **options) for i in range(2)], 143)
     assert_same_samples(run, tmp_path / "one")
     assert_same_grid(run, tmp_path / "grid")
-    end(start(config, run, "dp", devices=2, stop=4), 143)
+    end([start(config, run, "dp", devices=2, stop=4)], 143)
     train(config, run, resume=True)
     assert sorted(int(p.name) for p in run.glob("checkpoints/*")) == [2, 4, 6]
     assert_same_run(run, alone)
