@@ -84,7 +84,7 @@ def sample_with_stats(
     condition = as_condition(model, condition)
     config = resolve(model, noise, condition, config, options, key=key)
     keys = _keys(config, key, noise)
-    return _ready(_run(*jax.tree.flatten(model), noise, condition, config, keys, True))
+    return _ready(solve_flow(*jax.tree.flatten(model), noise, condition, config, keys, True))
 
 
 class CompiledSampler:
@@ -114,7 +114,7 @@ class CompiledSampler:
         self._weights, self._structure = jax.tree.flatten(model)
         inputs = self._inputs(noise, condition, config, key)
         self._kinds = _kinds(*inputs)
-        self._compiled = _run.lower(self._weights, self._structure, *inputs, True).compile()
+        self._compiled = solve_flow.lower(self._weights, self._structure, *inputs, True).compile()
 
     @property
     def peak_bytes(self) -> int:
@@ -169,9 +169,9 @@ def peak_bytes(program: Any) -> int:
     """Return the bytes a program needs on a device at once: arguments, results, temporaries.
 
     Args:
-        program: what `eqx.filter_jit(function).lower(...).compile()` returns.
+        program: what `.lower(...).compile()` of a `jax.jit` or `eqx.filter_jit` returns.
     """
-    memory = program.compiled.memory_analysis()
+    memory = getattr(program, "compiled", program).memory_analysis()
     live = memory.argument_size_in_bytes + memory.output_size_in_bytes
     return live + memory.temp_size_in_bytes - memory.alias_size_in_bytes
 
@@ -231,13 +231,13 @@ def _solve(
     keys = _keys(config, key, start)
     # Failures of the length axis must be counted.
     count = isinstance(config.length, Adaptive)
-    states, failed, stats = _run(weights, structure, start, condition, config, keys, count, **solve)
+    states, failed, stats = solve_flow(weights, structure, start, condition, config, keys, count, **solve)
     length_failed = failed if stats is None else stats.length_failed
     return raise_failures(states, model, config, failed, length_failed)
 
 
 @eqx.filter_jit
-def _run(
+def solve_flow(
     weights: list[Any],
     structure: Any,
     start: X,

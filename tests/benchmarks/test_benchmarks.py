@@ -143,6 +143,36 @@ def test_bytes_sent_are_those_of_the_results_of_collectives(module):
     assert sent == {"all-reduce": 8 * 4 * 4 + 3 * 2 + 2, "all-gather": 4}
 
 
+def test_programs_for_a_gpu(benchmark, module, monkeypatch, tmp_path):
+    """The version that JAX asks for here is not installed on every machine."""
+    check = "jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version"
+    monkeypatch.setattr(check, lambda: 92800)
+    jax.clear_caches()  # of blocks that were traced without it
+    out = tmp_path / "rows.json"
+    printed = benchmark("cuda.py", "digits", "--out", out)
+    step, *samplers = assert_reported(printed, out, " | ".join(module("cuda").COLUMNS))
+    donated, arrays = step["donated"].split(" of ")
+    assert donated == arrays
+    assert (step["fused attention"], step["its gradient"]) == (18, 6)  # two of them by teachers
+    assert [row["fused attention"] for row in samplers] == [6, 6, 6]
+    for row in (step, *samplers):
+        assert not (row["float64"] or row["callbacks"] or row["transfers"])
+        assert row["products of bfloat16"] > row["of float32"] > 0
+
+
+def test_what_a_gpu_should_not_get_is_counted(module):
+    def bad(x):
+        x = jax.pure_callback(lambda x: x, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
+        return jax.jit(lambda x: x.astype("float64") @ x.astype("float64"))(x)
+
+    with jax.enable_x64(True):
+        text = jax.jit(bad).lower(jax.numpy.ones((2, 2), "float32")).as_text()
+    found = module("cuda").contents(text)
+    assert found.callbacks == 1
+    assert found.float64 > 0
+    assert found.bfloat16 == found.float32 == found.attention == 0
+
+
 def test_images_per_second(benchmark):
     printed = benchmark("data.py", "--size", 16, "--raw-size", 20, 16, "--count", 4, "--rounds", 1)
     head, *ways = [line for line in printed.splitlines() if line.startswith("| ")]
