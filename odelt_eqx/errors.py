@@ -20,6 +20,11 @@ class InputError(ValueError):
     """Bad input: one line says what came, what was expected and what to type.
 
     What a file says may be part of it, so line breaks and control characters are escaped.
+
+    Example:
+        >>> odelt.sample(model, noise, labels, depth=3)
+        Traceback (most recent call last):
+        odelt_eqx.errors.InputError: depth must be one of 2, 4 (in blocks); got 3
     """
 
     def __init__(self, message: str):
@@ -29,7 +34,14 @@ class InputError(ValueError):
 
 
 class SolveError(RuntimeError):
-    """An ODE solve did not finish: one line says on which axis and what to change."""
+    """An ODE solve did not finish: one line says on which axis and what to change.
+
+    Example:
+        >>> hurried = odelt.Adaptive(rtol=1e-6, atol=1e-6, max_steps=1)
+        >>> odelt.sample(model, noise, labels, time=hurried)
+        Traceback (most recent call last):
+        odelt_eqx.errors.SolveError: the time axis needed more than 1 steps ...
+    """
 
 
 class DivergedError(RuntimeError):

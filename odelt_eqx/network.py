@@ -34,7 +34,12 @@ Learned = Literal["both", "condition", "null"]
 
 @dataclasses.dataclass(frozen=True)
 class Classes:
-    """A condition that is one of `count` classes: labels, (batch,); label `count` is none."""
+    """A condition that is one of `count` classes: labels, (batch,); label `count` is none.
+
+    Example:
+        >>> model.condition_type
+        Classes(count=10, learned='both')
+    """
 
     count: int
     learned: Learned = "both"
@@ -46,7 +51,15 @@ class Classes:
 
 @dataclasses.dataclass(frozen=True)
 class Vector:
-    """A condition that is a vector of numbers, (batch, size); a row of NaN stands for none."""
+    """A condition that is a vector of numbers, (batch, size); a row of NaN stands for none.
+
+    Example:
+        >>> config = odelt.VectorNetConfig(
+        ...     size=3, condition_size=2, hidden_size=8, depth=2, depth_min=1, depth_group=1
+        ... )
+        >>> config.condition_type
+        Vector(size=2, learned='both')
+    """
 
     size: int
     learned: Learned = "both"
@@ -88,6 +101,20 @@ class Network(eqx.Module):
         length: how each group's unit of length is solved unless a call says otherwise.
         anytime: whether the velocity at a depth is the same whatever depth an integration stops at,
             so that one gives the velocities at all depths on its way.
+
+    Example:
+        >>> class Still(odelt.Network):
+        ...     shape, condition_type, depths, flow_index = (2,), None, (1,), 0
+        ...     length, anytime = odelt.FixedSteps(), True
+        ...
+        ...     def velocity(self, inputs):
+        ...         still = lambda u, depth: jnp.zeros_like(inputs.x)
+        ...         return odelt.integrate_length(
+        ...             [odelt.ODEBlock((lambda h, c, key=None: h,))],
+        ...             inputs.x, inputs.t[:, None], inputs.depth, inputs.length, still,
+        ...         )
+        >>> odelt.sample(Still(), jnp.ones((3, 2)), depth=1).tolist()
+        [[1.0, 1.0], [1.0, 1.0], [1.0, 1.0]]
     """
 
     shape: eqx.AbstractVar[tuple[int, ...]]

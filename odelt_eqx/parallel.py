@@ -39,6 +39,11 @@ def make_mesh(layout: Layout) -> Mesh:
 
     "dp" copies the state to every device; "fsdp" splits parameters, average and optimiser as well
     (arXiv 1910.02054, stage 3). The batch is split over both axes.
+
+    Example:
+        >>> mesh = odelt.make_mesh("fsdp")
+        >>> dict(mesh.shape)
+        {'data': 1, 'fsdp': 1}
     """
     count = jax.device_count()
     shape = (count, 1) if layout == "dp" else (1, count)
@@ -122,7 +127,15 @@ def state_sharding(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
 
 
 def place(state: Tree, mesh: Mesh) -> Tree:
-    """Return `state` laid out on the mesh; every process has the same values."""
+    """Return `state` laid out on the mesh; every process has the same values.
+
+    Example:
+        >>> mesh = odelt.make_mesh("dp")
+        >>> with jax.set_mesh(mesh):
+        ...     images = odelt.sample(odelt.place(model, mesh), noise, labels)
+        >>> images.shape
+        (10, 8, 8, 1)
+    """
     arrays, rest = eqx.partition(state, eqx.is_array)
 
     def move(leaf: Array, sharding: NamedSharding) -> Array:

@@ -271,7 +271,12 @@ PRESETS: dict[str, Callable[[], TrainConfig]] = {
 
 
 def preset(name: str) -> TrainConfig:
-    """Return the run called `name`, or raise an InputError that suggests the nearest name."""
+    """Return the run called `name`, or raise an InputError that suggests the nearest name.
+
+    Example:
+        >>> odelt.preset("digits").model.depths
+        (2, 4, 6)
+    """
     return find_by_name("preset", name, PRESETS)()
 
 

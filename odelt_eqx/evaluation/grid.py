@@ -456,7 +456,13 @@ def load_grid(path: Path) -> Grid:
 
 @dataclasses.dataclass(frozen=True)
 class Recommendation:
-    """A row of a grid to sample with."""
+    """A row of a grid to sample with.
+
+    Example:
+        >>> best = odelt.recommend("runs/digits", milliseconds=1000)
+        >>> odelt.sample(model, noise, labels, best.config).shape
+        (10, 8, 8, 1)
+    """
 
     row: Row
     grid: Grid
@@ -483,8 +489,6 @@ def recommend(
 ) -> Recommendation:
     """Return the row with the best quality within a budget.
 
-    `odelt.sample(model, noise, labels, odelt.recommend("runs/digits", milliseconds=2).config)`
-
     Args:
         measured: the folder that `odelt evaluate` or `odelt search` wrote to, its
             `grid.json`, or a run, whose search is preferred to its grid.
@@ -494,6 +498,11 @@ def recommend(
     Raises:
         InputError: there is no grid, no budget is given, or no row is within it; the message names
             the cheapest.
+
+    Example:
+        >>> best = odelt.recommend("runs/digits", milliseconds=1000)
+        >>> best.config.depth in model.depths
+        True
     """
     folder = Path(measured)
     grid = load_grid(folder / SEARCH if (folder / SEARCH / GRID).is_file() else folder)

@@ -45,6 +45,11 @@ def load_reference(
             message lists what is missing, left over or of another shape, by the reference's names.
 
     Differs from the reference: it copies `params` over the average when it loads.
+
+    Example:
+        >>> network = odelt.load_reference("reference.pkl", reference_config)
+        >>> network.config == reference_config
+        True
     """
     found = _read(Path(path))
     if weights not in found:

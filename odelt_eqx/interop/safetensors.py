@@ -32,6 +32,9 @@ def save_safetensors(model: DiT | VectorNet, path: str | Path, card: str | None 
 
     Raises:
         InputError: the repository cannot be written.
+
+    Example:
+        >>> odelt.save_safetensors(odelt.load("runs/digits"), "trained.safetensors")
     """
     model = unstacked(model)
     if not is_on_hub(path):
@@ -48,6 +51,11 @@ def load_safetensors(path: str | Path) -> DiT | VectorNet:
 
     Raises:
         InputError: there is no such file or repository, or it holds no network of this package.
+
+    Example:
+        >>> odelt.save_safetensors(model, "digits.safetensors")
+        >>> odelt.load_safetensors("digits.safetensors").config == model.config
+        True
     """
     build = lambda config, key: config.build(key=key)
     file = download(path, (WEIGHTS,)) / WEIGHTS if is_on_hub(path) else Path(path)

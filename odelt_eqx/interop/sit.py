@@ -79,6 +79,11 @@ def load_sit(
     Raises:
         InputError: the file cannot be read, or its parameters are not those of `config`: the
             message lists what is missing, left over or of another shape.
+
+    Example:
+        >>> network = odelt.load_sit("SiT.pt", sit_config)
+        >>> odelt.sample(network, jnp.zeros((2, *network.shape)), [0, 1], depth="plain").shape
+        (2, 4, 4, 4)
     """
     with _open(Path(path)) as found:
         return dit_from_sit(found.get(weights, next(iter(found.values()))), config, format)
@@ -196,6 +201,10 @@ def save_sit(model: DiT | VectorNet, path: str | Path) -> None:
 
     Raises:
         InputError: the network is not one that SiT's code can run.
+
+    Example:
+        >>> network = odelt.load_sit("SiT.pt", sit_config)
+        >>> odelt.save_sit(network, "SiT.safetensors")
     """
     if not isinstance(model, DiT):
         raise InputError(f"SiT's layout is for a DiT; got a {type(model).__name__}")

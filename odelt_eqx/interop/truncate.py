@@ -21,6 +21,11 @@ def truncate(model: AnyNetwork, depth: int) -> AnyNetwork:
 
     Raises:
         InputError: the network does not have that depth.
+
+    Example:
+        >>> small = odelt.truncate(model, 2)
+        >>> bool((odelt.sample(small, noise, labels) == odelt.sample(model, noise, labels, depth=2)).all())
+        True
     """
     check_depth(depth, model.depths)
     config, group = model.config, model.config.depth_group

@@ -30,6 +30,12 @@ class DiTConfig(BlockConfig):
 
     Raises:
         InputError: the numbers do not fit together.
+
+    Example:
+        >>> config = odelt.DiTConfig(image_size=(8, 16), channels=3, patch_size=4, hidden_size=16,
+        ...                          num_heads=2, depth=6, depth_min=2, depth_group=2)
+        >>> config.shape, config.depths
+        ((8, 16, 3), (2, 4, 6))
     """
 
     image_size: ImageSize
@@ -73,6 +79,13 @@ class DiT(ConfiguredNetwork):
     Source: DiT, arXiv 2212.09748, rewired as in ODE_t(ODE_l), arXiv 2506.21714.
     Differs from the reference: blocks past the last full group are not run (they never reach the
     output), and its 256-entry table of log-variances, which nothing reads, does not exist.
+
+    Example:
+        >>> config = odelt.DiTConfig(image_size=8, channels=1, patch_size=4, hidden_size=16, num_heads=2,
+        ...                          depth=4, depth_min=2, depth_group=2, num_classes=10)
+        >>> network = odelt.DiT(config, key=jax.random.key(0))
+        >>> network(0.5, noise, network.flow_index, labels, depth=2).shape
+        (10, 8, 8, 1)
     """
 
     patch_embedding: eqx.nn.Linear

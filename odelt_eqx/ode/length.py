@@ -85,6 +85,13 @@ class ODEBlock(eqx.Module, Generic[AnyBlock]):
 
     Raises:
         InputError: `wiring` is neither.
+
+    Example:
+        >>> double = lambda h, c, key=None: 2 * h
+        >>> group = odelt.ODEBlock((double, double), wiring="residual")
+        >>> h, c = jnp.ones((1, 3)), jnp.zeros((1, 1))
+        >>> odelt.integrate_length([group], h, c, 2, odelt.FixedSteps())[0].tolist()
+        [[4.0, 4.0, 4.0]]
     """
 
     blocks: tuple[AnyBlock, ...] | Stack[AnyBlock]
@@ -209,6 +216,13 @@ def integrate_length(
 
     Returns:
         What is read, (batch, ...), or (depths, batch, ...) for a tuple, and what it took.
+
+    Example:
+        >>> half = odelt.ODEBlock((lambda h, c, key=None: h / 2,), wiring="residual")
+        >>> h, c = jnp.ones((1, 2)), jnp.zeros((1, 1))
+        >>> u, stats = odelt.integrate_length([half, half], h, c, (1, 2), odelt.FixedSteps())
+        >>> u.tolist()
+        [[[0.5, 0.5]], [[0.25, 0.25]]]
     """
     once = dataclasses.replace(LengthStats.zeros(len(h)), solves=jnp.ones(len(h)))
     carry = groups[0].start(h), once

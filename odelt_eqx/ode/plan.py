@@ -90,6 +90,11 @@ class FixedSteps(Plan):
 
     Raises:
         InputError: `steps` is not positive, `times` do not rise from 0 to 1, or a name is unknown.
+
+    Example:
+        >>> heun = odelt.FixedSteps(steps=4, solver="heun")
+        >>> odelt.sample(model, noise, labels, time=heun).shape
+        (10, 8, 8, 1)
     """
 
     steps: int = 1
@@ -169,6 +174,11 @@ class Adaptive(Plan):
     Raises:
         InputError: a tolerance or `max_steps` is not positive, a number is not finite, or `solver`
             does not estimate its error.
+
+    Example:
+        >>> adaptive = odelt.Adaptive(solver="tsit5", rtol=1e-2, atol=1e-2)
+        >>> odelt.sample(model, noise, labels, time=adaptive).shape
+        (10, 8, 8, 1)
     """
 
     rtol: float = 1e-3

@@ -115,6 +115,13 @@ def integrate_time(
         jumps: times where the field is not continuous, which an adaptive plan steps to.
         noise: makes it the SDE `dy = field(t, y, args) dt + scale(t) dW`, of fixed steps of one of
             the `STOCHASTIC` solvers.
+
+    Example:
+        >>> field = lambda t, y, rate: rate * y
+        >>> plan = odelt.Adaptive(rtol=1e-5, atol=1e-5)
+        >>> solution = odelt.integrate_time(field, jnp.ones((1, 1)), plan, args=jnp.ones((1, 1)))
+        >>> print(f"{float(solution.states[-1, 0, 0]):.3f}")
+        2.718
     """
     start, end = (1.0, 0.0) if backwards else (0.0, 1.0)
     arguments = plan.arguments(backwards, jumps)

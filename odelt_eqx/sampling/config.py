@@ -70,6 +70,11 @@ class SampleConfig(eqx.Module):
     Raises:
         InputError: a number is not finite, a depth or `depth_tolerance` is not positive, or an
             interval is not two rising times in [0, 1].
+
+    Example:
+        >>> config = odelt.SampleConfig(time=odelt.FixedSteps(8, "ab2"), depth=4, guidance=1.5)
+        >>> odelt.sample(model, noise, labels, config).shape
+        (10, 8, 8, 1)
     """
 
     time: FixedSteps | Adaptive = FixedSteps()

@@ -46,6 +46,14 @@ def consistency_sample(
     Args:
         key: decides the fresh noise.
         config: how the network is run; an InputError if its `time` is not fixed Euler steps.
+
+    Example:
+        >>> steps = odelt.FixedSteps(2)
+        >>> images, stats = odelt.consistency_sample(
+        ...     model, noise, labels, jax.random.key(1), time=steps
+        ... )
+        >>> images.shape
+        (10, 8, 8, 1)
     """
     condition = as_condition(model, condition)
     config = resolve(model, noise, condition, config, options, key=key)

@@ -42,6 +42,11 @@ class SolveStats(NamedTuple):
             since a solve lasts one unit of time; 0 without a tolerance.
         time_failed: the time solve ran out of steps: the states are the last ones.
         length_failed: a length solve did.
+
+    Example:
+        >>> images, stats = odelt.sample_with_stats(model, noise, labels, time=odelt.FixedSteps(3))
+        >>> int(stats.evaluations[0]), int(stats.blocks[0])
+        (3, 12)
     """
 
     accepted: Int[Array | np.ndarray, " batch"]

@@ -63,6 +63,10 @@ def sample(
     Raises:
         InputError: a shape, a label, the depth or an option does not fit the model.
         SolveError: an adaptive plan ran out of steps; it names the examples.
+
+    Example:
+        >>> odelt.sample(model, noise, labels, depth=2, time=odelt.FixedSteps(4)).shape
+        (10, 8, 8, 1)
     """
     return _solve(model, noise, condition, config, options, key)
 
@@ -80,6 +84,12 @@ def sample_with_stats(
 
     A solve that runs out of steps is not an error here: the statistics say so, its sample is
     returned as far as it got, and the others are complete. The arguments are those of `sample`.
+
+    Example:
+        >>> adaptive = odelt.Adaptive(rtol=1e-2, atol=1e-2)
+        >>> images, stats = odelt.sample_with_stats(model, noise, labels, time=adaptive)
+        >>> (stats.accepted > 0).all(), stats.time_failed.any()
+        (np.True_, np.False_)
     """
     condition = as_condition(model, condition)
     config = resolve(model, noise, condition, config, options, key=key)
@@ -93,12 +103,15 @@ class CompiledSampler:
     This is what a server calls: nothing is compiled later, and nothing of the model is taken apart
     in a call, which on small networks `sample` spends a third of its time on.
 
-        sampler = odelt.CompiledSampler(model, noise, labels, odelt.SampleConfig(depth=4))
-        images, stats = sampler(noise, labels)
-
     What may change without compiling is the noise, the condition, the numbers of the time plan
     (its steps or tolerances, but not its solver), the numbers of guidance other than 0 and 1, and
     of that by depth other than 0. Arguments and errors are those of `sample`.
+
+    Example:
+        >>> sampler = odelt.CompiledSampler(model, noise, labels, odelt.SampleConfig(depth=4))
+        >>> images, stats = sampler(noise, labels)
+        >>> images.shape
+        (10, 8, 8, 1)
     """
 
     def __init__(
@@ -190,6 +203,10 @@ def trajectory(
 
     `at` holds rising times in [0, 1], or an InputError is raised; the other arguments and errors
     are those of `sample`.
+
+    Example:
+        >>> odelt.trajectory(model, noise, labels, [0.0, 0.5, 1.0]).shape
+        (3, 10, 8, 8, 1)
     """
     times = np.asarray(at, np.float32)
     if not len(times) or not (times[0] >= 0 and times[-1] <= 1 and (np.diff(times) > 0).all()):
@@ -208,6 +225,13 @@ def invert(
 
     `sample` with the same options returns the data, up to the error of both solves. Guidance by
     depth and diffusion are left out, with a warning. Arguments and errors are those of `sample`.
+
+    Example:
+        >>> time = odelt.FixedSteps(16, "heun")
+        >>> images = odelt.sample(model, noise, labels, time=time)
+        >>> back = odelt.invert(model, images, labels, time=time)
+        >>> back.shape
+        (10, 8, 8, 1)
     """
     options = leave_out_what_is_no_flow(config, options, "the way back")
     return _solve(model, data, condition, config, options, backwards=True)
@@ -231,7 +255,9 @@ def _solve(
     keys = _keys(config, key, start)
     # Failures of the length axis must be counted.
     count = isinstance(config.length, Adaptive)
-    states, failed, stats = solve_flow(weights, structure, start, condition, config, keys, count, **solve)
+    states, failed, stats = solve_flow(
+        weights, structure, start, condition, config, keys, count, **solve
+    )
     length_failed = failed if stats is None else stats.length_failed
     return raise_failures(states, model, config, failed, length_failed)
 

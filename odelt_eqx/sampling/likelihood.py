@@ -43,6 +43,13 @@ class Likelihood(NamedTuple):
             over [-1, 1], to which uniform noise as wide as the step between two was added, add
             `log2((n - 1) / 2)` for a bound on the bits of the levels themselves.
         stats: what the solve took; derivatives are not counted as evaluations.
+
+    Example:
+        >>> images = jnp.clip(noise, -1, 1)
+        >>> found = odelt.log_likelihood(model, images, labels, time=odelt.FixedSteps(2),
+        ...                              probes=1, key=jax.random.key(0))
+        >>> found.bits_per_dim.shape
+        (10,)
     """
 
     log_density: Float[Array, " batch"]
@@ -75,6 +82,12 @@ def log_likelihood(
         probes: "exact" takes one derivative per value of an example; a number takes as many random
             signs $\epsilon$ for the unbiased estimate $\epsilon^T J \epsilon$ of the trace.
         key: decides the probes; an InputError if it is missing.
+
+    Example:
+        >>> found = odelt.log_likelihood(model, noise, labels, time=odelt.FixedSteps(2),
+        ...                              probes=2, key=jax.random.key(0))
+        >>> found.log_density.shape
+        (10,)
     """
     condition = as_condition(model, condition)
     options = leave_out_what_is_no_flow(config, options, "the likelihood")

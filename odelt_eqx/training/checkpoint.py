@@ -254,6 +254,11 @@ def load(run: str | Path, weights: Weights = "ema") -> AnyNetwork:
 
     Raises:
         InputError: the folder is not a run, has no checkpoint yet, or weights that are not finite.
+
+    Example:
+        >>> network = odelt.load("runs/digits")
+        >>> network.shape
+        (8, 8, 1)
     """
     template = network_template(run_config(run).model)
     with _open_to_read(run) as checkpoints:

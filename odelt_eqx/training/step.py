@@ -33,6 +33,11 @@ class TrainState(eqx.Module):
         step: steps done, skipped ones included.
         teacher: a network that teaches in place of the average, or None.
         skips: counts of the steps that were skipped.
+
+    Example:
+        >>> state = odelt.init_state(model, optax.adamw(1e-3))
+        >>> int(state.step), state.teacher
+        (0, None)
     """
 
     model: Network
@@ -71,6 +76,11 @@ def init_state(
 
     Raises:
         InputError: the model has no such field.
+
+    Example:
+        >>> state = odelt.init_state(model, optax.adamw(1e-3), frozen=("patch_embedding",))
+        >>> int(state.step)
+        0
     """
     state = TrainState(
         model=model,
@@ -105,6 +115,15 @@ def make_train_step(
 
     Raises:
         InputError: the objective needs a teacher and the state has none.
+
+    Example:
+        >>> optimizer = optax.adamw(1e-3)
+        >>> step = odelt.make_train_step(odelt.objective.FlowMatching(), optimizer, steps=100)
+        >>> network = odelt.DiT(model.config, key=jax.random.key(0))
+        >>> state = odelt.init_state(network, optimizer)
+        >>> state, metrics = step(state, noise, labels, jax.random.key(1))
+        >>> int(state.step), sorted(metrics)
+        (1, ['grad_norm', 'loss', 'skipped'])
     """
 
     @eqx.filter_jit(donate="all-except-first")

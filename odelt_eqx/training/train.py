@@ -48,6 +48,12 @@ def train(
             a package that logging needs is not installed.
         DivergedError: the loss or its gradient was not finite in too many steps in a row.
         Interrupted: SIGTERM or SIGINT came; the step was finished and saved.
+
+    Example:
+        >>> config = dataclasses.replace(odelt.preset("moons"), steps=2, batch_size=16)
+        >>> state = odelt.train(config, "runs/moons")
+        >>> odelt.load("runs/moons").shape
+        (2,)
     """
     run = Path(run)
     check_installed(config.logging)
