@@ -32,8 +32,10 @@ class DiTConfig(BlockConfig):
         InputError: the numbers do not fit together.
 
     Example:
-        >>> config = odelt.DiTConfig(image_size=(8, 16), channels=3, patch_size=4, hidden_size=16,
-        ...                          num_heads=2, depth=6, depth_min=2, depth_group=2)
+        >>> config = odelt.DiTConfig(
+        ...     image_size=(8, 16), channels=3, patch_size=4, hidden_size=16, num_heads=2,
+        ...     depth=6, depth_min=2, depth_group=2,
+        ... )
         >>> config.shape, config.depths
         ((8, 16, 3), (2, 4, 6))
     """
@@ -81,8 +83,10 @@ class DiT(ConfiguredNetwork):
     output), and its 256-entry table of log-variances, which nothing reads, does not exist.
 
     Example:
-        >>> config = odelt.DiTConfig(image_size=8, channels=1, patch_size=4, hidden_size=16, num_heads=2,
-        ...                          depth=4, depth_min=2, depth_group=2, num_classes=10)
+        >>> config = odelt.DiTConfig(
+        ...     image_size=8, channels=1, patch_size=4, hidden_size=16, num_heads=2,
+        ...     depth=4, depth_min=2, depth_group=2, num_classes=10,
+        ... )
         >>> network = odelt.DiT(config, key=jax.random.key(0))
         >>> network(0.5, noise, network.flow_index, labels, depth=2).shape
         (10, 8, 8, 1)

@@ -26,7 +26,9 @@ class VectorNetConfig(NetworkConfig):
         InputError: the numbers do not fit together.
 
     Example:
-        >>> config = odelt.VectorNetConfig(size=2, hidden_size=8, depth=3, depth_min=1, depth_group=1)
+        >>> config = odelt.VectorNetConfig(
+        ...     size=2, hidden_size=8, depth=3, depth_min=1, depth_group=1
+        ... )
         >>> config.shape, config.depths
         ((2,), (1, 2, 3))
     """
@@ -75,7 +77,9 @@ class VectorNet(ConfiguredNetwork):
     """A velocity field over vectors: MLP blocks whose depth is an ODE.
 
     Example:
-        >>> config = odelt.VectorNetConfig(size=2, hidden_size=8, depth=2, depth_min=1, depth_group=1)
+        >>> config = odelt.VectorNetConfig(
+        ...     size=2, hidden_size=8, depth=2, depth_min=1, depth_group=1
+        ... )
         >>> network = odelt.VectorNet(config, key=jax.random.key(0))
         >>> odelt.sample(network, jax.random.normal(jax.random.key(1), (5, 2)), depth=1).shape
         (5, 2)
