@@ -85,7 +85,11 @@ def programs(run: TrainConfig) -> dict[str, tuple[str, str]]:
     step = make_train_step(run.objective, optimizer, steps=run.steps, ema=ema_decay(run))
 
     found = {"training step": _lower(step, state, data, labels, jax.random.key(0))}
-    for time in (odelt.FixedSteps(4), odelt.FixedSteps(8, "ab2"), odelt.Adaptive()):
+    for time in (
+        odelt.FixedSteps(steps=4),
+        odelt.FixedSteps(steps=8, solver="ab2"),
+        odelt.Adaptive(),
+    ):
         how = resolve(state.ema, data, labels, odelt.SampleConfig(time=time), {})
         found[f"sampler, {time.solver}"] = _lower(sample, state.ema, data, labels, how)
     return found

@@ -127,12 +127,12 @@ def make_networks(config: Config) -> tuple[DiT, Reference | None]:
 def compare(case: Case, config: Config) -> Iterator[tuple[Any, ...]]:
     """Yield the row of each contestant for each plan, after a check that all samples agree."""
     model, noise, labels = case.model, case.noise, case.labels
-    compiled = CompiledSampler(model, noise, labels, case.config(odelt.FixedSteps(1)))
+    compiled = CompiledSampler(model, noise, labels, case.config(odelt.FixedSteps(steps=1)))
     loop, weights = by_hand(model, case.depth, case.guidance), jax.tree.leaves(model)
     loop_bytes = peak_bytes(loop.lower(weights, noise, labels, 1).compile())
     sizes = {"loop by hand": loop_bytes / 2**20, "CompiledSampler": compiled.peak_bytes / 2**20}
     for steps in config.steps:
-        options = case.config(odelt.FixedSteps(steps))
+        options = case.config(odelt.FixedSteps(steps=steps))
         calls: dict[str, Callable[[], Array]] = {
             "loop by hand": partial(loop, weights, noise, labels, steps),
             "odelt.sample": partial(odelt.sample, model, noise, labels, options),

@@ -1,5 +1,6 @@
 """The public names: what `import odelt_eqx as odelt` gives."""
 
+from odelt_eqx import objective as objective
 from odelt_eqx.errors import InputError as InputError, SolveError as SolveError
 from odelt_eqx.evaluation.grid import Recommendation as Recommendation, recommend as recommend
 from odelt_eqx.interop import (

@@ -72,7 +72,8 @@ class SampleConfig(eqx.Module):
             interval is not two rising times in [0, 1].
 
     Example:
-        >>> config = odelt.SampleConfig(time=odelt.FixedSteps(8, "ab2"), depth=4, guidance=1.5)
+        >>> eight = odelt.FixedSteps(steps=8, solver="ab2")
+        >>> config = odelt.SampleConfig(time=eight, depth=4, guidance=1.5)
         >>> odelt.sample(model, noise, labels, config).shape
         (10, 8, 8, 1)
     """

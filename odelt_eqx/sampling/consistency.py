@@ -48,7 +48,7 @@ def consistency_sample(
         config: how the network is run; an InputError if its `time` is not fixed Euler steps.
 
     Example:
-        >>> steps = odelt.FixedSteps(2)
+        >>> steps = odelt.FixedSteps(steps=2)
         >>> images, stats = odelt.consistency_sample(
         ...     model, noise, labels, jax.random.key(1), time=steps
         ... )

@@ -44,7 +44,8 @@ class SolveStats(NamedTuple):
         length_failed: a length solve did.
 
     Example:
-        >>> images, stats = odelt.sample_with_stats(model, noise, labels, time=odelt.FixedSteps(3))
+        >>> three = odelt.FixedSteps(steps=3)
+        >>> images, stats = odelt.sample_with_stats(model, noise, labels, time=three)
         >>> int(stats.evaluations[0]), int(stats.blocks[0])
         (3, 12)
     """

@@ -65,7 +65,7 @@ def sample(
         SolveError: an adaptive plan ran out of steps; it names the examples.
 
     Example:
-        >>> odelt.sample(model, noise, labels, depth=2, time=odelt.FixedSteps(4)).shape
+        >>> odelt.sample(model, noise, labels, depth=2, time=odelt.FixedSteps(steps=4)).shape
         (10, 8, 8, 1)
     """
     return _solve(model, noise, condition, config, options, key)
@@ -227,7 +227,7 @@ def invert(
     depth and diffusion are left out, with a warning. Arguments and errors are those of `sample`.
 
     Example:
-        >>> time = odelt.FixedSteps(16, "heun")
+        >>> time = odelt.FixedSteps(steps=16, solver="heun")
         >>> images = odelt.sample(model, noise, labels, time=time)
         >>> back = odelt.invert(model, images, labels, time=time)
         >>> back.shape

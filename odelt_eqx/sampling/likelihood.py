@@ -46,7 +46,7 @@ class Likelihood(NamedTuple):
 
     Example:
         >>> images = jnp.clip(noise, -1, 1)
-        >>> found = odelt.log_likelihood(model, images, labels, time=odelt.FixedSteps(2),
+        >>> found = odelt.log_likelihood(model, images, labels, time=odelt.FixedSteps(steps=2),
         ...                              probes=1, key=jax.random.key(0))
         >>> found.bits_per_dim.shape
         (10,)
@@ -84,7 +84,7 @@ def log_likelihood(
         key: decides the probes; an InputError if it is missing.
 
     Example:
-        >>> found = odelt.log_likelihood(model, noise, labels, time=odelt.FixedSteps(2),
+        >>> found = odelt.log_likelihood(model, noise, labels, time=odelt.FixedSteps(steps=2),
         ...                              probes=2, key=jax.random.key(0))
         >>> found.log_density.shape
         (10,)

@@ -30,7 +30,14 @@ echo "${{COMPREPLY[*]}}"
 
 def test_every_command_is_a_module_and_has_a_script():
     assert {module.name for module in pkgutil.iter_modules(commands.__path__)} == set(COMMANDS)
-    assert {path.stem for path in SCRIPTS.glob("*.py")} == set(COMMANDS) - {"completion"}
+    assert {path.stem for path in SCRIPTS.glob("*.py")} == {*COMMANDS, "tour"} - {"completion"}
+
+
+@pytest.mark.slow
+def test_the_tour_runs_from_its_first_cell_to_its_last(tmp_path):
+    subprocess.run([sys.executable, SCRIPTS / "tour.py"], cwd=tmp_path, check=True)
+    pictures = {path.stem for path in (tmp_path / "runs" / "tour").glob("*.png")}
+    assert pictures == {"dials", "guidance", "inversion", "own-network"}
 
 
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name != "completion"])
