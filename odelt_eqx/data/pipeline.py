@@ -1,14 +1,17 @@
-"""From a source to an endless stream of batches that can start anywhere."""
+"""From a source to an endless stream of batches that can start anywhere.
+
+grain is imported when a stream is opened: it takes half a second.
+"""
 
 import dataclasses
 import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
-import grain
 import numpy as np
 from absl import flags
 
@@ -18,8 +21,23 @@ from odelt_eqx.errors import InputError, check_range
 Batch = dict[str, Any]
 """`x` (rows, *shape) and `condition` (rows,): this process's share of a batch; `index` (batch,):
 the indices of the whole batch in the source."""
-Batches = grain.DatasetIterator[Batch]
-"""Endless batches; `close` ends their threads and processes."""
+
+
+@runtime_checkable
+class Batches(Protocol):
+    """Endless batches, an iterator of grain's."""
+
+    def __next__(self) -> Batch:
+        """Return the next batch."""
+        ...
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Return itself."""
+        ...
+
+    def close(self) -> None:
+        """End threads and processes that read ahead."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +88,8 @@ def stream(
         InputError: the source has fewer examples than a batch, the processes cannot share it
             evenly, or the examples to mirror are not images.
     """
+    import grain
+
     if not 1 <= batch_size <= len(source):
         raise InputError(
             f"batch_size must lie between 1 and the {len(source)} examples of the data; "

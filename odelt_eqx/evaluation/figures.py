@@ -1,6 +1,7 @@
 """Figures: samples of a row and over the grid, and curves of quality over cost.
 
 Images are laid out on sheets. Vectors are points of a scatter plot of their first two values.
+matplotlib is imported with the first figure: a command that draws none answers sooner.
 """
 
 import itertools
@@ -9,10 +10,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from matplotlib import colormaps
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 from PIL import Image
 
 from odelt_eqx.data.source import Source, read, sample_indices
@@ -42,6 +39,20 @@ def shown_count(shape: tuple[int, ...], classes: int, count: int) -> int:
     return min(count, columns * max(1, rows))
 
 
+def new_figure(width: float | int, height: float | int) -> Any:
+    """Return an empty figure of a size in inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def colours_of(name: str, values: Any) -> Any:
+    """Return the colours that a colour map of matplotlib gives values."""
+    from matplotlib import colormaps
+
+    return colormaps[name](values)
+
+
 def save_row_samples(samples: Samples, classes: int, held_out: Source, path: Path) -> None:
     """Write samples, classes in turn; the axes of a scatter plot are those of the data."""
     if samples.ndim == 4:
@@ -49,7 +60,7 @@ def save_row_samples(samples: Samples, classes: int, held_out: Source, path: Pat
         path.parent.mkdir(parents=True, exist_ok=True)
         save_png(np.round(255 * rgb(tile(np.asarray(samples), columns))).astype(np.uint8), path)
         return
-    figure = Figure(figsize=(3, 3))
+    figure = new_figure(3, 3)
     axis = figure.add_axes((0, 0, 1, 1))
     plot_points(axis, samples, np.arange(len(samples)) % classes, axis_limit(held_out))
     save_figure(figure, path)
@@ -61,7 +72,7 @@ def plot_points(axis: Any, points: Samples, labels: Any, limit: float) -> None:
     if points.shape[1] == 1:
         axis.hist(points[:, 0], bins=60, range=(-limit, limit))
     else:
-        colours = colormaps["tab10"](np.asarray(labels) % 10)
+        colours = colours_of("tab10", np.asarray(labels) % 10)
         axis.scatter(points[:, 0], points[:, 1], s=4, c=colours, linewidths=0, alpha=0.6)
         axis.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
     axis.set(xticks=[], yticks=[])
@@ -74,10 +85,11 @@ def axis_limit(source: Source) -> float:
 
 def depth_colours(depths: Any) -> dict[int, Any]:
     """Return a colour for each depth."""
-    return dict(zip(depths, colormaps["viridis"](np.linspace(0.1, 0.85, len(depths))), strict=True))
+    colours = colours_of("viridis", np.linspace(0.1, 0.85, len(depths)))
+    return dict(zip(depths, colours, strict=True))
 
 
-def save_figure(figure: Figure, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
     """Write a figure as a PNG file."""
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=110)
@@ -98,8 +110,7 @@ def save_grid_samples(grid: Grid, judge: Judge, folder: Path) -> None:
     images = len(grid.shape) == 3
     width, height = (4, 4 * _aspect(grid, judge) + 0.2) if images else (2.3, 2.3)
     columns = len(times) + (not images)
-    size = (width * columns, height * len(depths) + 0.9)
-    figure = Figure(figsize=size, layout="constrained")
+    figure = new_figure(width * columns, height * len(depths) + 0.9)
     axes = figure.subplots(len(depths), columns, squeeze=False)
     for line, depth in zip(axes, depths, strict=True):
         line[0].set_ylabel(f"depth {depth}")
@@ -167,7 +178,7 @@ def save_curves(grid: Grid, path: Path) -> None:
     solvers = sorted({solver for _, _, solver in curves}, key=lambda name: (name != "euler", name))
     markers = dict(zip(solvers, itertools.cycle("os^vDPX*"), strict=False))
     colours = depth_colours(sorted({depth for depth, _, _ in curves}))
-    figure = Figure(figsize=(8.5, 3 * len(metrics)), layout="constrained")
+    figure = new_figure(8.5, 3 * len(metrics))
     panels = figure.subplots(len(metrics), 2, sharey="row", sharex="col", squeeze=False)
     for metric, line in zip(metrics, panels, strict=True):
         line[0].set_ylabel(names[metric])
@@ -184,7 +195,7 @@ def save_curves(grid: Grid, path: Path) -> None:
                 )
             axis.axhline(getattr(real, metric), color="grey", ls="--")
             axis.set_xscale("log")
-            axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axis.xaxis.set_major_formatter("{x:g}")
             axis.minorticks_off()
             axis.grid(alpha=0.3)
     for axis, label in zip(panels[-1], costs.values(), strict=True):
@@ -194,7 +205,9 @@ def save_curves(grid: Grid, path: Path) -> None:
     else:
         panels[-1, 0].set_ylim(0, None)
     if len(metrics) == 2:
-        panels[0, 0].yaxis.set_major_formatter(PercentFormatter(1))
+        panels[0, 0].yaxis.set_major_formatter("{x:.0%}")
+    from matplotlib.lines import Line2D
+
     legend = {f"depth {depth}": Line2D([], [], color=colours[depth]) for depth in colours}
     if len(solvers) > 1:
         legend |= {name: Line2D([], [], color="k", ls="", marker=m) for name, m in markers.items()}

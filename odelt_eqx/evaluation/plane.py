@@ -7,10 +7,15 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from matplotlib.figure import Figure
 
 from odelt_eqx.data.source import Source, read, sample_indices
-from odelt_eqx.evaluation.figures import POINTS, axis_limit, depth_colours, save_figure
+from odelt_eqx.evaluation.figures import (
+    POINTS,
+    axis_limit,
+    depth_colours,
+    new_figure,
+    save_figure,
+)
 from odelt_eqx.evaluation.measure import class_count, condition_of, inputs
 from odelt_eqx.ode.plan import Adaptive
 from odelt_eqx.sampling import SampleConfig, log_likelihood, trajectory
@@ -35,7 +40,7 @@ def save_length(network: Any, held_out: Source, config: SampleConfig, path: Path
         network = eqx.tree_at(lambda n: n.length_embedding.weight, network, full)
     data, _ = read(held_out, sample_indices(held_out, POINTS))
     limit, colours = axis_limit(held_out), depth_colours(network.depths)
-    figure = Figure(figsize=(3.6 * len(TIMES), 4.2), layout="constrained")
+    figure = new_figure(3.6 * len(TIMES), 4.2)
     for axis, t, x in zip(figure.subplots(1, len(TIMES)), TIMES, states, strict=True):
         outputs = x + (1 - t) * network.velocities(t, x, network.flow_index, condition)
         axis.scatter(*data.T, s=2, c="0.88", linewidths=0)
@@ -71,7 +76,7 @@ def save_density(network: Any, held_out: Source, config: SampleConfig, path: Pat
     extent = (-limit, limit, -limit, limit)
     histogram, _, _ = np.histogram2d(*data.T, bins=BINS, range=[extent[:2]] * 2, density=True)
     panels = {"model": density.reshape(BINS, BINS), "histogram of the data": histogram.T}
-    figure = Figure(figsize=(8, 4.4), layout="constrained")
+    figure = new_figure(8, 4.4)
     for axis, (title, values) in zip(figure.subplots(1, 2), panels.items(), strict=True):
         axis.imshow(values, origin="lower", extent=extent, vmin=0, vmax=density.max())
         axis.set_title(title, fontsize=10)

@@ -12,14 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
-from matplotlib.figure import Figure
 
 from odelt_eqx.array_files import read_arrays
 from odelt_eqx.data.source import as_float
 from odelt_eqx.errors import InputError, SolveError, check_numbers, check_range, find_by_name
 from odelt_eqx.evaluation.export import Write, adm_file, arrays_file, png_folder
 from odelt_eqx.evaluation.features import Samples, decode, decoded_shape, open_autoencoder
-from odelt_eqx.evaluation.figures import plot_points, save_figure
+from odelt_eqx.evaluation.figures import new_figure, plot_points, save_figure
 from odelt_eqx.evaluation.grid import recommend
 from odelt_eqx.evaluation.measure import class_count, condition_of, network_on_devices
 from odelt_eqx.images import save_png, sheet
@@ -297,7 +296,7 @@ def _save_image(
     if samples.ndim == 5:
         save_png(sheet(samples.reshape(-1, *samples.shape[2:]), columns), path)
         return
-    figure = Figure(figsize=(3 * len(parts), 3.3), layout="constrained")
+    figure = new_figure(3 * len(parts), 3.3)
     axes = figure.subplots(1, len(parts), squeeze=False)[0]
     for axis, (title, part) in zip(axes, parts.items(), strict=True):
         plot_points(axis, part, labels, 1.1 * float(np.abs(samples).max()))

@@ -7,12 +7,10 @@ from time import monotonic
 
 import numpy as np
 from jaxtyping import Float
-from matplotlib.figure import Figure
-from matplotlib.ticker import StrMethodFormatter
 
 from odelt_eqx.errors import check_range
 from odelt_eqx.evaluation.features import FeaturesConfig, Pixels
-from odelt_eqx.evaluation.figures import depth_colours, save_figure
+from odelt_eqx.evaluation.figures import depth_colours, new_figure, save_figure
 from odelt_eqx.evaluation.grid import SEARCH, GridConfig, Row
 from odelt_eqx.evaluation.measure import Meter, network_on_devices
 from odelt_eqx.evaluation.metrics import distance_name
@@ -278,7 +276,7 @@ def save_frontier(
     others = [row for row in found if row is not None]
     colours = depth_colours(sorted({row.depth for row in (*usual, *others)}))
     costs = {"blocks": "block evaluations", "milliseconds": "ms per sample"}
-    figure = Figure(figsize=(9, 3.4 * len(names)), layout="constrained")
+    figure = new_figure(9, 3.4 * len(names))
     panels = figure.subplots(len(names), 2, sharey="row", sharex="col", squeeze=False)
     for judge, (name, line) in enumerate(zip(names, panels, strict=True)):
         line[0].set_ylabel(name)
@@ -296,8 +294,8 @@ def save_frontier(
             lowest = np.minimum.accumulate(front[:, 1])
             axis.plot(*front[front[:, 1] == lowest][:, :2].T, color="k", lw=1)
             axis.set(xscale="log", yscale="log")
-            axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-            axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.xaxis.set_major_formatter("{x:g}")
             axis.minorticks_off()
             axis.grid(alpha=0.3, which="both")
     for axis, label in zip(panels[-1], costs.values(), strict=True):

@@ -10,11 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, Real
-from matplotlib.figure import Figure
 
 from odelt_eqx.data import open_source
 from odelt_eqx.data.source import load_into_memory
-from odelt_eqx.evaluation.figures import depth_colours, save_figure
+from odelt_eqx.evaluation.figures import depth_colours, new_figure, save_figure
 from odelt_eqx.evaluation.grid import markdown_table
 from odelt_eqx.evaluation.measure import condition_of, network_on_devices
 from odelt_eqx.files import write_json, write_text
@@ -156,7 +155,7 @@ def _save_curves(losses: Sequence[Loss], path: Path) -> None:
     """Write one panel per axis, a curve per depth."""
     names = {"time": "time t (smallest step)", "step": "step index"}
     axes = [axis for axis in names if any(loss.axis == axis for loss in losses)]
-    figure = Figure(figsize=(4.5 * len(axes), 3.6), layout="constrained")
+    figure = new_figure(4.5 * len(axes), 3.6)
     panels = figure.subplots(1, len(axes), squeeze=False)[0]
     for panel, axis in zip(panels, axes, strict=True):
         own = [loss for loss in losses if loss.axis == axis]
