@@ -454,6 +454,11 @@ def load_grid(path: Path) -> Grid:
     return from_dict(read_json(path, "a measured grid"), Grid, str(path))
 
 
+def load_best_grid(folder: Path) -> Grid:
+    """Return the grid that was searched in a run, or else the evaluated one; see `load_grid`."""
+    return load_grid(folder / SEARCH if (folder / SEARCH / GRID).is_file() else folder)
+
+
 @dataclasses.dataclass(frozen=True)
 class Recommendation:
     """A row of a grid to sample with.
@@ -504,8 +509,7 @@ def recommend(
         >>> best.config.depth in model.depths
         True
     """
-    folder = Path(measured)
-    grid = load_grid(folder / SEARCH if (folder / SEARCH / GRID).is_file() else folder)
+    grid = load_best_grid(Path(measured))
     if milliseconds is None and memory is None:
         raise InputError("a recommendation needs a budget: give milliseconds, memory, or both")
     rows = [

@@ -40,6 +40,7 @@ from odelt_eqx.sampling import (
     SampleConfig,
     SolveStats,
     log_likelihood,
+    program,
     raise_failures,
 )
 from odelt_eqx.serialize import from_dict, to_dict
@@ -273,22 +274,15 @@ class Meter:
 
     def _compiled(self, config: SampleConfig) -> CompiledSampler:
         """Return the sampler of a setting; one that was compiled before is used if it serves."""
-        intervals = (config.guidance_interval, config.depth_guidance_interval)
-        program = (
-            config.depth,
-            config.guidance if config.guidance in (0, 1) else None,
-            config.guide_depth,
-            config.diffusion == 0,
-            jax.tree.structure((config.time, intervals)),
-        )
-        if program not in self._samplers:
+        key = program(config)
+        if key not in self._samplers:
             size, seed = self.config.batch_size, self.config.seed
             noise, _, condition = inputs(self._network, seed, 0, size)
             keys = sample_keys(seed, np.arange(size))
-            self._samplers[program] = CompiledSampler(self._network, noise, condition, config, keys)
+            self._samplers[key] = CompiledSampler(self._network, noise, condition, config, keys)
             # What happens once is not timed.
-            self._samplers[program](noise, condition, config, keys)
-        return self._samplers[program]
+            self._samplers[key](noise, condition, config, keys)
+        return self._samplers[key]
 
     def _sample(
         self, sampler: CompiledSampler, config: SampleConfig, start: int

@@ -190,8 +190,9 @@ def _page(
         columns = min(sheet_columns(grid.shape, len(names)), grid.count)
         data["strip"] = [columns * (width + 1) + 1, height + 1]
         data["classes"] = [names[i % len(names)] for i in range(columns)]
-    template = files("odelt_eqx.evaluation").joinpath("report.html").read_text("utf-8")
-    return Template(template).substitute(
+    return Template(page_part("report.html")).substitute(
+        style=page_part("page.css"),
+        plot=page_part("plot.js"),
         title=escape(grid.run),
         subtitle=f"Checkpoint of step {grid.step:,}. {len(grid.rows)} settings, {grid.count:,} "
         f"samples each, on {escape(grid.device)}.",
@@ -206,6 +207,11 @@ def _page(
         commands=escape(page + "\n".join(commands[row.samples] for row in grid.front)),
         data=json.dumps(data).replace("</", "<\\/"),
     )
+
+
+def page_part(name: str) -> str:
+    """Return a file of this folder that is part of a page."""
+    return files("odelt_eqx.evaluation").joinpath(name).read_text("utf-8")
 
 
 def _table(grid: Grid) -> str:

@@ -2,6 +2,7 @@
 
 from odelt_eqx.sampling.config import (
     SampleConfig as SampleConfig,
+    program as program,
     raise_failures as raise_failures,
 )
 from odelt_eqx.sampling.consistency import consistency_sample as consistency_sample

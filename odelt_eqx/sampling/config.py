@@ -2,9 +2,11 @@
 
 import dataclasses
 import warnings
+from collections.abc import Hashable
 from typing import Any, Literal, TypeVar
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
@@ -163,6 +165,27 @@ def resolve(
         ),
         depth_tolerance=None if tolerance is None else jnp.asarray(tolerance, jnp.float32),
         diffusion=jnp.asarray(chosen["diffusion"], jnp.float32) if diffuses else 0.0,
+    )
+
+
+def program(config: SampleConfig) -> Hashable:
+    """Return what the program of a setting depends on: one of an equal program serves it, too."""
+    guided, by_depth = config.guidance != 1, config.depth_guidance != 0
+    length = config.length
+    return (
+        config.depth,
+        None if config.guidance not in (0, 1) else config.guidance,
+        config.guide_depth if by_depth else None,
+        (by_depth, config.diffusion == 0, config.as_published),
+        length if isinstance(length, FixedSteps) else jax.tree.structure(length),
+        jax.tree.structure(
+            (
+                config.time,
+                config.guidance_interval if guided else None,
+                config.depth_guidance_interval if by_depth else None,
+                config.depth_tolerance,
+            )
+        ),
     )
 
 
