@@ -36,6 +36,7 @@ ROOMS = [
     ("presets", "named training runs"),
     ("training", "state, step, run folder, checkpoints, logging"),
     ("evaluation", "the grid that is measured, and its report"),
+    ("play", "the page on which the dials of a run are turned"),
     ("public", "the names of `import odelt_eqx as odelt`, loaded when one is asked for"),
     ("cli", "the arguments of commands, and a training run that follows its data"),
     ("commands", "a module a command, loaded when it is asked for; scripts are three lines of it"),

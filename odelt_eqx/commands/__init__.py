@@ -16,6 +16,7 @@ COMMANDS = {
     "sample": "generate samples of a run",
     "evaluate": "measure a run over time steps and depths",
     "search": "search the settings of a run that no other beats in cost and quality",
+    "play": "play with the dials of a run on a page in the browser",
     "info": "describe a run, while it trains or later",
     "prepare": "turn images or latents into shards that training reads",
     "convert": "convert weights of SiT, REPA or the reference, or a run's to safetensors",

@@ -13,6 +13,7 @@ from odelt_eqx.commands.classifier import Classifier
 from odelt_eqx.commands.convert import Convert
 from odelt_eqx.commands.evaluate import Evaluate
 from odelt_eqx.commands.info import Info
+from odelt_eqx.commands.play import Play
 from odelt_eqx.commands.prepare import Prepare
 from odelt_eqx.commands.sample import Sample
 from odelt_eqx.commands.search import Search
@@ -44,6 +45,7 @@ def run(words: list[str]) -> None:
         Sample,
         Evaluate,
         Search,
+        Play,
         Info,
         Prepare,
         cli.of_config(Convert, config),

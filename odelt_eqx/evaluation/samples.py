@@ -117,7 +117,7 @@ def save_samples(
     out = request.out or run / ("images" if request.format == "png" else "samples")
     with network_on_devices(run) as network:
         autoencoder = open_autoencoder(request.autoencoder, network.shape)
-        names = _class_names(run, network)
+        names = class_names(run, network)
         noise_of, labels = _start(network, names, request, config)
         count, shape = len(labels), decoded_shape(autoencoder, network.shape)
         columns = len(request.labels) or len(names)
@@ -220,7 +220,7 @@ def _name(network: Network) -> str:
     return "images" if len(network.shape) == 3 else "vectors"
 
 
-def _class_names(run: Path, network: Network) -> tuple[str, ...]:
+def class_names(run: Path, network: Network) -> tuple[str, ...]:
     """Return the names of the classes that may be asked for, numbers if they have none."""
     contents, count = load_contents(run), class_count(network)
     if contents is not None and len(contents.class_names) == count:

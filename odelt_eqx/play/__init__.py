@@ -1,0 +1,1 @@
+"""A page on which the dials of a trained network are turned."""
