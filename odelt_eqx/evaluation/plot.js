@@ -56,6 +56,14 @@ function chart(place, costs, distances, real, unit, label) {  // axes, and where
     svg.append(make("line", { class: "real", x1: left, x2: width - right, y1: y(real), y2: y(real) }));
     svg.append(make("text", { x: left + 6, y: y(real) - 6 }, "real samples"));
   }
+  svg.addEventListener("click", event => {  // where dots crowd, the nearest is meant
+    const far = place => {
+      const box = place.querySelector("circle").getBoundingClientRect();
+      return Math.hypot(box.x + box.width / 2 - event.clientX, box.y + box.height / 2 - event.clientY);
+    };
+    const nearest = [...svg.querySelectorAll(".dot")].reduce((a, b) => far(b) < far(a) ? b : a);
+    if (far(nearest) < 20) nearest.dispatchEvent(new Event("choose"));
+  });
   return { svg, x, y };
 }
 
@@ -67,7 +75,7 @@ function dot(x, y, quality, colour, title, choose) {  // a setting, with its sta
   group.append(make("circle", { cx: x, cy: y(quality.frechet), r: 13, fill: "transparent", style: "stroke:none" }));
   group.append(make("circle", { cx: x, cy: y(quality.frechet), r: 5, fill: "currentColor" }));
   group.append(make("title", {}, title));
-  group.addEventListener("click", choose);
+  group.addEventListener("choose", choose);
   group.addEventListener("keydown", event => { if (event.key === "Enter") choose(); });
   return group;
 }

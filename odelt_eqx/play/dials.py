@@ -1,11 +1,12 @@
 """What the page is told: the dials of a network, and the frontier that was measured."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any, get_args
 
 from odelt_eqx.entry import typed
 from odelt_eqx.errors import InputError
-from odelt_eqx.evaluation.grid import Grid, load_best_grid
+from odelt_eqx.evaluation.grid import GRID, SEARCH, Grid, load_best_grid
 from odelt_eqx.ode.plan import SOLVERS, Adaptive, EmbeddedSolver, FixedSteps, Grid as TimeGrid
 from odelt_eqx.parallel import describe_devices
 from odelt_eqx.play.player import Player
@@ -18,17 +19,13 @@ TOLERANCES = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)
 def describe(player: Player) -> dict[str, Any]:
     """Return what the page shows, as JSON can hold it.
 
-    The dials reach every setting that was measured, and the run's own.
+    The dials reach every setting that was measured so far, and the run's own.
     """
     network, run = player.network, player.run
     own = player.trained.sample
     if own.depth == "full":
         own = dataclasses.replace(own, depth=network.depth)
-    grid, missing = None, None
-    try:
-        grid = load_best_grid(run)
-    except InputError as error:
-        missing = f"{error}; or search for it by {typed('search', run)}"
+    grid, missing = _measured(run)
     configs = [own, *(row.config for row in (grid.rows if grid else ()))]
     fixed = [c.time for c in configs if isinstance(c.time, FixedSteps)]
     adaptive = [c.time for c in configs if isinstance(c.time, Adaptive)]
@@ -52,6 +49,19 @@ def describe(player: Player) -> dict[str, Any]:
         "grid": None if grid is None else _frontier(grid),
         "missing": missing,
     }
+
+
+def _measured(run: Path) -> tuple[Grid | None, str | None]:
+    """Return the grid of a run, or why there is none and what to type."""
+    if not any((folder / GRID).is_file() for folder in (run, run / SEARCH)):
+        return None, (
+            f"No setting of this run was measured yet: type {typed('evaluate', run)}, or "
+            f"{typed('search', run)} to find the best ones, and load this page again."
+        )
+    try:
+        return load_best_grid(run), None
+    except InputError as error:  # it is damaged, or of another version
+        return None, str(error)
 
 
 def _frontier(grid: Grid) -> dict[str, Any]:

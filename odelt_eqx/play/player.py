@@ -83,7 +83,8 @@ class Played:
         if self.samples.ndim == 4:
             return _png(sheet(self.samples, min(len(self.samples), COLUMNS)))
         figure = Figure(figsize=(5, 5))
-        plot_points(figure.add_axes((0, 0, 1, 1)), self.samples, self.labels, self.limit)
+        axis = figure.add_axes((0, 0, 1, 1), frameon=False)
+        plot_points(axis, self.samples, self.labels, self.limit)
         figure.savefig(buffer := io.BytesIO(), format="png", dpi=110)
         return buffer.getvalue()
 

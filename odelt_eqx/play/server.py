@@ -43,7 +43,6 @@ def application(player: Player) -> "Starlette":
     from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
     from starlette.routing import Route
 
-    description = describe(player)
     page = files("odelt_eqx.play").joinpath("page.html").read_text("utf-8")
     for name, part in (("$style", "page.css"), ("$plot", "plot.js")):
         page = page.replace(name, page_part(part))
@@ -52,7 +51,7 @@ def application(player: Player) -> "Starlette":
         return HTMLResponse(page)
 
     def dials(_: "Request") -> Response:
-        return JSONResponse(description)
+        return JSONResponse(describe(player))  # a grid may have been measured meanwhile
 
     def samples(request: "Request") -> Response:
         lines = (json.dumps(line) + "\n" for line in _answers(player, request))
