@@ -3,11 +3,13 @@
 import base64
 import contextlib
 import json
+import os
 import signal
 import socket
+import threading
 from collections.abc import Iterator
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from odelt_eqx.errors import InputError, SolveError, reason
 from odelt_eqx.evaluation.measure import COST
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
 LOOPBACK = "127.0.0.1"
-LONGEST_LEAVE = 1  # seconds that a page may take to let go when the server ends
+PATIENCE = 1  # seconds in which what is being answered may end with the server
 
 
 def check_installed() -> None:
@@ -86,21 +88,25 @@ def listen(port: int) -> socket.socket:
         ) from None
 
 
-def serve(player: Player, listener: socket.socket) -> None:
-    """Serve the page until SIGINT or SIGTERM; print its address when it can be opened."""
+def serve(player: Player, listener: socket.socket) -> NoReturn:
+    """Serve the page until SIGINT or SIGTERM; print its address when it can be opened.
+
+    The process ends here, even while samples are computed: there is nothing to save.
+    """
     import uvicorn
 
-    config = uvicorn.Config(
-        application(player), log_level="warning", timeout_graceful_shutdown=LONGEST_LEAVE, ws="none"
-    )
-    # The server shuts down on both signals, and then lets them do what they did before.
-    usual = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        with contextlib.suppress(KeyboardInterrupt):
-            print(f"http://{LOOPBACK}:{listener.getsockname()[1]}", flush=True)
-            uvicorn.Server(config).run(sockets=[listener])
-    finally:
-        signal.signal(signal.SIGTERM, usual)
+    server = uvicorn.Server(uvicorn.Config(application(player), log_level="warning", ws="none"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with contextlib.suppress(KeyboardInterrupt):
+        thread.start()
+        print(f"http://{LOOPBACK}:{listener.getsockname()[1]}", flush=True)
+        while thread.is_alive():
+            thread.join(timeout=1)  # without it, Windows would not notice Ctrl-C
+    with contextlib.suppress(KeyboardInterrupt):
+        server.should_exit = True
+        thread.join(PATIENCE)
+    os._exit(0)  # Python's own end would break off a thread in XLA, which aborts the process
 
 
 def _answers(player: Player, request: "Request") -> Iterator[dict[str, Any]]:

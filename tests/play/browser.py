@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import select
 import shutil
 import subprocess
 import sys
@@ -11,8 +12,17 @@ from time import monotonic, sleep
 from typing import Any
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-LAUNCH = "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4)"
-"""Chromium reads commands from file 3 and writes answers to file 4."""
+LAUNCH = """
+import os, sys
+read, write = (os.dup(int(word)) for word in sys.argv[1:3])
+for _ in range(8):  # to above 4, where neither is overwritten before it is copied
+    read, write = os.dup(read), os.dup(write)
+os.dup2(read, 3)
+os.dup2(write, 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+"""Starts Chromium, which reads commands from file 3 and writes answers to file 4."""
+PATIENCE = 60  # seconds
 OPTIONS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe")
 
 
@@ -23,14 +33,13 @@ class Browser:
         read, self._write = os.pipe()
         self._read, write = os.pipe()
         words = [CHROMIUM, *OPTIONS, f"--user-data-dir={profile}", "about:blank"]
-        # The copies lie above 4, so that none is overwritten before it is used.
-        high = [os.dup(os.dup(os.dup(fd))) for fd in (read, write)]
-        code = f"{LAUNCH}; os.execv(sys.argv[3], sys.argv[3:])"
         self._process = subprocess.Popen(
-            [sys.executable, "-c", code, *map(str, high), *map(str, words)],
-            pass_fds=high,
+            [sys.executable, "-c", LAUNCH, str(read), str(write), *words],
+            pass_fds=(read, write),
             stderr=subprocess.DEVNULL,
         )
+        os.close(read)
+        os.close(write)
         self._rest, self._count, self._session = b"", 0, {}
         self.errors: list[str] = []
         self.requests: list[str] = []
@@ -46,6 +55,8 @@ class Browser:
     def __exit__(self, *_: object) -> None:
         self._process.kill()
         self._process.wait()
+        os.close(self._read)
+        os.close(self._write)
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         """Return what a command of the protocol answers."""
@@ -54,7 +65,10 @@ class Browser:
         os.write(self._write, json.dumps(message).encode() + b"\0")
         while True:
             while b"\0" not in self._rest:
-                self._rest += os.read(self._read, 1 << 20)
+                ready, _, _ = select.select([self._read], [], [], PATIENCE)
+                part = os.read(self._read, 1 << 20) if ready else b""
+                assert part, f"Chromium does not answer {method}"
+                self._rest += part
             line, _, self._rest = self._rest.partition(b"\0")
             answer = json.loads(line)
             if answer.get("id") == self._count:
@@ -79,7 +93,7 @@ class Browser:
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
-    def wait(self, condition: str, seconds: float = 120.0) -> None:
+    def wait(self, condition: str, seconds: float = 2 * PATIENCE) -> None:
         """Wait until an expression on the page is true."""
         end = monotonic() + seconds
         while not self.run(condition):

@@ -127,7 +127,7 @@ def test_the_noise_is_held_still_and_only_a_new_kind_of_setting_is_compiled(run)
 
 @contextmanager
 def playing(run, *words, end):
-    """Serve a page; at the end a signal must end it at once, without a word."""
+    """Serve a page; at the end a signal must end it, without a word."""
     process = subprocess.Popen(
         [sys.executable, SCRIPT, run, "--port", "0", *words],
         stdout=subprocess.PIPE,
@@ -144,14 +144,13 @@ def playing(run, *words, end):
         process.wait()
 
 
-def answer(url, **dials):
-    """Return the last line that a page gets for what its dials say."""
-    words = urllib.parse.urlencode({"dials": json.dumps(dials)})
-    with urllib.request.urlopen(f"{url}/samples?{words}") as lines:
-        return json.loads(lines.read().splitlines()[-1])
+def ask(url, config):
+    """Return the lines that a page gets for what its dials say, as they come."""
+    words = urllib.parse.urlencode({"dials": json.dumps({"config": config})})
+    return map(json.loads, urllib.request.urlopen(f"{url}/samples?{words}"))
 
 
-def test_points_are_a_scatter_plot_and_what_is_wrong_is_one_line(tmp_path):
+def test_points_are_one_plot_what_is_wrong_is_one_line_and_it_ends_while_it_computes(tmp_path):
     model = odelt.VectorNetConfig(size=2, num_classes=2, **SMALL)
     config = TrainConfig(model, FlowMatching(), data=Toy("moons", count=400))
     write_run(tmp_path / "moons", config, model.build(key=jax.random.key(0)))
@@ -161,14 +160,20 @@ def test_points_are_a_scatter_plot_and_what_is_wrong_is_one_line(tmp_path):
         assert "evaluate.py" in described["missing"]
         assert "search.py" in described["missing"]
         own = described["own"]
-        (image,) = answer(url, config=own)["images"]
-        assert len(image) > 1000
-        wrong = answer(url, config={**own, "depth": 3})
+        begun, done = ask(url, own)
+        assert begun == {"compiling": True}
+        assert len(done["images"]) == 1
+        (again,) = ask(url, own)
+        assert again["compiled"] is None
+        *_, wrong = ask(url, {**own, "depth": 3})
         assert wrong == {"error": "depth must be one of 1, 2 (in blocks); got 3"}
-        assert "dept" in answer(url, config={**own, "dept": 3})["error"]
+        (wrong,) = ask(url, {**own, "dept": 3})
+        assert "dept" in wrong["error"]
         rebound = urllib.request.Request(url, headers={"Host": "example.org"})
         with pytest.raises(urllib.error.HTTPError, match="400"):
             urllib.request.urlopen(rebound)
+        hours = ask(url, {**own, "depth": 1, "time": {**own["time"], "steps": 2**24}})
+        assert next(hours) == {"compiling": True}
 
 
 def test_what_cannot_be_served_is_one_line(command, run, monkeypatch):
