@@ -131,17 +131,16 @@ class Player:
         """
         self.trained.check_sampling(dials.config.diffusion)
         classes, indices = len(self.class_names), np.arange(self.count, dtype=np.int32)
+        if dials.labels and not classes:
+            raise InputError("this network takes no classes: leave out labels")
         if wrong := [label for label in dials.labels if not 0 <= label < classes]:
             raise InputError(f"labels must lie between 0 and {classes - 1}; got {wrong[0]}")
-        labels = np.resize(dials.labels or range(max(1, classes)), self.count).astype(np.int32)
+        labels = np.resize(dials.labels or range(classes or 1), self.count).astype(np.int32)
         with self._lock, jax.set_mesh(self._mesh):
             noise = sample_noise(dials.seed, indices, self.network.shape)
             condition, keys = condition_of(self.network, labels), sample_keys(dials.seed, indices)
-            inputs, key, compiled = (
-                (noise, condition, dials.config, keys),
-                program(dials.config),
-                None,
-            )
+            inputs = (noise, condition, dials.config, keys)
+            key, compiled = program(dials.config), None
             jax.block_until_ready((noise, condition, keys))
             if key not in self._programs:
                 started = perf_counter()
@@ -151,8 +150,8 @@ class Player:
             started = perf_counter()
             samples, stats = self._programs[key](*inputs)
             milliseconds = 1e3 * (perf_counter() - started)
-            config, failed = dials.config, (stats.time_failed, stats.length_failed)
-            raise_failures(samples, self.network, config, *failed)
+            failed = (stats.time_failed, stats.length_failed)
+            raise_failures(samples, self.network, dials.config, *failed)
             decoded = decode(self._autoencoder, samples)
         limit = float(np.abs(noise).max())
         return Played(decoded, labels, limit, stats, milliseconds, compiled)
