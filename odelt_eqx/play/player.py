@@ -10,12 +10,11 @@ from time import perf_counter
 import jax
 import numpy as np
 from jaxtyping import Float, Int, UInt8
-from matplotlib.figure import Figure
 from PIL import Image
 
 from odelt_eqx.errors import InputError, check_numbers, check_range
 from odelt_eqx.evaluation.features import decode, decoded_shape, open_autoencoder
-from odelt_eqx.evaluation.figures import COLUMNS, plot_points
+from odelt_eqx.evaluation.figures import COLUMNS, new_figure, plot_points
 from odelt_eqx.evaluation.measure import condition_of
 from odelt_eqx.evaluation.samples import class_names
 from odelt_eqx.images import rgb, sheet, to_bytes
@@ -82,7 +81,7 @@ class Played:
         """Return all that is shown as one PNG."""
         if self.samples.ndim == 4:
             return _png(sheet(self.samples, min(len(self.samples), COLUMNS)))
-        figure = Figure(figsize=(5, 5))
+        figure = new_figure(5, 5, layout="none")
         axis = figure.add_axes((0, 0, 1, 1), frameon=False)
         plot_points(axis, self.samples, self.labels, self.limit)
         figure.savefig(buffer := io.BytesIO(), format="png", dpi=110)
