@@ -112,6 +112,7 @@ class Network(eqx.Module):
         ...         return odelt.integrate_length(
         ...             [odelt.ODEBlock((lambda h, c, key=None: h,))],
         ...             inputs.x, inputs.t[:, None], inputs.depth, inputs.length, still,
+        ...             tolerance=inputs.tolerance,
         ...         )
         >>> odelt.sample(Still(), jnp.ones((3, 2)), depth=1).tolist()
         [[1.0, 1.0], [1.0, 1.0], [1.0, 1.0]]

@@ -161,7 +161,8 @@ class Net(odelt.Network):  # noqa: D101
     def velocity(self, inputs):  # noqa: D102
         h, c = jax.vmap(self.read)(inputs.x), inputs.t[:, None]
         read = lambda u, depth: jax.vmap(self.write)(u)
-        return odelt.integrate_length(self.groups, h, c, inputs.depth, inputs.length, read)
+        extent = inputs.depth, inputs.length, read
+        return odelt.integrate_length(self.groups, h, c, *extent, tolerance=inputs.tolerance)
 
 
 first, *keys, last = jax.random.split(jax.random.key(0), 5)
