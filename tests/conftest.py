@@ -137,6 +137,7 @@ TINY_RUN = TrainConfig(
     log_every=2,
     eval_every=3,
     save_every=3,
+    snapshot_every=3,
 )
 
 

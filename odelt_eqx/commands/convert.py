@@ -1,4 +1,7 @@
-"""Convert a checkpoint of the reference, SiT or REPA to a run folder, or any to safetensors."""
+"""Convert a checkpoint of the reference, SiT or REPA to a run folder, or any to safetensors.
+
+Of a run with snapshots of its averages, the average of any width.
+"""
 
 import dataclasses
 from pathlib import Path
@@ -8,13 +11,18 @@ import tyro
 
 from odelt_eqx import cli
 from odelt_eqx.config import TrainConfig
+from odelt_eqx.errors import InputError
 from odelt_eqx.interop.hub import is_on_hub
+from odelt_eqx.presets import PRESETS
+from odelt_eqx.training.checkpoint import CONFIG, run_config
 from odelt_eqx.training.weights import WeightFormat, convert
 
 
 @dataclasses.dataclass(frozen=True)
 class Convert:
     """Convert weights for a preset, changed by the options.
+
+    Where the first word is no preset but a run folder, that is the source, and its config is kept.
 
     Args:
         source: a pickle of the reference, a checkpoint of SiT or REPA (.pt or .safetensors), a run
@@ -24,6 +32,11 @@ class Convert:
         depth: keep only the blocks that the network runs at this depth.
         format: whose file the source is; by default that is told by its suffix and names.
         layout: of a safetensors file that is written: ours, or SiT's for a plain network.
+        average_width: the average of this width, made of a run's snapshots (--snapshot-every of
+            training), takes the place of the EMA weights: 0.05 is one over the last steps, 0.25 one
+            over nearly all.
+        average_step: the step, one with a snapshot, at which that average ends; the last one by
+            default.
     """
 
     source: tyro.conf.Positional[Path]
@@ -32,16 +45,27 @@ class Convert:
     depth: int | None = None
     format: WeightFormat | None = None
     layout: Literal["odelt", "sit"] = "odelt"
+    average_width: float | None = None
+    average_step: int | None = None
 
 
 def run(words: list[str]) -> None:
     """Read the arguments, convert, print where the result is."""
-    _, config, words = cli.preset_of(words)
+    if words and words[0] not in PRESETS and (Path(words[0]) / CONFIG).is_file():
+        config = run_config(words[0])
+    else:
+        _, config, words = cli.preset_of(words)
     args = cli.parse(Convert, config, words)
     card = ""
     if is_on_hub(args.target) and args.source.is_dir():
         from odelt_eqx.evaluation.report import describe_run  # which loads much that is not needed
 
         card = describe_run(args.source)
-    convert(args.source, args.target, args.config, args.depth, args.format, args.layout, card)
+    average = None
+    if args.average_width is not None:
+        average = args.average_width, args.average_step
+    elif args.average_step is not None:
+        raise InputError("--average-step is that of an average: give --average-width as well")
+    options = (args.depth, args.format, args.layout, card, average)
+    convert(args.source, args.target, args.config, *options)
     cli.print_results(args.target)

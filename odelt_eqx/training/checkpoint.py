@@ -28,6 +28,7 @@ from odelt_eqx.interop.named import check_finite
 from odelt_eqx.nn import AnyNetworkConfig, DiT, VectorNet, unstacked
 from odelt_eqx.parallel import on_main_process
 from odelt_eqx.serialize import from_dict, to_dict
+from odelt_eqx.training.average import PowerAverage, Profile, combine
 from odelt_eqx.training.step import TrainState
 
 Value = TypeVar("Value")
@@ -37,6 +38,10 @@ Weights = Literal["model", "ema"]
 CONFIG = "config.json"
 CONTENTS = "data.json"
 CHECKPOINTS = "checkpoints"
+SNAPSHOTS = "snapshots"
+
+INEXACT = 0.05
+"""The error of an average's profile from which on it is said."""
 DAMAGED = "damaged"
 
 
@@ -44,16 +49,24 @@ class Checkpoints(AbstractContextManager):
     """The checkpoints in a run folder; a context manager.
 
     Each holds the trained weights, the EMA weights, the optimizer state, the step (which is also
-    the position in the data), the config, and the teacher with its config if there is one. Arrays
-    are stored by their path in the tree, so reading them needs no class of this package, and whole,
-    so they can be restored on other devices. All processes must open, save and read together.
+    the position in the data), the config, and, if there are any, the teacher with its config and
+    other averages. Arrays are stored by their path in the tree, so reading them needs no class of
+    this package, and whole, so they can be restored on other devices. All processes must open, save
+    and read together.
 
     A checkpoint is written in the background under a temporary name. One that cannot be read is
-    skipped in favour of the previous one.
+    skipped in favour of the previous one. Snapshots of the averages are written in the same way,
+    and all are kept; those of steps that are done again are deleted first.
     """
 
     def __init__(
-        self, run: Path, *, write: bool = True, keep: int = 2, keep_every: int | None = None
+        self,
+        run: Path,
+        *,
+        write: bool = True,
+        keep: int = 2,
+        keep_every: int | None = None,
+        snapshots: bool = False,
     ):
         """Open the checkpoints of `run`.
 
@@ -62,8 +75,8 @@ class Checkpoints(AbstractContextManager):
             write: also for writing: removes what a crash left half written.
             keep: number of newest checkpoints to keep.
             keep_every: keep checkpoints at multiples of it as well.
+            snapshots: open the snapshots of averages as well.
         """
-        import orbax.checkpoint as ocp
         from orbax.checkpoint import checkpoint_managers as managers
 
         self._run, self._writes = run, write
@@ -72,14 +85,13 @@ class Checkpoints(AbstractContextManager):
         policies: list[managers.PreservationPolicy] = [managers.LatestN(keep)]
         if keep_every is not None:
             policies.append(managers.EveryNSteps(keep_every))
-        self._manager = ocp.CheckpointManager(
-            (run / CHECKPOINTS).absolute(),
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=managers.AnyPreservationPolicy(policies),
-                cleanup_tmp_directories=write,
-                create=write,
-            ),
+        self._manager = _open_manager(
+            run / CHECKPOINTS, write, managers.AnyPreservationPolicy(policies)
         )
+        self._snapshots, self._managers = None, [self._manager]
+        if snapshots:
+            self._snapshots = _open_manager(run / SNAPSHOTS, write)
+            self._managers.append(self._snapshots)
 
     def __exit__(self, kind: object, *_: object) -> None:
         """Wait for the last checkpoint and close the files."""
@@ -89,7 +101,8 @@ class Checkpoints(AbstractContextManager):
             if kind is None:  # otherwise it would hide the first error
                 raise
         finally:
-            self._manager.close()
+            for manager in self._managers:
+                manager.close()
             self._silence.__exit__(None, None, None)
 
     @property
@@ -109,7 +122,25 @@ class Checkpoints(AbstractContextManager):
         if teacher is not None:
             trees["teacher"] = teacher
             dicts["teacher_config"] = to_dict(teacher.config, AnyNetworkConfig)
-        self._save(int(state.step), trees, dicts)
+        if state.averages:
+            trees["averages"] = state.averages
+        if self._snapshots is not None:  # none that is older may be lost where this one is found
+            with self._write_errors():
+                self._snapshots.wait_until_finished()
+        self._save(self._manager, int(state.step), trees, dicts)
+
+    def save_snapshot(self, state: TrainState) -> None:
+        """Copy the averages of `state`, which may be donated afterwards, and start to write them.
+
+        Raises:
+            InputError: this snapshot or the previous one cannot be written.
+        """
+        assert self._snapshots is not None  # for the type checker
+        taken = int(state.step) - int(state.skips.total)
+        if taken:
+            widths = [average.width for average in state.averages]
+            dicts = {"profile": {"taken": taken, "widths": widths}}
+            self._save(self._snapshots, int(state.step), {"averages": state.averages}, dicts)
 
     def save_weights(self, model: AnyNetwork, ema: AnyNetwork, config: TrainConfig) -> None:
         """Save weights without an optimizer state, as step 0 of a run to sample or start from.
@@ -117,25 +148,28 @@ class Checkpoints(AbstractContextManager):
         Where one network is both the trained and the averaged one, it is written once, as "ema".
         """
         trees = {"ema": ema} if model is ema else {"model": model, "ema": ema}
-        self._save(0, trees, {"config": to_dict(config)})
+        self._save(self._manager, 0, trees, {"config": to_dict(config)})
 
-    def _save(self, step: int, trees: dict[str, Any], dicts: dict[str, Any]) -> None:
+    def _save(self, manager: Any, step: int, trees: dict[str, Any], dicts: dict[str, Any]) -> None:
         from orbax.checkpoint import args
 
         items = {name: args.StandardSave(_by_path(tree)) for name, tree in trees.items()}
         items |= {name: args.JsonSave(data) for name, data in dicts.items()}
         with self._write_errors():
-            self._manager.save(step, args=args.Composite(**items))
+            manager.save(step, args=args.Composite(**items))
 
     def check(self) -> None:
         """Raise an InputError if the last checkpoint could not be written; do not wait for it."""
-        if not self._manager.is_saving_in_progress():
-            self.wait()
+        with self._write_errors():
+            for manager in self._managers:
+                if not manager.is_saving_in_progress():
+                    manager.wait_until_finished()
 
     def wait(self) -> None:
         """Wait until the last checkpoint is complete; an InputError if it cannot be written."""
         with self._write_errors():
-            self._manager.wait_until_finished()
+            for manager in self._managers:
+                manager.wait_until_finished()
 
     def last_good(self) -> str:
         """Return a phrase that names the last complete checkpoint."""
@@ -172,9 +206,54 @@ class Checkpoints(AbstractContextManager):
             model = self._read(step, "model", template.model)
             ema = self._read(step, "ema", template.ema)
             opt_state, done, skips = self._read(step, "optimizer", _optimizer_item(template))
-            return TrainState(model, ema, opt_state, done, self._read_teacher(step), skips)
+            teacher, averages = self._read_teacher(step), template.averages
+            if averages:
+                averages = self._read(step, "averages", averages)
+            return TrainState(model, ema, opt_state, done, teacher, skips, averages)
 
-        return self._newest(read)
+        state = self._newest(read)
+        if self._snapshots is not None:
+            for step in self._snapshots.all_steps():
+                if step > int(state.step):  # written again when the run gets there
+                    self._snapshots.delete(step)
+        return state
+
+    def profiles(self) -> dict[int, Profile]:
+        """Return what the snapshots of a run hold, by their steps, rising.
+
+        Raises:
+            InputError: one cannot be read.
+        """
+        from orbax.checkpoint import args
+
+        asked = args.Composite(profile=args.JsonRestore())
+        read = lambda step, manager: manager.restore(step, args=asked)["profile"]
+        steps = sorted(self._snapshots.all_steps()) if self._snapshots is not None else []
+        found = {step: self._read_snapshot(step, read) for step in steps}
+        return {k: from_dict(v, Profile, f"the snapshot of step {k}") for k, v in found.items()}
+
+    def restore_snapshot(
+        self, step: int, widths: tuple[float, ...], network: AnyNetwork
+    ) -> tuple[AnyNetwork, ...]:
+        """Return the averages in the snapshot of a step, each with the structure of `network`.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        template = tuple(PowerAverage(network, width) for width in widths)
+        read = lambda step, manager: self._read(step, "averages", template, manager)
+        averages: Any = self._read_snapshot(step, read)
+        return tuple(average.network for average in averages)
+
+    def _read_snapshot(self, step: int, read: Callable[[int, Any], Value]) -> Value:
+        try:
+            return read(step, self._snapshots)
+        except Exception as error:  # a damaged file raises errors of many kinds
+            path = self._run / SNAPSHOTS / str(step)
+            raise InputError(
+                f"the snapshot of step {step} cannot be read ({_reason(error)}); move {path} away "
+                "to do without it"
+            ) from error
 
     def restore_weights(self, item: Weights, template: AnyNetwork) -> AnyNetwork:
         """Return one set of weights of the newest readable checkpoint."""
@@ -224,7 +303,13 @@ class Checkpoints(AbstractContextManager):
             file=sys.stderr,
         )
 
-    def _read(self, step: int, item: str, template: Value) -> Value:
+    def _read(
+        self,
+        step: int,
+        item: str,
+        template: Value,
+        manager: Any = None,
+    ) -> Value:
         """Return a tree of a checkpoint in the structure of `template`, on the devices it is on."""
         from orbax.checkpoint import args
 
@@ -236,7 +321,7 @@ class Checkpoints(AbstractContextManager):
 
         paths = _by_path(jax.tree.map(describe, template))
         asked = args.Composite(**{item: args.StandardRestore(paths)})
-        leaves = self._manager.restore(step, args=asked)[item]
+        leaves = (manager or self._manager).restore(step, args=asked)[item]
         return jax.tree.unflatten(jax.tree.structure(template), [leaves[path] for path in paths])
 
     def _read_network(self, step: int, item: str, template: AnyNetwork) -> AnyNetwork:
@@ -275,6 +360,53 @@ def load(run: str | Path, weights: Weights = "ema") -> AnyNetwork:
         return check_finite(unstacked(checkpoints.restore_weights(weights, template)), run)
 
 
+def load_average(run: str | Path, width: float, step: int | None = None) -> AnyNetwork:
+    """Return a run's power-function average of any width, made of its snapshots, unstacked.
+
+    It is the combination of them whose profile is nearest to that of the width; a warning says if
+    that is not near, see `TrainConfig.snapshot_every`. Source: arXiv 2312.02696, section 3.2.
+
+    Args:
+        run: a folder that training wrote, with `snapshot_every`.
+        width: standard deviation of the steps that count, as a share of all that were taken.
+        step: one with a snapshot, at which the average ends; None for the last one.
+
+    Raises:
+        InputError: the folder is not a run or has no such snapshot, one cannot be read, there is
+            no average of such a width, or weights are not finite.
+
+    Example:
+        >>> network = odelt.load_average("runs/digits", width=0.1)
+        >>> network.shape
+        (8, 8, 1)
+    """
+    template = network_template(run_config(run).model)
+    if not (Path(run) / SNAPSHOTS).is_dir():
+        raise InputError(f"{run} has no snapshots of averages: train with --snapshot-every STEPS")
+    with _open_to_read(run, snapshots=True) as checkpoints:
+        profiles = checkpoints.profiles()
+        last = max(profiles, default=None) if step is None else step
+        if last not in profiles:
+            known = ", ".join(map(str, profiles)) or "none"
+            raise InputError(f"{run} has no snapshot of step {last}; there are those of {known}")
+        profiles = {k: profile for k, profile in profiles.items() if k <= last}
+        shares, error = combine(list(profiles.values()), width)
+        if error > INEXACT:
+            warnings.warn(
+                f"the average of width {width:g} differs by {error:.1%} from what the "
+                f"{len(profiles)} snapshots of {run} make of it",
+                stacklevel=2,
+            )
+        total: Any = jax.tree.map(lambda leaf: np.zeros(leaf.shape), template)
+        for (each, profile), row in zip(profiles.items(), shares, strict=True):
+            if row.any():
+                averages = checkpoints.restore_snapshot(each, profile.widths, template)
+                add = lambda sum, *leaves: sum + np.tensordot(row, np.stack(leaves), 1)  # noqa: B023
+                total = jax.tree.map(add, total, *averages)
+    network = jax.tree.map(lambda sum, leaf: jnp.asarray(sum, leaf.dtype), total, template)
+    return check_finite(unstacked(network), run)
+
+
 def load_teacher(run: str | Path) -> AnyNetwork | None:
     """Return the teacher of a run, or None where the EMA teaches; raises as `load` does."""
     with _open_to_read(run) as checkpoints:
@@ -311,11 +443,21 @@ def network_template(config: AnyNetworkConfig) -> AnyNetwork:
     return eqx.filter_eval_shape(config.build, key=jax.random.key(0))
 
 
+def _open_manager(path: Path, write: bool, policy: Any = None) -> Any:
+    """Open the checkpoints in a folder, of which a policy says which to keep; by default all."""
+    import orbax.checkpoint as ocp
+
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=policy, cleanup_tmp_directories=write, create=write
+    )
+    return ocp.CheckpointManager(path.absolute(), options=options)
+
+
 @contextmanager
-def _open_to_read(run: str | Path) -> Iterator[Checkpoints]:
+def _open_to_read(run: str | Path, snapshots: bool = False) -> Iterator[Checkpoints]:
     """Open the checkpoints of a run; an InputError if it has none."""
     if (Path(run) / CHECKPOINTS).is_dir():
-        with Checkpoints(Path(run), write=False) as checkpoints:
+        with Checkpoints(Path(run), write=False, snapshots=snapshots) as checkpoints:
             if checkpoints.latest is not None:
                 yield checkpoints
                 return

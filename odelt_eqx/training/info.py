@@ -13,7 +13,7 @@ from odelt_eqx.errors import InputError
 from odelt_eqx.interop.truncate import truncate
 from odelt_eqx.nn import AnyNetworkConfig
 from odelt_eqx.nn.flops import velocity_flops
-from odelt_eqx.training.checkpoint import CHECKPOINTS, network_template, run_config
+from odelt_eqx.training.checkpoint import CHECKPOINTS, SNAPSHOTS, network_template, run_config
 from odelt_eqx.training.logging import read_metrics
 
 
@@ -25,10 +25,11 @@ def describe(run: Path) -> str:
     Raises:
         InputError: the folder is not a run.
     """
-    config = run_config(run)
+    config, snapshots = run_config(run), _snapshots(run)
     tables = [
         _table(("depth", "parameters", "FLOPs of a velocity"), _sizes(config.model)),
-        _table(("checkpoint", "written", "megabytes"), _checkpoints(run)),
+        _table(("checkpoint", "written", "megabytes"), _checkpoints(run / CHECKPOINTS)),
+        *([_table(("snapshots", "steps", "megabytes"), snapshots)] if snapshots else []),
         _table(("metric", "step", "latest value"), _latest_metrics(run)),
         _table(("data", "train", "held-out"), _data(config)),
         _table(("option", "value"), ((k, _text(v)) for k, v in flat(config).items())),
@@ -45,9 +46,9 @@ def _sizes(config: AnyNetworkConfig) -> Iterator[tuple[str, str, str]]:
         yield str(depth), f"{count:,}", f"{velocity_flops(config, depth):,}"
 
 
-def _checkpoints(run: Path) -> Iterator[tuple[str, str, str]]:
+def _checkpoints(folder: Path) -> Iterator[tuple[str, str, str]]:
     """Yield a row for each complete checkpoint; incomplete ones are not named by a number."""
-    complete = [path for path in (run / CHECKPOINTS).glob("*") if path.name.isdigit()]
+    complete = [path for path in folder.glob("*") if path.name.isdigit()]
     for path in sorted(complete, key=lambda path: int(path.name)):
         try:
             written = datetime.fromtimestamp(path.stat().st_mtime)
@@ -55,6 +56,13 @@ def _checkpoints(run: Path) -> Iterator[tuple[str, str, str]]:
         except FileNotFoundError:  # the run has just replaced it by a newer one
             continue
         yield path.name, f"{written:%Y-%m-%d %H:%M:%S}", f"{size / 1e6:.1f}"
+
+
+def _snapshots(run: Path) -> list[tuple[str, str, str]]:
+    """Return a row for all snapshots of averages, if there are any."""
+    rows = list(_checkpoints(run / SNAPSHOTS))
+    size = sum(float(megabytes) for *_, megabytes in rows)
+    return [(str(len(rows)), f"{rows[0][0]} to {rows[-1][0]}", f"{size:.1f}")] if rows else []
 
 
 def _latest_metrics(run: Path) -> Iterator[tuple[str, str, str]]:

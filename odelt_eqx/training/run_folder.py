@@ -83,7 +83,9 @@ def open_run(
                 write_json(run / CONTENTS, to_dict(contents))
 
         on_main_process(prepare)
-        yield stack.enter_context(Checkpoints(run, keep=config.keep, keep_every=config.keep_every))
+        kept = {"keep": config.keep, "keep_every": config.keep_every}
+        snapshots = config.snapshot_every is not None
+        yield stack.enter_context(Checkpoints(run, snapshots=snapshots, **kept))
 
 
 def start_run(config: TrainConfig, run: Path) -> None:

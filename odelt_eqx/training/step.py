@@ -1,7 +1,7 @@
 """One training step: a pure function from state and batch to state and metrics."""
 
 import dataclasses
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
 import equinox as eqx
@@ -15,6 +15,7 @@ from odelt_eqx.network import Condition, Network
 from odelt_eqx.objective import Networks, Objective, Targets, Teacher, TrainingTime
 from odelt_eqx.parallel import constrain_state, distribute
 from odelt_eqx.training.accumulate import Mean, accumulate
+from odelt_eqx.training.average import PowerAverage
 from odelt_eqx.training.skips import Skips
 
 Metrics = dict[str, Float[Array, ""]]
@@ -33,6 +34,7 @@ class TrainState(eqx.Module):
         step: steps done, skipped ones included.
         teacher: a network that teaches in place of the average, or None.
         skips: counts of the steps that were skipped.
+        averages: other averages, from whose snapshots one of any width can be made.
 
     Example:
         >>> state = odelt.init_state(model, optax.adamw(1e-3))
@@ -46,6 +48,7 @@ class TrainState(eqx.Module):
     step: Int[Array, ""]
     teacher: Network | None = None
     skips: Skips = eqx.field(default_factory=Skips.fresh)
+    averages: tuple[PowerAverage, ...] = ()
 
 
 def is_trained(network: Network, frozen: Collection[str] = ()) -> PyTree[bool]:
@@ -65,7 +68,10 @@ def is_trained(network: Network, frozen: Collection[str] = ()) -> PyTree[bool]:
 
 
 def init_state(
-    model: Network, optimizer: optax.GradientTransformation, frozen: Collection[str] = ()
+    model: Network,
+    optimizer: optax.GradientTransformation,
+    frozen: Collection[str] = (),
+    widths: Sequence[float] = (),
 ) -> TrainState:
     """Return the state before the first step; the EMA is a copy of the model.
 
@@ -73,20 +79,23 @@ def init_state(
 
     Args:
         frozen: names of the model's fields that are not trained, as `make_train_step` gets them.
+        widths: of power-function averages that are kept besides the EMA, see `PowerAverage`.
 
     Raises:
-        InputError: the model has no such field.
+        InputError: the model has no such field, or there is no average of such a width.
 
     Example:
         >>> state = odelt.init_state(model, optax.adamw(1e-3), frozen=("patch_embedding",))
         >>> int(state.step)
         0
     """
+    copy = lambda change: jax.tree.map(lambda x: change(x) if eqx.is_array(x) else x, model)
     state = TrainState(
         model=model,
-        ema=jax.tree.map(lambda x: jnp.copy(x) if eqx.is_array(x) else x, model),
+        ema=copy(jnp.copy),
         opt_state=optimizer.init(eqx.filter(model, is_trained(model, frozen))),
         step=jnp.zeros((), jnp.int32),
+        averages=tuple(PowerAverage(copy(jnp.zeros_like), width) for width in widths),
     )
     return constrain_state(state)
 
@@ -146,13 +155,18 @@ def make_train_step(
         with jax.numpy_dtype_promotion("standard"):  # optax's own arithmetic needs it
             updates, opt_state = optimizer.update(gradient, state.opt_state, weights)
         weights = eqx.apply_updates(weights, updates)
-        decay = ema(state.step - state.skips.total) if callable(ema) else ema
+        before = state.step - state.skips.total
+        decay = ema(before) if callable(ema) else ema
         average = _average(decay, eqx.filter(state.ema, trained), weights)
         model, average = eqx.combine(weights, rest), eqx.combine(average, rest)
-        old = (state.model, state.ema, state.opt_state)
-        model, average, opt_state = _select(taken, (model, average, opt_state), old)
+        averages = tuple(each.update(model, trained, before + 1) for each in state.averages)
+        old = (state.model, state.ema, state.opt_state, state.averages)
+        model, average, opt_state, averages = _select(
+            taken, (model, average, opt_state, averages), old
+        )
         metrics = {"loss": error, "grad_norm": norm, "skipped": skips.total.astype(jnp.float32)}
-        new = TrainState(model, average, opt_state, state.step + 1, state.teacher, skips)
+        done = state.step + 1
+        new = TrainState(model, average, opt_state, done, state.teacher, skips, averages)
         return constrain_state(new), metrics
 
     return lambda state, data, condition, key: compiled((data, condition, key), state)

@@ -134,6 +134,9 @@ def train(
             if config.logging.sample_every and step % config.logging.sample_every == 0:
                 log_previews(logger, config, step, state.ema)
                 throughput.restart()
+            if config.snapshot_every and (last or step % config.snapshot_every == 0):
+                checkpoints.save_snapshot(state)
+                throughput.restart()
             if saves:
                 checkpoints.save(state, config)
                 throughput.restart()
@@ -177,7 +180,8 @@ def _first_state(
     config: TrainConfig, optimizer: GradientTransformation, key: Key[Array, ""], fresh: bool
 ) -> TrainState:
     """Return the state before the first step, of which a run that resumes uses the structure."""
-    build = lambda key: init_state(config.model.build(key=key), optimizer, config.frozen)
+    widths = config.optimizer.average_widths if config.snapshot_every else ()
+    build = lambda key: init_state(config.model.build(key=key), optimizer, config.frozen, widths)
     state = eqx.filter_jit(build)(key)  # under jit, each device draws only what it holds
     if fresh and config.init_from:
         state = init_from(state, config.init_from, config.frozen)

@@ -29,7 +29,7 @@ from odelt_eqx.interop.sit import is_sit
 from odelt_eqx.interop.truncate import truncate
 from odelt_eqx.nn import DiTConfig, stacked, unstacked
 from odelt_eqx.nn.block import PUBLISHED
-from odelt_eqx.training.checkpoint import CONFIG, AnyNetwork, Checkpoints, load
+from odelt_eqx.training.checkpoint import CONFIG, AnyNetwork, Checkpoints, load, load_average
 from odelt_eqx.training.step import TrainState, is_trained
 
 SAFETENSORS = ".safetensors"
@@ -79,6 +79,7 @@ def convert(
     format: WeightFormat | None = None,
     layout: Literal["odelt", "sit"] = "odelt",
     card: str = "",
+    average: tuple[float, int | None] | None = None,
 ) -> None:
     """Write the weights of `source` as a run folder, or its EMA weights as a safetensors file.
 
@@ -92,16 +93,20 @@ def convert(
         format: whose file `source` is, if it is a foreign one.
         layout: of a safetensors file: that of this package, or that of SiT, see `save_sit`.
         card: on the hub, what its page says besides how to sample and the config, Markdown.
+        average: width and step of the average of a run that takes the place of its EMA weights, see
+            `load_average`.
 
     Raises:
-        InputError: `target` exists, `source` cannot be read, the network has no such depth, or no
-            file of that layout can hold it.
+        InputError: `target` exists, `source` cannot be read or has no such average, the network has
+            no such depth, or no file of that layout can hold it.
     """
     if target.exists():
         raise InputError(f"{target} exists; choose another path")
     if layout == "sit" and target.suffix != SAFETENSORS:
         raise InputError(f"the layout sit is that of a file: end {target} in {SAFETENSORS}")
     model, ema = read_weights(source, config, format)
+    if average is not None:
+        ema = load_average(source, *average)
     if depth is not None:
         model, ema = truncate(model, depth), truncate(ema, depth)
     if is_on_hub(target):

@@ -109,7 +109,7 @@ def test_convert_makes_a_run_that_samples_and_evaluates(command, tmp_path):
     words = ("--steps", 1, "--depths", 1, "--count", 100, "--batch-size", 100)
     assert command("evaluate.py", run, *words)[0] == 0
     exported = tmp_path / "run.safetensors"
-    assert command("convert.py", "digits", run, exported)[0] == 0
+    assert command("convert.py", run, exported)[0] == 0
     assert exported.exists()
 
 
@@ -256,6 +256,7 @@ README_FLAGS = [
     ("objective:mean-flow", "--objective.power", "0"),
     ("objective:consistency", "--objective.class-dropout", "0"),
     ("--teacher", "runs/x"),
+    ("--snapshot-every", "1000", "--optimizer.average-widths", "0.05", "0.2"),
     (
         "--logging.sample-every",
         "500",
@@ -310,6 +311,11 @@ MISTAKES = [
     (("train.py", "imagenet-b"), "shards/imagenet-latents is not a folder of shards"),
     (("convert.py", "digits", "nowhere.pkl", "out"), "there is no file nowhere.pkl"),
     (("convert.py", "digits", "RUN", "RUN"), "exists; choose another path"),
+    (
+        ("convert.py", "RUN", "out", "--average-width", "0.1", "--average-step", "4"),
+        "has no snapshot of step 4; there are those of 3, 6",
+    ),
+    (("convert.py", "RUN", "out", "--average-step", "4"), "give --average-width as well"),
     (
         ("train.py", "data:npz", "--data.path", "no.npz"),
         "no.npz is not a file of images and labels",

@@ -16,6 +16,7 @@ from odelt_eqx.objective import (
     Shortcut,
     TrainingTime,
 )
+from odelt_eqx.training.average import exponent_of
 from odelt_eqx.training.optimizer import ema_decay, learning_rate, make_optimizer
 from odelt_eqx.training.step import held_out_loss, init_state, make_train_step, squared_error
 from tests.conftest import NETWORK, TINY
@@ -50,17 +51,24 @@ def test_the_average_of_a_short_run_forgets_its_first_weights():
         assert share(dataclasses.replace(config, **kept)) == pytest.approx(0.995**300, rel=1e-3)
 
 
-def test_the_decay_follows_the_steps_that_were_taken():
+def test_averages_follow_the_steps_that_were_taken():
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2, warmup=0), 100)
     step = make_train_step(FlowMatching(), optimizer, ema=lambda taken: taken / 4, steps=100)
-    state = init_state(TINY.build(key=jax.random.key(0)), optimizer)
+    state = init_state(TINY.build(key=jax.random.key(0)), optimizer, widths=(0.1,))
+    taken = []
     for index, data in enumerate((IMAGES, IMAGES * jnp.nan, IMAGES)):
         before = jax.tree.map(jnp.copy, state.ema)
         state, _ = step(state, data, LABELS, jax.random.key(index))
+        taken.append(jax.tree.map(jnp.copy, state.model))
     mean = lambda old, new: 0.25 * old + 0.75 * new  # one step had been taken
     leaves = map(jax.tree.leaves, (state.ema, jax.tree.map(mean, before, state.model)))
     for found, expected in zip(*leaves, strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-6)
+    first = 0.5 ** (exponent_of(0.1) + 1)  # of two steps
+    power = lambda old, new: first * old + (1 - first) * new
+    average = jax.tree.map(power, taken[0], taken[2])
+    for pair in zip(*map(jax.tree.leaves, (state.averages[0].network, average)), strict=True):
+        np.testing.assert_allclose(*pair, atol=1e-6)
 
 
 def test_a_step_is_adamw_on_the_mean_squared_error_and_moves_the_average():

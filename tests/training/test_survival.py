@@ -102,10 +102,16 @@ MEASURED = {"second", "seconds", "bytes"}
 
 
 def assert_same_run(run, other):
-    """Bit-for-bit the same weights, EMA weights and metrics."""
+    """Bit-for-bit the same weights, EMA weights, snapshots of averages and metrics."""
     for weights in ("model", "ema"):
         pairs = zip(*(jax.tree.leaves(odelt.load(r, weights)) for r in (run, other)), strict=True)
         for ours, theirs in pairs:
+            np.testing.assert_array_equal(ours, theirs)
+    snapshots = [sorted(p.name for p in r.glob("snapshots/*")) for r in (run, other)]
+    assert snapshots[0] == snapshots[1]
+    if snapshots[0]:
+        averages = (odelt.load_average(r, 0.1) for r in (run, other))
+        for ours, theirs in zip(*map(jax.tree.leaves, averages), strict=True):
             np.testing.assert_array_equal(ours, theirs)
     rows = [
         [json.loads(line) for line in (r / "metrics.jsonl").read_text().splitlines()]
@@ -137,12 +143,13 @@ def survive(kills, config, process, where):
 
 
 def test_a_killed_run_ends_with_the_same_bits(process, tmp_path):
-    survive(2, dataclasses.replace(RUN, steps=24), process, tmp_path)
+    survive(2, dataclasses.replace(RUN, steps=24, snapshot_every=2), process, tmp_path)
 
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_30_times_ends_with_the_same_bits(process, tmp_path):
-    after, inside = survive(30, dataclasses.replace(RUN, steps=600), process, tmp_path)
+    config = dataclasses.replace(RUN, steps=600, snapshot_every=4)
+    after, inside = survive(30, config, process, tmp_path)
     print(f"{after} kills after the first checkpoint, {inside} while one was being written")
     assert after >= 20
 
