@@ -118,8 +118,8 @@ class TrainConfig:
     """A training run.
 
     Args:
-        model: shape of the network; `ignore_step` and `learned` follow from the objective, and
-            `attention` where it takes a forward derivative.
+        model: shape of the network; `ignore_step`, `learned` and `max_guidance` follow from the
+            objective, and `attention` where it takes a forward derivative.
         objective: what the network regresses on.
         optimizer: how it is updated.
         data: what it learns.
@@ -210,8 +210,15 @@ class TrainConfig:
                 f"model.learned is {self.model.learned}, but this objective teaches {learned}: "
                 "give --model.learned both"
             )
-        model = dataclasses.replace(self.model, ignore_step=ignore_step, learned=learned)
         innermost = getattr(self.objective, "objective", self.objective)
+        most = innermost.max_guidance if isinstance(innermost, MeanFlow) else None
+        if self.model.max_guidance not in (None, most):
+            raise InputError(
+                f"model.max_guidance is {self.model.max_guidance}, but this objective teaches "
+                f"{most}: leave it out"
+            )
+        follows = {"ignore_step": ignore_step, "learned": learned, "max_guidance": most}
+        model = dataclasses.replace(self.model, **follows)
         if isinstance(innermost, MeanFlow) and isinstance(model, DiTConfig):
             if model.attention == "cudnn":
                 raise InputError("mean flow takes a forward derivative: give --model.attention xla")

@@ -10,13 +10,21 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Real
 
 from odelt_eqx.errors import InputError
-from odelt_eqx.network import Classes, Condition, Depth, Network, Vector
+from odelt_eqx.network import (
+    Classes,
+    Condition,
+    Depth,
+    Guidance,
+    Network,
+    Vector,
+    is_told_guidance,
+)
 from odelt_eqx.ode.length import LengthStats
 from odelt_eqx.ode.plan import Plan
 
 
 def check_guidance(kind: Classes | Vector | None, guidance: Any) -> None:
-    """Raise an InputError if guidance asks for a condition that a network has not learned."""
+    """Raise an InputError if guidance asks for what a network has not learned."""
     missing = None
     if kind is None:
         missing = "without conditions"
@@ -30,6 +38,14 @@ def check_guidance(kind: Classes | Vector | None, guidance: Any) -> None:
             "this network never learned the null condition (class_dropout was 0), so guidance must "
             f"be 1; got {guidance}"
         )
+    if kind is None or kind.max_guidance is None or isinstance(guidance, Tracer) or number == 0:
+        return
+    for weight in np.ravel(np.asarray(guidance)).tolist():
+        if not 1 <= weight <= kind.max_guidance:
+            raise InputError(
+                f"this network learned guidance from 1 to {kind.max_guidance:g}, and 0; got "
+                f"{weight:g}"
+            )
 
 
 def guided_velocity(
@@ -38,7 +54,7 @@ def guided_velocity(
     x: Float[Array, "batch *shape"],
     step_index: int | Real[Array, "*#batch"],
     condition: Condition | None,
-    guidance: float | Float[Array, "*#batch"],
+    guidance: float | Float[Array, "*#batch"] | Guidance,
     depth: Depth = "full",
     *,
     depth_guidance: float | Float[Array, "*#batch"] = 0.0,
@@ -57,7 +73,8 @@ def guided_velocity(
     of `Network.evaluate`.
 
     Args:
-        guidance: weight of the guidance by the condition, one for all or one per example.
+        guidance: weight of the guidance by the condition, one for all or one per example. For a
+            network that is told guidance also that and the interval.
         depth_guidance: `w`, one for all or one per example. The Python number 0 runs no guide.
             Examples that are no deeper than the guide are not guided.
         guide_depth: `l`; None for the smallest depth.
@@ -97,7 +114,7 @@ def class_guided_velocity(
     x: Float[Array, "batch *shape"],
     step_index: int | Real[Array, "*#batch"],
     condition: Condition | None,
-    guidance: float | Float[Array, "*#batch"],
+    guidance: float | Float[Array, "*#batch"] | Guidance,
     depth: Depth | tuple[int, ...] = "full",
     **options: Any,
 ) -> tuple[Float[Array, "*batch_shape"], LengthStats]:
@@ -109,18 +126,23 @@ def class_guided_velocity(
     Args:
         guidance: `w`, one for all or one per example. The Python numbers 1 and 0 evaluate the
             condition alone and the null condition alone; any other number, and every array,
-            evaluates both in one batch.
+            evaluates both in one batch, or the condition alone where the network is told.
         **options: `length` and `tolerance`.
 
     Raises:
         InputError: the network has not learned one of the conditions that this asks for.
     """
+    one = partial(network.evaluate, t, x, step_index, depth=depth, **options)
+    if isinstance(guidance, Guidance):
+        return one(condition, guidance=guidance)
     check_guidance(network.condition_type, guidance)
     null, number = network.null(len(x)), guidance if isinstance(guidance, int | float) else None
     if condition is None or null is None or number == 1:
-        return network.evaluate(t, x, step_index, condition, depth, **options)
+        return one(condition)
     if number == 0:
-        return network.evaluate(t, x, step_index, null, depth, **options)
+        return one(null)
+    if is_told_guidance(network):
+        return one(condition, guidance=Guidance(guidance))
     twice = lambda a: jnp.concatenate([a, a]) if jnp.ndim(a) else a
     depth = depth if isinstance(depth, str | tuple) else twice(depth)
     both = jnp.concatenate([condition, null])

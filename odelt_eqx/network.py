@@ -36,13 +36,20 @@ Learned = Literal["both", "condition", "null"]
 class Classes:
     """A condition that is one of `count` classes: labels, (batch,); label `count` is none.
 
+    Args:
+        count: number of classes.
+        learned: what training teaches of it.
+        max_guidance: the largest weight of guidance by the condition that the network has learned
+            to be told; None for a network that is not told.
+
     Example:
         >>> model.condition_type
-        Classes(count=10, learned='both')
+        Classes(count=10, learned='both', max_guidance=None)
     """
 
     count: int
     learned: Learned = "both"
+    max_guidance: float | None = None
 
     def null(self, batch_size: int) -> Int[Array, " batch"]:
         """Return the null label for each example."""
@@ -53,26 +60,57 @@ class Classes:
 class Vector:
     """A condition that is a vector of numbers, (batch, size); a row of NaN stands for none.
 
+    Args:
+        size: of a vector.
+        learned: what training teaches of it.
+        max_guidance: see `Classes`.
+
     Example:
         >>> config = odelt.VectorNetConfig(
         ...     size=3, condition_size=2, hidden_size=8, depth=2, depth_min=1, depth_group=1
         ... )
         >>> config.condition_type
-        Vector(size=2, learned='both')
+        Vector(size=2, learned='both', max_guidance=None)
     """
 
     size: int
     learned: Learned = "both"
+    max_guidance: float | None = None
 
     def null(self, batch_size: int) -> Float[Array, "batch condition_size"]:
         """Return the null vector for each example."""
         return jnp.full((batch_size, self.size), jnp.nan)
 
 
+class Guidance(eqx.Module):
+    """Guidance by the condition that a network is told of, each one for all or one per example.
+
+    Args:
+        weight: 1 is no guidance.
+        start: the time from which on it acts.
+        end: the time until before which it acts; 1 for the end.
+
+    Example:
+        >>> told = dataclasses.replace(model.config, max_guidance=4.0).build(key=jax.random.key(0))
+        >>> guidance = odelt.Guidance(2.0, start=0.2, end=0.7)
+        >>> told(0.5, noise, 0, labels, guidance=guidance).shape
+        (10, 8, 8, 1)
+    """
+
+    weight: float | Float[Array, "*#batch"] = 1.0
+    start: float | Float[Array, "*#batch"] = 0.0
+    end: float | Float[Array, "*#batch"] = 1.0
+
+    def acts(self, t: Float[Array, "*#batch"]) -> Bool[Array, "*#batch"]:
+        """Whether the interval holds a time."""
+        return (self.start <= t) & ((t < self.end) | (jnp.asarray(self.end) == 1))
+
+
 class Inputs(eqx.Module):
     """What a network is evaluated on: the arguments of a call, checked, one value per example.
 
     Args:
+        guidance: that of each example where the network is told, or None.
         depth: as for a call, but not "full". A tuple of rising depths asks for the velocity at each
             of them from one integration; only an `anytime` network is given one.
         keys: dropout keys, or None for no dropout.
@@ -87,6 +125,7 @@ class Inputs(eqx.Module):
     length: Plan
     keys: Key[Array, " batch"] | None = None
     tolerance: float | Float[Array, ""] | None = None
+    guidance: Guidance | None = None
 
 
 class Network(eqx.Module):
@@ -154,6 +193,7 @@ class Network(eqx.Module):
         length: Plan | None = None,
         key: Key[Array, ""] | None = None,
         tolerance: float | Float[Array, ""] | None = None,
+        guidance: Guidance | None = None,
     ) -> Float[Array, "batch *shape"]:
         """Return the velocity dx/dt, (batch, *shape).
 
@@ -173,12 +213,15 @@ class Network(eqx.Module):
             tolerance: an example stops at the first of the `depths`, the second or later, where the
                 velocity changed by less than this share of it, in the root mean square; None runs
                 to `depth`. Only with one depth for all, on an `anytime` network.
+            guidance: what a network is told that learned guidance as a condition; None for none.
 
         Raises:
-            InputError: a shape, the depth or a tolerance does not fit this network.
+            InputError: a shape, the depth, a tolerance or guidance does not fit this network.
             RuntimeError: a traced depth does not, or an adaptive `length` ran out of steps.
         """
-        velocity, stats = self.evaluate(t, x, step_index, condition, depth, length, key, tolerance)
+        velocity, stats = self.evaluate(
+            t, x, step_index, condition, depth, length, key, tolerance, guidance
+        )
         plan = self.length if length is None else length
         return raise_failures_of_length(velocity, stats, plan)
 
@@ -192,6 +235,7 @@ class Network(eqx.Module):
         depths: tuple[int, ...] | None = None,
         length: Plan | None = None,
         key: Key[Array, ""] | None = None,
+        guidance: Guidance | None = None,
     ) -> Float[Array, "depths batch *shape"]:
         """Return the velocity at each of `depths`, which rise; all of the network's by default.
 
@@ -199,7 +243,9 @@ class Network(eqx.Module):
         other arguments and the errors are those of a call.
         """
         depths = self.depths if depths is None else depths
-        velocities, stats = self.evaluate(t, x, step_index, condition, depths, length, key)
+        velocities, stats = self.evaluate(
+            t, x, step_index, condition, depths, length, key, guidance=guidance
+        )
         plan = self.length if length is None else length
         return raise_failures_of_length(velocities, stats, plan)
 
@@ -213,6 +259,7 @@ class Network(eqx.Module):
         length: Plan | None = None,
         key: Key[Array, ""] | None = None,
         tolerance: float | Float[Array, ""] | None = None,
+        guidance: Guidance | None = None,
     ) -> tuple[Float[Array, "*batch_shape"], LengthStats]:
         """Return what a call returns, or `velocities` for a tuple, and what the length ODE took.
 
@@ -227,13 +274,14 @@ class Network(eqx.Module):
         if isinstance(blocks, int) and tolerance is not None:
             depths = tuple(d for d in self.depths if d <= blocks)
             found, stats = self.evaluate(
-                t, x, step_index, condition, depths, length, key, tolerance
+                t, x, step_index, condition, depths, length, key, tolerance, guidance
             )
             return found[-1], stats
         if isinstance(blocks, tuple):
             check_rising(blocks)
             if not self.anytime:
-                one = partial(self.evaluate, t, x, step_index, condition, length=length, key=key)
+                inputs = {"length": length, "key": key, "guidance": guidance}
+                one = partial(self.evaluate, t, x, step_index, condition, **inputs)
                 velocities, stats = zip(*(one(depth=d) for d in blocks), strict=True)
                 return jnp.stack(velocities), jax.tree.map(lambda *each: sum(each), *stats)
         condition = as_condition(self, condition)
@@ -241,18 +289,41 @@ class Network(eqx.Module):
         condition = self.null(len(x)) if learns_null_only(self) else condition
         spread = lambda value: jnp.broadcast_to(jnp.asarray(value, jnp.float32), x.shape[:1])
         keys = None if key is None else jax.random.split(key, len(x))
-        batch = (spread(t), x, spread(step_index), condition, keys)
+        told = jax.tree.map(spread, as_guidance(self, guidance))
+        batch = (spread(t), x, spread(step_index), condition, keys, told)
         order = np.arange(len(x))
         if isinstance(blocks, np.ndarray):  # the deepest first: then no hidden state is reordered
             order = np.argsort(-blocks, kind="stable")
             batch, blocks = take_rows(batch, order), blocks[order]
-        t, x, step_index, condition, keys = batch
+        t, x, step_index, condition, keys, told = batch
         length = self.length if length is None else length
-        inputs = Inputs(t, x, step_index, condition, blocks, length, keys, tolerance)
+        inputs = Inputs(t, x, step_index, condition, blocks, length, keys, tolerance, told)
         velocity, stats = self.velocity(inputs)
         if isinstance(blocks, np.ndarray):
             return take_rows((velocity, stats), np.argsort(order))
         return velocity, stats
+
+
+def is_told_guidance(network: Network) -> bool:
+    """Whether guidance by the condition is a condition itself, and takes one evaluation."""
+    kind = network.condition_type
+    return kind is not None and kind.max_guidance is not None
+
+
+def as_guidance(network: Network, guidance: Guidance | None) -> Guidance | None:
+    """Return what a network is told: none, unless asked for; None where it is not told.
+
+    Raises:
+        InputError: it is asked for, and the network is not told.
+    """
+    if is_told_guidance(network):
+        return Guidance() if guidance is None else guidance
+    if guidance is not None:
+        raise InputError(
+            "this network is not told the guidance: train one with max_guidance, or use "
+            "odelt.sample, which evaluates twice"
+        )
+    return None
 
 
 def learns_null_only(network: Network) -> bool:

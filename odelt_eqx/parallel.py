@@ -213,15 +213,16 @@ class DistributedNetwork(Network):
     def velocity(self, inputs: Inputs) -> tuple[Float[Array, "*batch_shape"], LengthStats]:
         """Return the velocity, each device's part of the batch computed on that device."""
         batch = (inputs.t, inputs.x, inputs.step_index, inputs.condition, inputs.keys)
+        batch = (*batch, inputs.guidance)
         depth, back = inputs.depth, None
         if isinstance(depth, np.ndarray):
             rows, counted = deal(depth, mesh_size())
             order, back = rows.ravel(), undeal(rows, counted)
             batch, depth = jax.tree.map(lambda leaf: leaf[order], batch), depth[order]
-        t, x, step_index, condition, keys = constrain_batch(batch)
+        t, x, step_index, condition, keys, guidance = constrain_batch(batch)
         length, tolerance = inputs.length, inputs.tolerance
         result = self.network.velocity(
-            Inputs(t, x, step_index, condition, depth, length, keys, tolerance)
+            Inputs(t, x, step_index, condition, depth, length, keys, tolerance, guidance)
         )
         return result if back is None else jax.tree.map(lambda leaf: leaf[back], result)
 

@@ -304,7 +304,11 @@ def of_type(config: TrainConfig, name: str) -> TrainConfig:
     # What follows from the objective. On a network that is told its depth, guidance by depth would
     # cost a second pass.
     model = dataclasses.replace(
-        config.model, ignore_step=False, learned="both", length_embedding=embedding
+        config.model,
+        ignore_step=False,
+        learned="both",
+        max_guidance=None,
+        length_embedding=embedding,
     )
     sample = (
         config.sample if model.anytime else dataclasses.replace(config.sample, depth_guidance=0.0)

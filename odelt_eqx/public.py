@@ -11,7 +11,12 @@ from odelt_eqx.interop import (
     save_sit as save_sit,
 )
 from odelt_eqx.interop.truncate import truncate as truncate
-from odelt_eqx.network import Classes as Classes, Network as Network, Vector as Vector
+from odelt_eqx.network import (
+    Classes as Classes,
+    Guidance as Guidance,
+    Network as Network,
+    Vector as Vector,
+)
 from odelt_eqx.nn import (
     DiT as DiT,
     DiTConfig as DiTConfig,

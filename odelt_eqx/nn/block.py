@@ -97,6 +97,8 @@ class BlockConfig(NetworkConfig):
             if field.name in PUBLISHED - {*also} and value != field.default:
                 known = f"{field.name} {field.default}"
                 raise InputError(f"blocks of {owner} have {known}; got {value}")
+        if self.max_guidance is not None:
+            raise InputError(f"networks of {owner} are not told the guidance: leave max_guidance")
 
 
 CHOICES = {

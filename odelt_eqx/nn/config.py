@@ -34,6 +34,9 @@ class NetworkConfig(abc.ABC):
         condition_size: values of a condition that is a vector of numbers. None: it is no vector.
         learned: what training teaches: the "condition", the condition that stands for none
             ("null"), or "both". One that learns "null" alone is given that whatever is asked for.
+        max_guidance: the largest weight of guidance by the condition that training teaches. The
+            network is told the weight and where it acts, so that sampling with guidance takes one
+            evaluation in place of two. None: it is not told.
         dropout: dropout rate of the MLPs while training.
         denoise_timesteps: time steps of the finest shortcut, a power of two; the step index
             `log2(denoise_timesteps)` asks for the flow field itself.
@@ -62,6 +65,7 @@ class NetworkConfig(abc.ABC):
     num_classes: int | None = None
     condition_size: int | None = None
     learned: Learned = "both"
+    max_guidance: float | None = None
     dropout: float = 0.0
     denoise_timesteps: int = 128
     ignore_step: bool = False
@@ -103,6 +107,14 @@ class NetworkConfig(abc.ABC):
             raise InputError(
                 "a condition is a class or a vector: give num_classes or condition_size, not both"
             )
+        check_range(self, "max_guidance", above=1)
+        if self.max_guidance is not None and (
+            self.condition_type is None or self.learned != "both"
+        ):
+            raise InputError(
+                "max_guidance is for networks that learn a condition and none: with num_classes or "
+                "condition_size, and conditions that are dropped now and then (class_dropout)"
+            )
 
     @property
     @abc.abstractmethod
@@ -117,8 +129,10 @@ class NetworkConfig(abc.ABC):
     def condition_type(self) -> Classes | Vector | None:
         """What a condition is."""
         if self.num_classes is not None:
-            return Classes(self.num_classes, self.learned)
-        return None if self.condition_size is None else Vector(self.condition_size, self.learned)
+            return Classes(self.num_classes, self.learned, self.max_guidance)
+        if self.condition_size is not None:
+            return Vector(self.condition_size, self.learned, self.max_guidance)
+        return None
 
     @property
     def depths(self) -> tuple[int, ...]:

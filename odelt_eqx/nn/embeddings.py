@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from odelt_eqx.images import ImageSize, height_width
-from odelt_eqx.network import Classes, Condition, Vector
+from odelt_eqx.network import Classes, Condition, Guidance, Vector
 from odelt_eqx.nn.layers import affine, embedding, linear
 
 FREQUENCIES = 256
@@ -57,12 +57,37 @@ class VectorEmbedding(eqx.Module):
         return jnp.where(null, self.null, affine(self.linear, jnp.where(null, 0, vectors)))
 
 
+class GuidanceEmbedding(eqx.Module):
+    """The sum of the embeddings of the logarithm of a weight, and of the times where it acts."""
+
+    weight: ScalarEmbedding
+    start: ScalarEmbedding
+    end: ScalarEmbedding
+
+    def __init__(self, width: int, *, key: Key[Array, ""]):
+        """Draw the weights."""
+        weight_key, start_key, end_key = jax.random.split(key, 3)
+        self.weight = ScalarEmbedding(width, key=weight_key)
+        self.start = ScalarEmbedding(width, key=start_key)
+        self.end = ScalarEmbedding(width, key=end_key)
+
+    def __call__(self, guidance: Guidance) -> Float[Array, "batch width"]:
+        """Embed the guidance of each example."""
+        weight, start, end = map(jnp.asarray, (guidance.weight, guidance.start, guidance.end))
+        times = jax.vmap(self.start)(start) + jax.vmap(self.end)(end)
+        return times + jax.vmap(self.weight)(jnp.log(weight))
+
+
 class ConditionEmbedding(eqx.Module):
-    """The sum `c` of the embeddings of time, step and condition, which modulates every block."""
+    """The sum `c` of the embeddings of time, step and condition, which modulates every block.
+
+    That of the guidance is added where the network is told.
+    """
 
     time: ScalarEmbedding
     step: ScalarEmbedding
     condition: eqx.nn.Embedding | VectorEmbedding | None
+    guidance: GuidanceEmbedding | None
 
     def __init__(
         self,
@@ -80,15 +105,21 @@ class ConditionEmbedding(eqx.Module):
             self.condition = embedding(condition_type.count + 1, width, key)
         elif isinstance(condition_type, Vector):
             self.condition = VectorEmbedding(condition_type.size, width, key=key)
+        self.guidance = None
+        if condition_type is not None and condition_type.max_guidance is not None:
+            self.guidance = GuidanceEmbedding(width, key=jax.random.fold_in(key, 1))
 
     def __call__(
         self,
         t: Float[Array, " batch"],
         step_index: Float[Array, " batch"],
         condition: Condition | None,
+        guidance: Guidance | None = None,
     ) -> Float[Array, "batch width"]:
         """Return `c` of each example."""
         c = jax.vmap(self.time)(t) + jax.vmap(self.step)(step_index)
+        if self.guidance is not None and guidance is not None:
+            c = c + self.guidance(guidance)
         if self.condition is None or condition is None:
             return c
         if isinstance(self.condition, VectorEmbedding):

@@ -54,7 +54,8 @@ def integrate_groups(
     """
     config, depth, groups = network.config, inputs.depth, network.groups
     step_index = jnp.zeros_like(inputs.step_index) if config.ignore_step else inputs.step_index
-    c = network.condition_embedding(inputs.t, step_index, inputs.condition)
+    given = (inputs.t, step_index, inputs.condition, inputs.guidance)
+    c = network.condition_embedding(*given)
     told = config.length_embedding
     if isinstance(depth, str):
         told = "none"

@@ -42,8 +42,9 @@ TRAIN_TYPES: dict[str, TimeObjective] = {
     "consistency": Consistency(),
     "consistency-distillation": ConsistencyDistillation(),
     "mean-flow": MeanFlow(),
+    "improved-mean-flow": MeanFlow(tangent="network"),
 }
-"""The reference's names of training types, among them two that it plans, and "mean-flow"."""
+"""The reference's names of training types, two that it plans among them, and mean flow."""
 
 DEPTH_TYPES: dict[str, LengthConsistency | DeepSupervision] = {
     "length-consistency": LengthConsistency(),

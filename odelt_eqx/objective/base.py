@@ -12,7 +12,13 @@ from jaxtyping import Array, Bool, Float, Int, Key, Real
 
 from odelt_eqx.errors import InputError, check_range
 from odelt_eqx.guidance import guided_velocity
-from odelt_eqx.network import Condition, Learned, Network, raise_failures_of_length
+from odelt_eqx.network import (
+    Condition,
+    Guidance,
+    Learned,
+    Network,
+    raise_failures_of_length,
+)
 from odelt_eqx.ode.plan import without_recomputing
 
 TaughtBy = Literal["data", "student", "average", "frozen", "stages"]
@@ -46,6 +52,7 @@ class Targets(eqx.Module):
         power: weighting of errors: the squared error `e` of an example counts
             `e / (e + 0.001) ** power`, the denominator a constant. None: no weighting.
         edges: how the errors at a tuple of depths are counted.
+        guidance: what the network is told of guidance, where it is.
     """
 
     x_t: X
@@ -56,6 +63,12 @@ class Targets(eqx.Module):
     depth: ExampleDepth | tuple[int, ...] = "full"
     power: Float[Array, " batch"] | None = None
     edges: Edges | None = None
+    guidance: Guidance | None = None
+
+    @property
+    def told(self) -> Guidance | float:
+        """What a `Teacher` takes to give the velocity of the same input."""
+        return 1.0 if self.guidance is None else self.guidance
 
 
 class Teacher(eqx.Module):
@@ -71,9 +84,9 @@ class Teacher(eqx.Module):
         condition: Condition | None,
         *,
         depth: ExampleDepth = "full",
-        guidance: float | Float[Array, ""] = 1.0,
+        guidance: float | Float[Array, ""] | Guidance = 1.0,
     ) -> X:
-        """Return the guided velocity at `depth`."""
+        """Return the guided velocity at `depth`, see `guided_velocity`."""
         length = without_recomputing(self.network.length)
         # The weights, not the result: a derivative along x and t may still be taken.
         weights, rest = eqx.partition(self.network, eqx.is_array)

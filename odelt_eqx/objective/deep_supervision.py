@@ -85,6 +85,7 @@ class DeepSupervision(WrappingObjective):
         weights = self.weights or (1.0,) * len(depths)
         teacher = None
         if self.share and self.teacher == "average":
-            teacher = networks.average(base.t, base.x_t, base.step_index, base.condition)
+            inputs = (base.t, base.x_t, base.step_index, base.condition)
+            teacher = networks.average(*inputs, guidance=base.told)
         edges = Edges(tuple(w / sum(weights) for w in weights), self.share, teacher)
         return dataclasses.replace(base, depth=depths, edges=edges)

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, Literal
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Key
@@ -53,7 +54,8 @@ class DrawnDepths(WrappingObjective):
         n = len(draws.teacher)
         _, labels = split(base.condition, len(base.t) - n)
         last = (base.t[-n:], base.x_t[-n:], base.step_index[-n:], labels)
-        velocity = networks.average(*last, depth=draws.teacher)
+        told = jax.tree.map(lambda each: each[-n:], base.told) if base.guidance else base.told
+        velocity = networks.average(*last, depth=draws.teacher, guidance=told)
         power = base.power
         if power is not None:
             # Depths agree while they know nothing: weighting their errors would hold them there.

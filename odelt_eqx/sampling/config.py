@@ -50,7 +50,8 @@ class SampleConfig(eqx.Module):
             depths, the second or later, where the velocity changed by less than this share of it;
             None runs to `depth`. It needs a network that is not told its depth beforehand.
         guidance: classifier-free guidance weight; 1 runs the condition alone, 0 the null condition
-            alone. In Python also an array with the weight of each example.
+            alone, any other both, unless the network was trained to be told the weight. In Python
+            also an array with the weight of each example.
         guidance_interval: guidance acts from the first time until before the second (arXiv
             2404.07724), and the condition alone is evaluated at other times; None for all times.
             Examples with adaptive steps of their own compute both halves at all times.

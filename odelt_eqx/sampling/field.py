@@ -11,7 +11,14 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from odelt_eqx.guidance import gives_guide, guided_velocity
-from odelt_eqx.network import Condition, Depth, Network, index_of_step
+from odelt_eqx.network import (
+    Condition,
+    Depth,
+    Guidance,
+    Network,
+    index_of_step,
+    is_told_guidance,
+)
 from odelt_eqx.ode.length import LengthStats
 from odelt_eqx.ode.plan import FixedSteps, Plan
 from odelt_eqx.ode.time import Noise, TimeSolution
@@ -180,7 +187,7 @@ def velocity_field(
             tolerance=config.depth_tolerance,
         )
 
-        def at_depth(depth: Depth, guidance: float | Array) -> tuple[Array, LengthStats]:
+        def at_depth(depth: Depth, guidance: float | Array | Guidance) -> tuple[Array, LengthStats]:
             guided = partial(velocity, guidance, depth)
             guide = config.guide_depth
             if isinstance(depth, int) and guide is not None and depth <= guide:
@@ -192,7 +199,7 @@ def velocity_field(
                 return guided(depth_guidance=jnp.where(inside, by_depth, 0))
             return jax.lax.cond(inside, partial(guided, depth_guidance=by_depth), guided)
 
-        def with_guidance(guidance: float | Array) -> tuple[Array, LengthStats]:
+        def with_guidance(guidance: float | Array | Guidance) -> tuple[Array, LengthStats]:
             if not isinstance(depth, tuple):
                 return at_depth(depth, guidance)
             assert isinstance(config.time, FixedSteps)  # for the type checker: see `resolve`
@@ -202,6 +209,8 @@ def velocity_field(
 
         if config.guidance_interval is None:
             return with_guidance(guidance)
+        if is_told_guidance(network):
+            return with_guidance(Guidance(guidance, *config.guidance_interval))
         inside = _inside(t, config.guidance_interval)
         return jax.lax.cond(inside, partial(with_guidance, guidance), partial(with_guidance, 1.0))
 

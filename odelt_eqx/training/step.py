@@ -201,8 +201,10 @@ def squared_error(
     inputs = (targets.t, targets.x_t, targets.step_index, targets.condition)
     mean = lambda error: jnp.mean(error**2, axis=tuple(range(-len(model.shape), 0)))
     if not isinstance(targets.depth, tuple):
-        return mean(model(*inputs, depth=targets.depth, key=key) - targets.velocity)
-    velocities = model.velocities(*inputs, depths=targets.depth, key=key)
+        velocity = model(*inputs, depth=targets.depth, key=key, guidance=targets.guidance)
+        return mean(velocity - targets.velocity)
+    options = {"key": key, "guidance": targets.guidance}
+    velocities = model.velocities(*inputs, depths=targets.depth, **options)
     shallow, edges = targets.velocity, targets.edges
     if edges is not None and edges.share:
         own = jax.lax.stop_gradient(velocities[-1])

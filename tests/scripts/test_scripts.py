@@ -254,6 +254,7 @@ README_FLAGS = [
     ("objective:live-reflow", "--objective.steps", "4"),
     ("objective:progressive", "--objective.guidance", "2"),
     ("objective:mean-flow", "--objective.power", "0"),
+    ("objective:mean-flow", "--objective.tangent", "network", "--objective.max-guidance", "8"),
     ("objective:consistency", "--objective.class-dropout", "0"),
     ("--teacher", "runs/x"),
     ("--snapshot-every", "1000", "--optimizer.average-widths", "0.05", "0.2"),

@@ -18,7 +18,7 @@ from odelt_eqx.config import save_config
 from odelt_eqx.evaluation.grid import GridConfig
 from odelt_eqx.evaluation.report import evaluate
 from odelt_eqx.evaluation.samples import SampleRequest, save_samples
-from odelt_eqx.objective import DeepSupervision, LengthConsistency, Shortcut
+from odelt_eqx.objective import DeepSupervision, LengthConsistency, MeanFlow, Shortcut
 from odelt_eqx.parallel import Processes, check_batch_size, make_mesh
 from odelt_eqx.training.checkpoint import run_config
 from odelt_eqx.training.train import train
@@ -37,7 +37,10 @@ CHANGES = {
 BLOCK = {"qk_norm": True, "norm": "scaled-rms", "rope": True, "mlp": "swiglu"}
 BLOCK |= {"modulation": "shared", "logit_scale": "inverse-sqrt"}
 IMAGES = dataclasses.replace(
-    TINY_RUN, model=dataclasses.replace(TINY_RUN.model, hidden_size=64, **BLOCK), **CHANGES
+    TINY_RUN,
+    model=dataclasses.replace(TINY_RUN.model, hidden_size=64, **BLOCK),
+    objective=LengthConsistency(MeanFlow(tangent="network", max_guidance=4.0)),
+    **CHANGES,
 )
 POINTS = dataclasses.replace(
     POINTS_RUN,

@@ -93,6 +93,29 @@ def test_a_resumed_run_of_the_newer_blocks_ends_with_the_same_bits(tmp_path, mon
         np.testing.assert_array_equal(a, b)
 
 
+def test_a_resumed_run_that_learns_guidance_ends_with_the_same_bits(tmp_path):
+    objective = LengthConsistency(MeanFlow(tangent="network", max_guidance=4.0))
+    model = dataclasses.replace(POINTS_RUN.model, ignore_step=False, dropout=0.0)
+    config = dataclasses.replace(POINTS_RUN, model=model, objective=objective, steps=2)
+    whole = train(config, tmp_path / "whole")
+    train(dataclasses.replace(config, steps=1), tmp_path / "twice")
+    twice = train(config, tmp_path / "twice", resume=True)
+    for ours, theirs in zip(*map(jax.tree.leaves, (whole, twice)), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    network = odelt.load(tmp_path / "twice")
+    assert network.condition_type.max_guidance == 4
+    noise = jnp.ones((2, 2))
+    told = odelt.sample(network, noise, [0, 1], guidance=4.0)
+    assert not np.array_equal(told, odelt.sample(network, noise, [0, 1]))
+    odelt.save_safetensors(network, tmp_path / "told.safetensors")
+    again = odelt.load_safetensors(tmp_path / "told.safetensors")
+    np.testing.assert_array_equal(odelt.sample(again, noise, [0, 1], guidance=4.0), told)
+    with pytest.raises(odelt.InputError, match=r"max_guidance is 3\.0, but this objective teaches"):
+        dataclasses.replace(config, model=dataclasses.replace(config.model, max_guidance=3.0))
+    with pytest.raises(odelt.InputError, match="max_guidance is for networks that learn a condit"):
+        dataclasses.replace(config.model, num_classes=None)
+
+
 def test_mean_flow_takes_its_forward_derivative_through_the_logits():
     config = of_type(preset("imagenet-b"), "mean-flow")
     assert config.model.attention == "xla"
