@@ -134,7 +134,8 @@ def init_from(state: TrainState, source: str | Path, frozen: Collection[str] = (
     The networks must have parameters of the same names and shapes. Grouping, layout, wiring and
     everything that is not a parameter stay those of `state`. An embedding of the length that
     `source` lacks is zero: so the first network in the wiring "residual" is, at its full depth, a
-    plain `source`. One that `state` lacks is left out.
+    plain `source`. One that `state` lacks is left out. A network that is told guidance begins as a
+    `source` that is not, whatever it is told.
 
     Args:
         frozen: names of the fields that are not trained; both networks get the EMA weights there.
@@ -192,6 +193,7 @@ def fit(weights: AnyNetwork, template: Any, source: str | Path) -> Any:
         weights = eqx.tree_at(
             lambda m: m.length_embedding, weights, none, is_leaf=lambda leaf: leaf is None
         )
+    weights = _with_guidance(weights, template)
     form = eqx.filter_eval_shape(unstacked, template)
     if weights.depth != template.depth:
         raise InputError(f"{source} has depth {weights.depth}, this network has {template.depth}")
@@ -207,6 +209,17 @@ def fit(weights: AnyNetwork, template: Any, source: str | Path) -> Any:
     leaves = map(jnp.copy, jax.tree.leaves(weights))
     copied = jax.tree.unflatten(jax.tree.structure(form), leaves)
     return stacked(copied) if template.config.stacked else copied
+
+
+def _with_guidance(weights: AnyNetwork, template: Any) -> AnyNetwork:
+    """Return `weights` with an embedding of guidance that adds nothing, if they lack it."""
+    told = template.condition_embedding.guidance
+    if told is None or weights.condition_embedding.guidance is not None:
+        return weights
+    outs = lambda told: [told.weight.out, told.start.out, told.end.out]
+    told = eqx.tree_at(outs, told, replace_fn=lambda out: jax.tree.map(jnp.zeros_like, out))
+    where = lambda network: network.condition_embedding.guidance
+    return eqx.tree_at(where, weights, told, is_leaf=lambda leaf: leaf is None)
 
 
 def _named_shapes(network: AnyNetwork) -> dict[str, tuple[int, ...]]:

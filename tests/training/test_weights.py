@@ -160,6 +160,16 @@ def test_a_residual_network_begins_as_the_plain_one_it_comes_from(tmp_path):
     )
 
 
+def test_a_network_that_is_told_guidance_begins_as_one_that_is_not(points_run):
+    shape = dataclasses.replace(POINTS_RUN.model, ignore_step=True, max_guidance=4.0)
+    begun, source = init_from(fresh_state(shape), points_run).ema, odelt.load(points_run)
+    t, x, told = jax.numpy.zeros(2), jax.numpy.ones((2, 2)), odelt.Guidance(3.0, 0.1, 0.6)
+    expected = source(t, x, 0, [0, 1])
+    np.testing.assert_allclose(begun(t, x, 0, [0, 1], guidance=told), expected, rtol=1e-6)
+    hidden = begun.condition_embedding.guidance.weight.hidden.weight
+    assert np.abs(hidden).max() > 0.01  # zero on both sides would have no gradient
+
+
 def test_frozen_parts_keep_the_average_they_began_with(points_run, tmp_path):
     """Also when the run is resumed, and when a batch is trained in parts."""
     config = dataclasses.replace(POINTS_RUN, init_from=str(points_run), steps=2, save_every=1)
