@@ -6,7 +6,7 @@ matplotlib is imported with the first figure: a command that draws none answers 
 
 import itertools
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import UInt8
@@ -39,8 +39,10 @@ def shown_count(shape: tuple[int, ...], classes: int, count: int) -> int:
     return min(count, columns * max(1, rows))
 
 
-def new_figure(width: float | int, height: float | int, layout: str = "constrained") -> Any:
-    """Return an empty figure of a size in inches; its layout is "none" if axes are put by hand."""
+def new_figure(
+    width: float | int, height: float | int, layout: Literal["constrained"] | None = "constrained"
+) -> Any:
+    """Return an empty figure of a size in inches; its layout is None if axes are put by hand."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout=layout)
@@ -60,7 +62,7 @@ def save_row_samples(samples: Samples, classes: int, held_out: Source, path: Pat
         path.parent.mkdir(parents=True, exist_ok=True)
         save_png(np.round(255 * rgb(tile(np.asarray(samples), columns))).astype(np.uint8), path)
         return
-    figure = new_figure(3, 3, layout="none")
+    figure = new_figure(3, 3, layout=None)
     axis = figure.add_axes((0, 0, 1, 1))
     plot_points(axis, samples, np.arange(len(samples)) % classes, axis_limit(held_out))
     save_figure(figure, path)

@@ -81,7 +81,7 @@ class Played:
         """Return all that is shown as one PNG."""
         if self.samples.ndim == 4:
             return _png(sheet(self.samples, min(len(self.samples), COLUMNS)))
-        figure = new_figure(5, 5, layout="none")
+        figure = new_figure(5, 5, layout=None)
         axis = figure.add_axes((0, 0, 1, 1), frameon=False)
         plot_points(axis, self.samples, self.labels, self.limit)
         figure.savefig(buffer := io.BytesIO(), format="png", dpi=110)
