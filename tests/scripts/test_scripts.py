@@ -135,7 +135,8 @@ def test_info_tells_what_a_run_is_and_touches_nothing(command, tiny_run):
     for depth in (2, 4):
         count = sum(x.size for x in jax.tree.leaves(odelt.truncate(network, depth)))
         assert [str(depth), f"{count:,}", f"{velocity_flops(TINY, depth):,}"] in rows
-    assert [row[0] for row in rows if row and row[0].isdigit()] == ["2", "4", "3", "6"]
+    numbers = ["2", "4", "3", "6", "2"]  # depths, steps of checkpoints, a count of snapshots
+    assert [row[0] for row in rows if row and row[0].isdigit()] == numbers
     figures = {row[0]: row[1:] for row in rows if len(row) == 3}
     last = json.loads((tiny_run / "metrics.jsonl").read_text().splitlines()[-1])
     assert figures["held_out_loss"] == ["6", f"{last['held_out_loss']:g}"]
