@@ -161,9 +161,9 @@ def model():
 
 def test_weights_tolerances_and_intervals_compile_nothing_new(model):
     def compiled(**options):
-        before = flow._run._cached._cache_size()
+        before = flow.solve_flow._cached._cache_size()
         odelt.sample(model, NOISE, LABELS, time=odelt.FixedSteps(2, "ab2"), **options)
-        return flow._run._cached._cache_size() - before
+        return flow.solve_flow._cached._cache_size() - before
 
     options = {"depth_guidance": 1.0, "depth_guidance_interval": (0.0, 0.5)}
     assert compiled(**options, depth_tolerance=0.1) == 1

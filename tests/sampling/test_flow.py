@@ -19,9 +19,9 @@ LABELS = jnp.array([3, 7])
 
 def test_steps_and_tolerances_and_guidance_compile_nothing_new(model):
     def compiled(**changes):
-        before = flow._run._cached._cache_size()
+        before = flow.solve_flow._cached._cache_size()
         odelt.sample(model, NOISE, LABELS, depth=2, **changes)
-        return flow._run._cached._cache_size() - before
+        return flow.solve_flow._cached._cache_size() - before
 
     compiled(time=odelt.FixedSteps(2), guidance=1.5)
     assert compiled(time=odelt.FixedSteps(5), guidance=2.5) == 0
