@@ -97,7 +97,8 @@ def serve(player: Player, listener: socket.socket) -> NoReturn:
 
     server = uvicorn.Server(uvicorn.Config(application(player), log_level="warning", ws="none"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background jobs ignore the first
+        signal.signal(number, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt):
         thread.start()
         print(f"http://{LOOPBACK}:{listener.getsockname()[1]}", flush=True)
