@@ -168,6 +168,9 @@ def save_curves(grid: Grid, path: Path) -> None:
     Solid lines join numbers of Euler steps; dotted ones, with a marker per solver, join steps or
     tolerances. All guidance but the first is fainter.
     """
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import PercentFormatter
+
     real = grid.bounds.real
     names = {"accuracy": "class accuracy", "frechet": grid.frechet}
     metrics = [metric for metric in names if getattr(real, metric) is not None]
@@ -207,9 +210,7 @@ def save_curves(grid: Grid, path: Path) -> None:
     else:
         panels[-1, 0].set_ylim(0, None)
     if len(metrics) == 2:
-        panels[0, 0].yaxis.set_major_formatter("{x:.0%}")
-    from matplotlib.lines import Line2D
-
+        panels[0, 0].yaxis.set_major_formatter(PercentFormatter(1))
     legend = {f"depth {depth}": Line2D([], [], color=colours[depth]) for depth in colours}
     if len(solvers) > 1:
         legend |= {name: Line2D([], [], color="k", ls="", marker=m) for name, m in markers.items()}
