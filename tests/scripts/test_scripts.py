@@ -103,6 +103,8 @@ def test_convert_makes_a_run_that_samples_and_evaluates(command, tmp_path):
     refused = command("convert.py", "digits", source, run, *words)
     assert "networks of the reference have the length_embedding depth" in refused[2]
     words += ["--model.length-embedding", "depth", "objective:length-consistency"]
+    assert "rope" in command("convert.py", "digits", source, run, *words)[2]
+    words += ["--model.no-rope"]
     status, out, _ = command("convert.py", "digits", source, run, *words)
     assert (status, out.strip()) == (0, str(run))
     assert command("sample.py", run, "--depth", 2, "--count", 10)[0] == 0
