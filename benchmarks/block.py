@@ -11,6 +11,7 @@ import tyro
 from measure import Output, Report, interleaved
 
 from odelt_eqx.entry import run_command
+from odelt_eqx.nn.block import PUBLISHED as CHOICES, BlockConfig
 from odelt_eqx.presets import preset
 from odelt_eqx.sampling import peak_bytes
 from odelt_eqx.training.optimizer import make_optimizer
@@ -62,8 +63,10 @@ def main(config: Config) -> None:
     labels = jax.numpy.arange(trained.batch_size) % (trained.model.num_classes or 1)
     velocity = eqx.filter_jit(lambda model, x, labels: model(0.5, x, 0, labels))
     steps, velocities, parameters, memory = {}, {}, {}, {}
+    fields = [field for field in dataclasses.fields(BlockConfig) if field.name in CHOICES]
+    published = dataclasses.replace(trained.model, **{f.name: f.default for f in fields})
     for name, changes in BLOCKS.items():
-        network = dataclasses.replace(trained.model, **changes).build(key=jax.random.key(1))
+        network = dataclasses.replace(published, **changes).build(key=jax.random.key(1))
         parameters[name] = sum(leaf.size for leaf in jax.tree.leaves(network))
         state = init_state(network, optimizer)
         step = make_train_step(trained.objective, optimizer, steps=trained.steps)
