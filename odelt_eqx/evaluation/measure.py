@@ -37,10 +37,10 @@ from odelt_eqx.parallel import (
 from odelt_eqx.progress import Progress
 from odelt_eqx.sampling import (
     CompiledSampler,
+    CompiledSamplers,
     SampleConfig,
     SolveStats,
     log_likelihood,
-    program,
     raise_failures,
 )
 from odelt_eqx.serialize import from_dict, to_dict
@@ -151,7 +151,7 @@ class Meter:
         self.configs = config.sample_configs(network.depths, own)
         self._network, self._folder = network, folder
         self._store = Store(folder / ROWS)
-        self._samplers: dict[Any, CompiledSampler] = {}
+        self._samplers = CompiledSamplers(network)
         length = network.length if config.length is None else config.length
         self.settings = {
             "weights": fingerprint_weights(network),
@@ -274,15 +274,14 @@ class Meter:
 
     def _compiled(self, config: SampleConfig) -> CompiledSampler:
         """Return the sampler of a setting; one that was compiled before is used if it serves."""
-        key = program(config)
-        if key not in self._samplers:
-            size, seed = self.config.batch_size, self.config.seed
-            noise, _, condition = inputs(self._network, seed, 0, size)
-            keys = sample_keys(seed, np.arange(size))
-            self._samplers[key] = CompiledSampler(self._network, noise, condition, config, keys)
-            # What happens once is not timed.
-            self._samplers[key](noise, condition, config, keys)
-        return self._samplers[key]
+        size, seed = self.config.batch_size, self.config.seed
+        noise, _, condition = inputs(self._network, seed, 0, size)
+        first = (noise, condition, config, sample_keys(seed, np.arange(size)))
+        known = self._samplers.has(*first)
+        sampler = self._samplers.get(*first)
+        if not known:
+            sampler(*first)  # what happens once is not timed
+        return sampler
 
     def _sample(
         self, sampler: CompiledSampler, config: SampleConfig, start: int

@@ -15,8 +15,10 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from equinox.internal import while_loop
 from jax.core import Tracer
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int, PyTree
 
 from odelt_eqx.errors import InputError, check_choice, check_range
@@ -120,7 +122,7 @@ class FixedSteps(Plan):
         return False
 
     @property
-    def count(self) -> int | Int[Array, ""]:
+    def count(self) -> int | Int[Array | np.ndarray, ""]:
         """The number of steps."""
         return len(self.times) - 1 if self.times else self.steps
 
@@ -128,7 +130,7 @@ class FixedSteps(Plan):
         """Return where step `index` starts; the last step ends at point `count`."""
         if self.times:
             return jnp.stack([jnp.asarray(t, jnp.float32) for t in self.times])[index]
-        return grid_point(self.grid, index.astype(jnp.float32) / self.count)
+        return grid_point(self.grid, index.astype(jnp.float32) / jnp.float32(self.count))
 
     def index(self, t: Float[Array, ""], backwards: bool = False) -> Int[Array, ""]:
         """Return the index of the step that starts at `t`, a point of the grid, or ends there."""
@@ -136,7 +138,7 @@ class FixedSteps(Plan):
             points = jnp.stack([jnp.asarray(t, jnp.float32) for t in self.times])
             index = jnp.searchsorted(points, t, side="right") - 1
         else:
-            index = jnp.round(grid_share(self.grid, t) * self.count).astype(jnp.int32)
+            index = jnp.round(grid_share(self.grid, t) * jnp.float32(self.count)).astype(jnp.int32)
         return jnp.clip(index - int(backwards), 0, self.count - 1)
 
     def step_length(self, t: Float[Array, ""]) -> Float[Array, ""]:
@@ -226,7 +228,19 @@ class Adaptive(Plan):
 
 def as_arrays(plan: Plan) -> Plan:
     """Return `plan` with arrays for its numbers, so that changing one recompiles nothing."""
-    return jax.tree.map(jnp.asarray, plan)
+    return jax.tree.map(as_array, plan)
+
+
+def as_array(value: ArrayLike, dtype: DTypeLike | None = None) -> Array | np.ndarray:
+    """Return a number as an array, which a program takes as an argument.
+
+    It is one of NumPy's: to make one on a device takes longer than the step of a small network.
+    What is an array of JAX's stays one.
+    """
+    if isinstance(value, Array):
+        return jnp.asarray(value, dtype)
+    kind = np.result_type(value) if dtype is None else dtype
+    return np.asarray(value, jax.dtypes.canonicalize_dtype(kind))
 
 
 def with_known_steps(plan: Plan) -> Plan:

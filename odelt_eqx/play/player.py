@@ -3,9 +3,9 @@
 import dataclasses
 import io
 import threading
-from collections.abc import Hashable
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,7 +21,7 @@ from odelt_eqx.images import rgb, sheet, to_bytes
 from odelt_eqx.network import Classes
 from odelt_eqx.noise import sample_keys, sample_noise
 from odelt_eqx.parallel import make_mesh, place
-from odelt_eqx.sampling import CompiledSampler, SampleConfig, SolveStats, program, raise_failures
+from odelt_eqx.sampling import CompiledSamplers, SampleConfig, SolveStats, raise_failures
 from odelt_eqx.training.checkpoint import load, run_config
 
 IMAGES, POINTS = 20, 1000
@@ -115,11 +115,12 @@ class Player:
         self.guided = isinstance(kind, Classes) and kind.learned == "both"
         asked = isinstance(kind, Classes) and kind.learned != "null"
         self.class_names = class_names(run, self.network) if asked else ()
-        self._programs: dict[Hashable, CompiledSampler] = {}
+        self._samplers = CompiledSamplers(self.network)
 
     def is_compiled(self, dials: Dials) -> bool:
-        """Whether there is a program for what the dials say."""
-        return program(dials.config) in self._programs
+        """Whether there is a program for what the dials say; an InputError as `play` raises it."""
+        with self._lock, jax.set_mesh(self._mesh):
+            return self._samplers.has(*self._inputs(dials)[1])
 
     def play(self, dials: Dials) -> Played:
         """Return the samples at what the dials say.
@@ -128,6 +129,24 @@ class Player:
             InputError: the setting or a label does not fit the network.
             SolveError: an adaptive plan ran out of steps.
         """
+        with self._lock, jax.set_mesh(self._mesh):
+            labels, inputs = self._inputs(dials)
+            compiled = None if self._samplers.has(*inputs) else -perf_counter()
+            sampler = self._samplers.get(*inputs)
+            if compiled is not None:
+                compiled += perf_counter()
+                sampler(*inputs)  # what happens once is not timed
+            started = perf_counter()
+            samples, stats = sampler(*inputs)
+            milliseconds = 1e3 * (perf_counter() - started)
+            failed = (stats.time_failed, stats.length_failed)
+            raise_failures(samples, self.network, dials.config, *failed)
+            decoded = decode(self._autoencoder, samples)
+        limit = float(np.abs(inputs[0]).max())
+        return Played(decoded, labels, limit, stats, milliseconds, compiled)
+
+    def _inputs(self, dials: Dials) -> tuple[Int[np.ndarray, " count"], tuple[Any, ...]]:
+        """Return the labels of what the dials say, and what a sampler takes."""
         self.trained.check_sampling(dials.config.diffusion)
         classes, indices = len(self.class_names), np.arange(self.count, dtype=np.int32)
         if dials.labels and not classes:
@@ -135,25 +154,10 @@ class Player:
         if wrong := [label for label in dials.labels if not 0 <= label < classes]:
             raise InputError(f"labels must lie between 0 and {classes - 1}; got {wrong[0]}")
         labels = np.resize(dials.labels or range(classes or 1), self.count).astype(np.int32)
-        with self._lock, jax.set_mesh(self._mesh):
-            noise = sample_noise(dials.seed, indices, self.network.shape)
-            condition, keys = condition_of(self.network, labels), sample_keys(dials.seed, indices)
-            inputs = (noise, condition, dials.config, keys)
-            key, compiled = program(dials.config), None
-            jax.block_until_ready((noise, condition, keys))
-            if key not in self._programs:
-                started = perf_counter()
-                self._programs[key] = CompiledSampler(self.network, *inputs)
-                compiled = perf_counter() - started
-                self._programs[key](*inputs)  # what happens once is not timed
-            started = perf_counter()
-            samples, stats = self._programs[key](*inputs)
-            milliseconds = 1e3 * (perf_counter() - started)
-            failed = (stats.time_failed, stats.length_failed)
-            raise_failures(samples, self.network, dials.config, *failed)
-            decoded = decode(self._autoencoder, samples)
-        limit = float(np.abs(noise).max())
-        return Played(decoded, labels, limit, stats, milliseconds, compiled)
+        noise = sample_noise(dials.seed, indices, self.network.shape)
+        condition, keys = condition_of(self.network, labels), sample_keys(dials.seed, indices)
+        jax.block_until_ready((noise, condition, keys))
+        return labels, (noise, condition, dials.config, keys)
 
 
 def _png(image: UInt8[np.ndarray, "height width 3"]) -> bytes:

@@ -2,11 +2,9 @@
 
 import dataclasses
 import warnings
-from collections.abc import Hashable
 from typing import Any, Literal, TypeVar
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
@@ -20,6 +18,7 @@ from odelt_eqx.ode.plan import (
     Adaptive,
     FixedSteps,
     Plan,
+    as_array,
     as_arrays,
     with_known_steps,
     without_recomputing,
@@ -104,7 +103,6 @@ def resolve(
     config: SampleConfig,
     options: dict[str, Any],
     traced: bool = False,
-    key: KeyLike = None,
 ) -> SampleConfig:
     """Return how a call runs the network, in the form that is compiled.
 
@@ -121,8 +119,7 @@ def resolve(
     chosen = vars(config) | options
     guidance, by_depth = chosen["guidance"], chosen["depth_guidance"]
     tolerance = chosen["depth_tolerance"]
-    check_batch(network, x, condition)
-    _check_labels(network, condition)
+    check_inputs(network, x, condition)
     guided = isinstance(guidance, Tracer) or np.ndim(guidance) > 0 or guidance not in (0, 1)
     check_guidance(network.condition_type, guidance)
     for name in ("guidance", "depth_guidance"):
@@ -132,7 +129,7 @@ def resolve(
             )
     diffuses = not _is(chosen["diffusion"], 0)
     if diffuses:
-        _check_diffusion(chosen["time"], key)
+        _check_diffusion(chosen["time"])
         if chosen["as_published"]:
             raise InputError(
                 "as_published asks for mean velocities, which have no score: leave out diffusion"
@@ -157,36 +154,15 @@ def resolve(
         length=length if isinstance(length, FixedSteps) else as_arrays(length),
         depth=depth,
         as_published=chosen["as_published"],
-        guidance=jnp.asarray(guidance, jnp.float32) if guided else float(guidance),
+        guidance=as_array(guidance, jnp.float32) if guided else float(guidance),
         guidance_interval=_times(None if _is(guidance, 1) else chosen["guidance_interval"]),
-        depth_guidance=0.0 if guide is None else jnp.asarray(by_depth, jnp.float32),
+        depth_guidance=0.0 if guide is None else as_array(by_depth, jnp.float32),
         guide_depth=guide,
         depth_guidance_interval=_times(
             None if guide is None else chosen["depth_guidance_interval"]
         ),
-        depth_tolerance=None if tolerance is None else jnp.asarray(tolerance, jnp.float32),
-        diffusion=jnp.asarray(chosen["diffusion"], jnp.float32) if diffuses else 0.0,
-    )
-
-
-def program(config: SampleConfig) -> Hashable:
-    """Return what the program of a setting depends on: one of an equal program serves it, too."""
-    guided, by_depth = config.guidance != 1, config.depth_guidance != 0
-    length = config.length
-    return (
-        config.depth,
-        None if config.guidance not in (0, 1) else config.guidance,
-        config.guide_depth if by_depth else None,
-        (by_depth, config.diffusion == 0, config.as_published),
-        length if isinstance(length, FixedSteps) else jax.tree.structure(length),
-        jax.tree.structure(
-            (
-                config.time,
-                config.guidance_interval if guided else None,
-                config.depth_guidance_interval if by_depth else None,
-                config.depth_tolerance,
-            )
-        ),
+        depth_tolerance=None if tolerance is None else as_array(tolerance, jnp.float32),
+        diffusion=as_array(chosen["diffusion"], jnp.float32) if diffuses else 0.0,
     )
 
 
@@ -231,19 +207,17 @@ def _replace(config: SampleConfig, **values: Any) -> SampleConfig:
     return eqx.tree_at(fields, config, list(values.values()), is_leaf=lambda x: x is None)
 
 
-def _times(interval: tuple[Any, Any] | None) -> tuple[Array, ...] | None:
-    return None if interval is None else tuple(map(jnp.float32, interval))
+def _times(interval: tuple[Any, Any] | None) -> tuple[Array | np.ndarray, ...] | None:
+    return None if interval is None else tuple(as_array(t, jnp.float32) for t in interval)
 
 
-def _check_diffusion(time: Plan, key: KeyLike) -> None:
-    """Raise an InputError unless a plan can integrate an SDE, and there is a key."""
+def _check_diffusion(time: Plan) -> None:
+    """Raise an InputError unless a plan can integrate an SDE."""
     if not isinstance(time, FixedSteps) or time.solver not in STOCHASTIC:
         raise InputError(
             f"diffusion needs fixed steps of time, of one of the solvers {', '.join(STOCHASTIC)}; "
             f"got {time}"
         )
-    if key is None:
-        raise InputError("diffusion draws noise on the way: give a key, like jax.random.key(0)")
 
 
 def _check_depths(depths: tuple[int, ...], time: Plan) -> None:
@@ -310,8 +284,11 @@ def _check_values(options: dict[str, Any]) -> None:
             raise InputError(f"{name} must be finite numbers; got {np.asarray(value).tolist()}")
 
 
-def _check_labels(network: Network, condition: Condition | None) -> None:
-    """Raise an InputError unless labels are those of classes, or the null label."""
+def check_inputs(
+    network: Network, x: Float[Array, "batch *shape"], condition: Condition | None
+) -> None:
+    """Raise an InputError unless shapes fit the network, and labels its classes."""
+    check_batch(network, x, condition)
     kind = network.condition_type
     if not isinstance(kind, Classes) or condition is None or isinstance(condition, Tracer):
         return

@@ -56,7 +56,7 @@ def consistency_sample(
         (10, 8, 8, 1)
     """
     condition = as_condition(model, condition)
-    config = resolve(model, noise, condition, config, options, key=key)
+    config = resolve(model, noise, condition, config, options)
     if diffuses(config):
         raise InputError("consistency sampling adds noise of its own: leave out diffusion")
     time = config.time

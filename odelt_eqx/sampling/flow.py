@@ -1,5 +1,6 @@
 """Noise to samples and back along the flow."""
 
+import weakref
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -92,101 +93,9 @@ def sample_with_stats(
         (np.True_, np.False_)
     """
     condition = as_condition(model, condition)
-    config = resolve(model, noise, condition, config, options, key=key)
-    keys = _keys(config, key, noise)
-    return _ready(solve_flow(*jax.tree.flatten(model), noise, condition, config, keys, True))
-
-
-class CompiledSampler:
-    """`sample_with_stats` compiled ahead, for one shape of batch and one kind of plan.
-
-    This is what a server calls: nothing is compiled later, and nothing of the model is taken apart
-    in a call, which on small networks `sample` spends a third of its time on.
-
-    What may change without compiling is the noise, the condition, the numbers of the time plan
-    (its steps or tolerances, but not its solver), the numbers of guidance other than 0 and 1, and
-    of that by depth other than 0. Arguments and errors are those of `sample`.
-
-    Example:
-        >>> sampler = odelt.CompiledSampler(model, noise, labels, odelt.SampleConfig(depth=4))
-        >>> images, stats = sampler(noise, labels)
-        >>> images.shape
-        (10, 8, 8, 1)
-    """
-
-    def __init__(
-        self,
-        model: Network,
-        noise: X,
-        condition: ConditionLike | None = None,
-        config: SampleConfig = SampleConfig(),
-        key: KeyLike = None,
-    ):
-        """Compile, and run nothing."""
-        self._model, self._config = model, config
-        self._weights, self._structure = jax.tree.flatten(model)
-        inputs = self._inputs(noise, condition, config, key)
-        self._kinds = _kinds(*inputs)
-        self._compiled = solve_flow.lower(self._weights, self._structure, *inputs, True).compile()
-
-    @property
-    def peak_bytes(self) -> int:
-        """Bytes that it needs on a device at once, see `peak_bytes`."""
-        return peak_bytes(self._compiled)
-
-    def __call__(
-        self,
-        noise: X,
-        condition: ConditionLike | None = None,
-        config: SampleConfig | None = None,
-        key: KeyLike = None,
-    ) -> tuple[X, SolveStats]:
-        """Return samples and what they took, both ready, as `sample_with_stats` does.
-
-        `config` is by default the one that was compiled.
-
-        Raises:
-            InputError: another program would be needed, as the shape of the batch or what `config`
-                says beyond the numbers above is not what was compiled; or as for `sample`.
-        """
-        inputs = self._inputs(noise, condition, self._config if config is None else config, key)
-        kinds = _kinds(*inputs)
-        for name, kind in kinds.items():
-            if kind != self._kinds[name]:
-                wanted, got = (" ".join(str(k).split()) for k in (self._kinds[name], kind))
-                raise InputError(
-                    f"compiled for {name} {wanted}; got {got}: compile another CompiledSampler"
-                )
-        return _ready(self._compiled(self._weights, self._structure, *inputs, True))
-
-    def _inputs(
-        self, noise: X, condition: ConditionLike | None, config: SampleConfig, key: KeyLike
-    ) -> tuple[X, Condition | None, SampleConfig, Key[Array, " batch"] | None]:
-        """Return what is compiled for, or called with, in the form that the program takes."""
-        condition = as_condition(self._model, condition)
-        config = resolve(self._model, noise, condition, config, {}, key=key)
-        return noise, condition, config, _keys(config, key, noise)
-
-
-def _kinds(
-    noise: X, condition: Condition | None, config: SampleConfig, keys: Key[Array, " batch"] | None
-) -> dict[str, Any]:
-    """Return, by name, what one program is for: all but the values of arrays."""
-    parts = {"noise": noise, "condition": condition, "key": keys, **vars(config)}
-    is_array = lambda leaf: isinstance(leaf, Array | np.ndarray)
-    kind = lambda leaf: jax.typeof(leaf).str_short() if is_array(leaf) else leaf
-    return {name: jax.tree.map(kind, part) for name, part in parts.items()}
-
-
-def peak_bytes(program: Any) -> int:
-    """Return the bytes a program needs on a device at once: arguments, results, temporaries.
-
-    Args:
-        program: what `.lower(...).compile()` of a `jax.jit` or `eqx.filter_jit` returns.
-    """
-    memory = getattr(program, "compiled", program).memory_analysis()
-    live = memory.argument_size_in_bytes + memory.output_size_in_bytes
-    return live + memory.temp_size_in_bytes - memory.alias_size_in_bytes
+    config = resolve(model, noise, condition, config, options)
+    keys = example_keys(config, key, noise)
+    return ready(solve_flow(*_flatten(model), noise, condition, config, keys, True))
 
 
 def trajectory(
@@ -247,12 +156,11 @@ def _solve(
     **solve: Any,
 ) -> Array:
     """Return the states at the times asked for, or the last; raise a SolveError for failures."""
-    weights, structure = jax.tree.flatten(model)
+    weights, structure = _flatten(model)
     condition = as_condition(model, condition)
-    inputs = jax.tree.leaves((weights, start, condition, config, options))
-    traced = any(isinstance(leaf, Tracer) for leaf in inputs)
-    config = resolve(model, start, condition, config, options, traced, key)
-    keys = _keys(config, key, start)
+    traced = _is_traced(weights) or _is_traced((start, condition, config, options))
+    config = resolve(model, start, condition, config, options, traced)
+    keys = example_keys(config, key, start)
     # Failures of the length axis must be counted.
     count = isinstance(config.length, Adaptive)
     states, failed, stats = solve_flow(
@@ -260,6 +168,28 @@ def _solve(
     )
     length_failed = failed if stats is None else stats.length_failed
     return raise_failures(states, model, config, failed, length_failed)
+
+
+_flattened: dict[int, tuple[weakref.ref[Network], list[Any], Any]] = {}
+"""Leaves and structure of the models that are alive, by their identity."""
+
+
+def _flatten(model: Network) -> tuple[list[Any], Any]:
+    """Return what `jax.tree.flatten` does; a model never changes, so it is taken apart once.
+
+    A module is flattened in Python, which takes as long as a step of a small network.
+    """
+    name = id(model)
+    if name not in _flattened:
+        leaves, structure = jax.tree.flatten(model)
+        alive = weakref.ref(model, lambda _: _flattened.pop(name, None))
+        _flattened[name] = alive, leaves, structure
+    return _flattened[name][1:]
+
+
+def _is_traced(tree: Any) -> bool:
+    """Whether any leaf is traced, as in a call that is differentiated or inside of another jit."""
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
 
 
 @eqx.filter_jit
@@ -276,8 +206,7 @@ def solve_flow(
 ) -> tuple[Array, Array, SolveStats | None]:
     """Return states, which examples failed, and what they took if `count`.
 
-    The model comes as `jax.tree.flatten` takes it apart: JAX flattens every module it is given
-    several times a call, in Python, which on small networks is a third of the time of a call.
+    The model comes as leaves and structure, see `_flatten`: JAX would flatten it several times.
     """
     model = distribute(jax.tree.unflatten(structure, weights))
     start, condition = constrain_batch(replicate((start, condition)))
@@ -296,10 +225,12 @@ def solve_flow(
     return replicate((states, solution.failed, stats))
 
 
-def _keys(config: SampleConfig, key: KeyLike, start: X) -> Key[Array, " batch"] | None:
+def example_keys(config: SampleConfig, key: KeyLike, start: X) -> Key[Array, " batch"] | None:
     """Return a key for each example, where they are used: the same in every batch."""
-    if key is None or not diffuses(config):
+    if not diffuses(config):
         return None
+    if key is None:
+        raise InputError("diffusion draws noise on the way: give a key, like jax.random.key(0)")
     if key.ndim == 0:
         return jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(len(start)))
     if key.shape != start.shape[:1]:
@@ -307,7 +238,7 @@ def _keys(config: SampleConfig, key: KeyLike, start: X) -> Key[Array, " batch"] 
     return key
 
 
-def _ready(result: tuple[X, Array, SolveStats | None]) -> tuple[X, Any]:
+def ready(result: tuple[X, Array, SolveStats | None]) -> tuple[X, Any]:
     """Wait for a result and return its statistics as NumPy arrays."""
     states, _, stats = jax.block_until_ready(result)
     return states, jax.tree.map(np.asarray, stats)

@@ -198,35 +198,6 @@ def test_a_signal_is_obeyed_while_samples_are_compared(model, judge, tmp_path, m
     assert row.quality.frechet > 0
 
 
-def test_a_compiled_sampler_does_what_sampling_does(model):
-    noise, _, labels = inputs(model, 0, 0, 6)
-    start = odelt.SampleConfig(depth=2, guidance=3.0)
-    sampler = odelt.CompiledSampler(model, noise, labels, start)
-    for steps, guidance in ((1, 3.0), (4, 1.5)):
-        time = odelt.FixedSteps(steps=steps)
-        config = odelt.SampleConfig(time=time, depth=2, guidance=guidance)
-        samples, stats = sampler(noise, labels, config)
-        np.testing.assert_allclose(samples, odelt.sample(model, noise, labels, config), atol=1e-5)
-        assert stats.evaluations.tolist() == [2 * steps] * 6
-    np.testing.assert_array_equal(sampler(noise, labels)[0], sampler(noise, labels, start)[0])
-    assert sampler.peak_bytes > sum(x.size for x in (noise, labels)) * 4
-    others = {
-        "depth": {"depth": 4},
-        "time": {"time": odelt.FixedSteps(solver="heun")},
-        "guidance": {"guidance": 1.0},
-        "guidance_interval": {"guidance_interval": (0.0, 0.5)},
-        "as_published": {"as_published": True},
-    }
-    for name, options in others.items():  # a program for something else must not be taken for it
-        config = dataclasses.replace(start, **options)
-        with pytest.raises(odelt.InputError, match=f"compiled for {name} .*; got"):
-            sampler(noise, labels, config)
-    with pytest.raises(
-        odelt.InputError, match=r"compiled for noise float32\[6,.*; got float32\[5,"
-    ):
-        sampler(noise[:5], labels[:5])
-
-
 def test_a_row_is_known_by_all_that_it_depends_on(model, judge, tmp_path):
     config = GridConfig()
     settings = lambda model, config: Meter(model, judge, config, tmp_path, "digits").settings
