@@ -11,14 +11,14 @@ import pytest
 import odelt_eqx as odelt
 from odelt_eqx.errors import Interrupted
 from odelt_eqx.evaluation.figures import sheet_columns, shown_count
-from odelt_eqx.evaluation.grid import Bounds, Grid, GridConfig, Row, load_grid, recommend
+from odelt_eqx.evaluation.grid import Bounds, GridConfig, Row, load_grid, recommend
 from odelt_eqx.evaluation.measure import Meter, Store, inputs
 from odelt_eqx.evaluation.quality import Quality
-from odelt_eqx.files import write_json
 from odelt_eqx.images import tile
 from odelt_eqx.noise import sample_noise
 from odelt_eqx.progress import Progress
 from odelt_eqx.serialize import from_dict, to_dict
+from tests.evaluation.makers import write_grid
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*samples do not determine")
 
@@ -268,23 +268,7 @@ def test_a_damaged_line_is_measured_again(tmp_path):
 def measured(tmp_path):
     """A grid of four rows."""
     rows = (row(2, 1, 9.0, 1.0, 10), row(2, 4, 5.0, 4.0, 10), row(4, 1, 7.0, 2.0, 20))
-    grid = Grid(
-        run="run",
-        step=1,
-        shape=(8, 8, 1),
-        features="pixels",
-        reference="",
-        accuracy_by="",
-        count=10,
-        batch_size=10,
-        seed=0,
-        device="here",
-        jax="",
-        bounds=Bounds(Quality(1.0), Quality(9.0)),
-        rows=(*rows, row(4, 4, 5.0, 8.0, 20)),
-    )
-    write_json(tmp_path / "grid.json", to_dict(grid))
-    return tmp_path
+    return write_grid(tmp_path, (*rows, row(4, 4, 5.0, 8.0, 20)))
 
 
 def test_the_caption_says_what_numbers_by_inception_are_and_of_how_many_samples(measured):

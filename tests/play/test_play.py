@@ -22,16 +22,15 @@ from PIL import Image
 import odelt_eqx as odelt
 from odelt_eqx.config import TrainConfig, save_config
 from odelt_eqx.data import Toy
-from odelt_eqx.evaluation.grid import Bounds, Grid, Row
+from odelt_eqx.evaluation.grid import Row
 from odelt_eqx.evaluation.quality import Quality
-from odelt_eqx.files import write_json
 from odelt_eqx.images import to_bytes
 from odelt_eqx.noise import sample_noise
 from odelt_eqx.objective import FlowMatching
 from odelt_eqx.play.player import Dials, Player
-from odelt_eqx.serialize import to_dict
 from odelt_eqx.training.checkpoint import Checkpoints
 from tests.conftest import TINY, TINY_RUN
+from tests.evaluation.makers import write_grid
 from tests.play.browser import CHROMIUM, Browser
 
 pytest.importorskip("starlette")
@@ -76,27 +75,7 @@ def run(tmp_path_factory) -> Path:
         for config in settings
         for steps in [float(config.time.count)]
     ]
-    write_json(
-        folder / "grid.json",
-        to_dict(
-            Grid(
-                run="three",
-                step=0,
-                shape=(8, 8, 1),
-                features="pixels",
-                reference="",
-                accuracy_by="",
-                count=10,
-                batch_size=10,
-                seed=0,
-                device="here",
-                jax="",
-                bounds=Bounds(Quality(0.5), Quality(9.0)),
-                rows=tuple(rows),
-            )
-        ),
-    )
-    return folder
+    return write_grid(folder, rows, best=0.5)
 
 
 def test_the_noise_is_held_still_and_only_a_new_kind_of_setting_is_compiled(run):
