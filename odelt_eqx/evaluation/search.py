@@ -212,7 +212,7 @@ def find_frontier(
 ) -> tuple[Rows, Rows]:
     """Return the rows of the published way, and of the best of the other settings."""
     first, *more = config.counts
-    usual = [setting for setting in settings if _is_published(setting)]
+    usual = [setting for setting in settings if is_published(setting)]
     published = trials.measure(usual, config.space.count, PUBLISHED)
     rows = trials.measure(settings, first, UNGUIDED)
     guided = (setting for plain in _best(rows) for setting in settings[plain][1:])
@@ -223,7 +223,8 @@ def find_frontier(
     return published, {setting: row for setting, row in rows.items() if setting not in published}
 
 
-def _is_published(setting: SampleConfig) -> bool:
+def is_published(setting: SampleConfig) -> bool:
+    """Whether a setting takes Euler steps on the uniform grid, without diffusion."""
     plan = setting.time
     if setting.diffusion or not isinstance(plan, FixedSteps):
         return False

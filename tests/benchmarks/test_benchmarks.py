@@ -13,11 +13,17 @@ import jax
 import numpy as np
 import pytest
 
+import odelt_eqx as odelt
+from odelt_eqx.evaluation.grid import Bounds, Row, load_grid
+from odelt_eqx.evaluation.quality import Quality
+from odelt_eqx.files import write_json
 from odelt_eqx.nn.block import DiTBlock
 from odelt_eqx.objective import LengthConsistency, TrainingTime
+from odelt_eqx.serialize import to_dict
 from odelt_eqx.training.checkpoint import load
 from odelt_eqx.training.train import train
 from tests.conftest import NETWORK, TINY_RUN, assert_matches
+from tests.evaluation.makers import write_grid
 from tests.training.conftest import POINTS_RUN
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -235,6 +241,47 @@ def test_solvers(benchmark, tiny_run, tmp_path):
     costs = [(row["time solver"], row["steps"], row["network evaluations"]) for row in rows[1:]]
     assert costs == [("euler, cosine", 2, 2), ("heun, cosine", 1, 2)]
     assert rows[0]["distance to the flow"] == 0 < rows[-1]["distance to the flow"]
+
+
+def test_frontiers_are_of_what_a_number_of_blocks_can_buy(benchmark, tmp_path):
+    def row(solver, depth, steps, frechet, second, **options):
+        time = odelt.FixedSteps(steps, solver)
+        config = odelt.SampleConfig(time=time, depth=depth, **options)
+        quality = Quality(frechet, 0.1, precision=0.9, recall=0.8, second=second, second_error=0.2)
+        taken, blocks = float(steps), float(depth * steps)
+        return Row(config, quality, taken, 0.0, taken, blocks, 1.0, 10, None, "a.png")
+
+    plain = (row("euler", 2, 3, 4.0, 3.0), row("euler", 2, 6, 3.0, 2.0))
+    better = row("ab2", 2, 6, 2.0, 1.5)
+    one_judge = row("ab2", 2, 5, 1.9, 9.0)  # the nearest by one judge alone
+    guided = row("euler", 4, 6, 1.0, 1.0, depth_guidance=1.0)
+    runs = tmp_path / "first", tmp_path / "second"
+    for run, rows in zip(runs, ((*plain, better, one_judge, guided), plain), strict=True):
+        (run / "search").mkdir(parents=True)
+        grid = load_grid(write_grid(run / "search", rows) / "grid.json")
+        bounds = Bounds(Quality(0.5, second=0.4), grid.bounds.noise)
+        grid = dataclasses.replace(grid, second="edges", bounds=bounds)
+        write_json(run / "search" / "grid.json", to_dict(grid))
+    out, figure = tmp_path / "rows.json", tmp_path / "frontiers.png"
+    words = ("--blocks", 6, 12, 24, "--out", out, "--figure", figure)
+    benchmark("frontiers.py", *runs, *words)
+    found = [
+        (row["training"], row["blocks at most"], row["sampling"], row["Fréchet distance (pixels)"])
+        for row in json.loads(out.read_text())["rows"]
+    ]
+    usual = lambda name: [
+        (f"{name}, published sampling", 6, "3 time steps", "4.00 ± 0.10"),
+        *((f"{name}, published sampling", n, "6 time steps", "3.00 ± 0.10") for n in (12, 24)),
+    ]
+    assert found == [
+        *usual("first"),
+        ("first, all", 6, "3 time steps", "4.00 ± 0.10"),
+        ("first, all", 12, "6 time steps, ab2", "2.00 ± 0.10"),
+        ("first, all", 24, "6 time steps", "1.00 ± 0.10"),
+        *usual("second"),
+        *((name.replace("published sampling", "all"), *rest) for name, *rest in usual("second")),
+    ]
+    assert figure.stat().st_size > 10_000
 
 
 @pytest.mark.slow
