@@ -15,8 +15,9 @@ from odelt_eqx.objective import (
     DeepSupervision,
     LengthConsistency,
     MeanFlow,
+    SelfAlignment,
     TimeObjective,
-    WrappingObjective,
+    innermost,
 )
 from odelt_eqx.ode import FixedSteps
 from odelt_eqx.parallel import Layout
@@ -155,9 +156,9 @@ class TrainConfig:
     """
 
     model: DiTConfig | VectorNetConfig
-    objective: LengthConsistency | DeepSupervision | TimeObjective | PublishedObjective = (
-        LengthConsistency()
-    )
+    objective: (
+        LengthConsistency | DeepSupervision | SelfAlignment | TimeObjective | PublishedObjective
+    ) = LengthConsistency()
     optimizer: OptimizerConfig = OptimizerConfig()
     data: Data = Digits()
     loading: Loading = Loading()
@@ -204,14 +205,16 @@ class TrainConfig:
             raise InputError("model.ignore_step would hide the steps that this objective trains")
         if isinstance(self.objective, DeepSupervision):
             self.objective.check(self.model.anytime, self.model.depths)
+        if isinstance(self.objective, SelfAlignment):
+            self.objective.check(self.model.anytime, self.model.depths, self.model.projector)
         learned = self.objective.learned if self.model.num_classes != 1 else "null"
         if self.model.learned not in ("both", learned):
             raise InputError(
                 f"model.learned is {self.model.learned}, but this objective teaches {learned}: "
                 "give --model.learned both"
             )
-        innermost = getattr(self.objective, "objective", self.objective)
-        most = innermost.max_guidance if isinstance(innermost, MeanFlow) else None
+        inner = innermost(self.objective)
+        most = inner.max_guidance if isinstance(inner, MeanFlow) else None
         if self.model.max_guidance not in (None, most):
             raise InputError(
                 f"model.max_guidance is {self.model.max_guidance}, but this objective teaches "
@@ -219,12 +222,12 @@ class TrainConfig:
             )
         follows = {"ignore_step": ignore_step, "learned": learned, "max_guidance": most}
         model = dataclasses.replace(self.model, **follows)
-        if isinstance(innermost, MeanFlow) and isinstance(model, DiTConfig):
+        if isinstance(inner, MeanFlow) and isinstance(model, DiTConfig):
             if model.attention == "cudnn":
                 raise InputError("mean flow takes a forward derivative: give --model.attention xla")
             model = dataclasses.replace(model, attention="xla")
         object.__setattr__(self, "model", model)
-        if not isinstance(self.objective, WrappingObjective) or len(model.depths) < 2:
+        if not self.objective.trains_depths or len(model.depths) < 2:
             # One depth is trained, and none to guide it.
             sample = dataclasses.replace(self.sample, depth_guidance=0.0)
             object.__setattr__(self, "sample", sample)
@@ -238,9 +241,7 @@ class TrainConfig:
 
         The score follows from the velocity along straight paths alone.
         """
-        objective = self.objective
-        inner = objective.objective if isinstance(objective, WrappingObjective) else objective
-        path = getattr(inner, "path", "straight")
+        path = getattr(innermost(self.objective), "path", "straight")
         if any(diffusion) and path != "straight":
             raise InputError(f"diffusion is for straight paths; this run trains along {path} ones")
 

@@ -115,6 +115,8 @@ class Inputs(eqx.Module):
             of them from one integration; only an `anytime` network is given one.
         keys: dropout keys, or None for no dropout.
         tolerance: with a tuple of depths, where an example may stop, see `integrate_length`.
+        hidden: with a tuple of depths, the depth whose hidden state is asked for, or None; only a
+            network with a `projector` is asked, see `has_projector`.
     """
 
     t: Float[Array, " batch"]
@@ -126,6 +128,7 @@ class Inputs(eqx.Module):
     keys: Key[Array, " batch"] | None = None
     tolerance: float | Float[Array, ""] | None = None
     guidance: Guidance | None = None
+    hidden: int | None = None
 
 
 class Network(eqx.Module):
@@ -260,12 +263,14 @@ class Network(eqx.Module):
         key: Key[Array, ""] | None = None,
         tolerance: float | Float[Array, ""] | None = None,
         guidance: Guidance | None = None,
+        hidden: int | None = None,
     ) -> tuple[Float[Array, "*batch_shape"], LengthStats]:
         """Return what a call returns, or `velocities` for a tuple, and what the length ODE took.
 
         A length solve that runs out of steps is counted as a failure, not raised: its example
         continues from where it got to. With a tuple and a tolerance, an example that has stopped
-        has the velocity where it did at all depths that follow.
+        has the velocity where it did at all depths that follow. With a tuple on an `anytime`
+        network with a `projector`, the statistics have the hidden state at the depth `hidden`.
         """
         full = isinstance(depth, str) and depth == "full"
         blocks: LengthDepth = check_depth(self.depth if full else depth, self.depths)
@@ -297,11 +302,35 @@ class Network(eqx.Module):
             batch, blocks = take_rows(batch, order), blocks[order]
         t, x, step_index, condition, keys, told = batch
         length = self.length if length is None else length
-        inputs = Inputs(t, x, step_index, condition, blocks, length, keys, tolerance, told)
+        inputs = Inputs(t, x, step_index, condition, blocks, length, keys, tolerance, told, hidden)
         velocity, stats = self.velocity(inputs)
         if isinstance(blocks, np.ndarray):
             return take_rows((velocity, stats), np.argsort(order))
         return velocity, stats
+
+
+def has_projector(network: Network) -> bool:
+    """Whether a network has a head for `SelfAlignment`, and so gives its hidden state.
+
+    Such a network has an attribute `projector`, a module that maps hidden states (batch, *tokens,
+    width) to others of that shape, and passes `Inputs.hidden` on to `integrate_length`.
+    """
+    return getattr(network, "projector", None) is not None
+
+
+def hidden_state(stats: LengthStats) -> Float[Array, "batch *tokens width"]:
+    """Return the hidden state that was asked for; an InputError if the network did not keep it."""
+    if stats.hidden is None:
+        raise InputError(
+            "this network has a projector but keeps no hidden state: its velocity must pass "
+            "inputs.hidden to odelt.integrate_length"
+        )
+    return stats.hidden
+
+
+def predict_hidden(network: Any, stats: LengthStats) -> Float[Array, "batch *tokens width"]:
+    """Return what a network's projector makes of the hidden state that was asked for."""
+    return network.projector(hidden_state(stats))
 
 
 def is_told_guidance(network: Network) -> bool:

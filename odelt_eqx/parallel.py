@@ -210,6 +210,10 @@ class DistributedNetwork(Network):
     def anytime(self) -> bool:  # noqa: D102
         return self.network.anytime
 
+    @property
+    def projector(self) -> Any:  # noqa: D102
+        return getattr(self.network, "projector", None)
+
     def velocity(self, inputs: Inputs) -> tuple[Float[Array, "*batch_shape"], LengthStats]:
         """Return the velocity, each device's part of the batch computed on that device."""
         batch = (inputs.t, inputs.x, inputs.step_index, inputs.condition, inputs.keys)
@@ -220,9 +224,9 @@ class DistributedNetwork(Network):
             order, back = rows.ravel(), undeal(rows, counted)
             batch, depth = jax.tree.map(lambda leaf: leaf[order], batch), depth[order]
         t, x, step_index, condition, keys, guidance = constrain_batch(batch)
-        length, tolerance = inputs.length, inputs.tolerance
+        length, tolerance, hidden = inputs.length, inputs.tolerance, inputs.hidden
         result = self.network.velocity(
-            Inputs(t, x, step_index, condition, depth, length, keys, tolerance, guidance)
+            Inputs(t, x, step_index, condition, depth, length, keys, tolerance, guidance, hidden)
         )
         return result if back is None else jax.tree.map(lambda leaf: leaf[back], result)
 

@@ -11,10 +11,12 @@ from odelt_eqx.errors import find_by_name
 from odelt_eqx.nn import DiTConfig, VectorNetConfig
 from odelt_eqx.objective import (
     DEPTH_TYPES,
+    STATE_TYPES,
     TRAIN_TYPES,
     DeepSupervision,
     FlowMatching,
     LengthConsistency,
+    SelfAlignment,
     Shortcut,
     WrappingObjective,
 )
@@ -284,26 +286,35 @@ def preset(name: str) -> TrainConfig:
 
 
 def of_type(config: TrainConfig, name: str) -> TrainConfig:
-    """Return `config` with the training type called `name`, see `TRAIN_TYPES` and `DEPTH_TYPES`.
+    """Return `config` with a training type of `TRAIN_TYPES`, `DEPTH_TYPES` or `STATE_TYPES`.
 
-    The one trains the time axis, with the old one's label dropout and guidance, and the other every
-    depth; the rest stays.
+    The first trains the time axis, with the old one's label dropout and guidance, the second every
+    depth, the third hidden states besides; what the others train stays, and so does the rest.
 
     Raises:
-        InputError: there is none; the nearest name is suggested.
+        InputError: there is none called `name`; the nearest name is suggested. Or the types cannot
+            be combined.
     """
-    old, new = config.objective, find_by_name("training type", name, TRAIN_TYPES | DEPTH_TYPES)
-    inner = old.objective if isinstance(old, WrappingObjective) else old
+    kinds = TRAIN_TYPES | DEPTH_TYPES | STATE_TYPES
+    new = find_by_name("training type", name, kinds)
+    old, states, depths = config.objective, None, None
+    if isinstance(old, SelfAlignment):
+        old, states = old.objective, old
+    if isinstance(old, WrappingObjective):
+        old, depths = old.objective, old
     embedding = config.model.length_embedding
-    if isinstance(new, WrappingObjective):
-        new = dataclasses.replace(new, objective=inner)
+    if isinstance(new, SelfAlignment):
+        states = new
+    elif isinstance(new, WrappingObjective):
+        depths = new
         embedding = "none" if isinstance(new, DeepSupervision) else "depth"
     else:
-        labels = {f: getattr(inner, f) for f in ("class_dropout", "guidance") if hasattr(inner, f)}
+        labels = {f: getattr(old, f) for f in ("class_dropout", "guidance") if hasattr(old, f)}
         fields = {f.name for f in dataclasses.fields(new)}
-        new = dataclasses.replace(new, **{f: v for f, v in labels.items() if f in fields})
-        if isinstance(old, WrappingObjective):
-            new = dataclasses.replace(old, objective=new)
+        old = dataclasses.replace(new, **{f: v for f, v in labels.items() if f in fields})
+    objective = old if depths is None else dataclasses.replace(depths, objective=old)
+    if states is not None:
+        objective = dataclasses.replace(states, objective=objective)
     # What follows from the objective. On a network that is told its depth, guidance by depth would
     # cost a second pass.
     model = dataclasses.replace(
@@ -312,8 +323,9 @@ def of_type(config: TrainConfig, name: str) -> TrainConfig:
         learned="both",
         max_guidance=None,
         length_embedding=embedding,
+        projector=states is not None,
     )
     sample = (
         config.sample if model.anytime else dataclasses.replace(config.sample, depth_guidance=0.0)
     )
-    return dataclasses.replace(config, model=model, objective=new, sample=sample)
+    return dataclasses.replace(config, model=model, objective=objective, sample=sample)

@@ -10,7 +10,7 @@ from odelt_eqx.entry import typed
 from odelt_eqx.evaluation.grid import GridConfig
 from odelt_eqx.evaluation.report import evaluate
 from odelt_eqx.evaluation.validation import validate
-from odelt_eqx.objective import DEPTH_TYPES, TRAIN_TYPES
+from odelt_eqx.objective import DEPTH_TYPES, STATE_TYPES, TRAIN_TYPES
 from odelt_eqx.parallel import Processes
 from odelt_eqx.presets import PRESETS
 from odelt_eqx.training.checkpoint import run_config
@@ -47,8 +47,9 @@ def run(words: list[str]) -> None:
     name, config, words = cli.run_of(words)
     description = (
         f"Train a preset ({', '.join(PRESETS)}), with other training types if the next words name "
-        f"them, for the time axis ({', '.join(TRAIN_TYPES)}) or for every depth "
-        f"({', '.join(DEPTH_TYPES)}), changed by the options, and evaluate it."
+        f"them, for the time axis ({', '.join(TRAIN_TYPES)}), for every depth "
+        f"({', '.join(DEPTH_TYPES)}) or for hidden states besides ({', '.join(STATE_TYPES)}), "
+        "changed by the options, and evaluate it."
     )
     args = cli.parse(Train, config, words, description, run=Path("runs") / name)
     args.processes.join()

@@ -18,7 +18,7 @@ from odelt_eqx.evaluation.grid import markdown_table
 from odelt_eqx.evaluation.measure import condition_of, network_on_devices
 from odelt_eqx.files import write_json, write_text
 from odelt_eqx.network import Condition, Network
-from odelt_eqx.objective import Networks, Objective, Teacher, TrainingTime, WrappingObjective
+from odelt_eqx.objective import Networks, Objective, Teacher, TrainingTime, innermost
 from odelt_eqx.parallel import broadcast, distribute, place, replicate
 from odelt_eqx.serialize import to_dict
 from odelt_eqx.training.checkpoint import load_teacher, run_config
@@ -44,7 +44,7 @@ class Loss:
 def validate(run: Path, out: Path | None = None, *, seconds: float | None = None) -> list[Path]:
     """Write the held-out losses of a run by time, step index and depth.
 
-    They are those of the EMA weights under the run's own objective, without length consistency:
+    They are those of the EMA weights under the run's own objective of the time axis:
     every depth has the same targets from the same draws.
 
     Args:
@@ -58,9 +58,7 @@ def validate(run: Path, out: Path | None = None, *, seconds: float | None = None
         InputError: the folder is not a run with a checkpoint.
     """
     config, folder = run_config(run), run if out is None else out
-    objective = config.objective
-    if isinstance(objective, WrappingObjective):
-        objective = objective.objective
+    objective = innermost(config.objective)
     when = TrainingTime(config.steps - 1, config.steps)
     source = load_into_memory(open_source(config.data, "held-out"), DRAWS)
     batches, started = -(-DRAWS // min(len(source), BATCH)), monotonic()

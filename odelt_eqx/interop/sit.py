@@ -71,7 +71,8 @@ def load_sit(
     Args:
         path: a `.pt` file of PyTorch, or a `.safetensors` file: a bare state dict or, as training
             writes them, one called model and one called ema. Half precision becomes float32.
-        config: the shape of the network, which ignores the step: `ignore_step` becomes true.
+        config: the shape of the network, which ignores the step and has no projector:
+            `ignore_step` becomes true and `projector` false.
         weights: which of the two; a single state dict is both.
         format: "sit" or "repa", which has another direction of time. By default it is told by the
             names, since only REPA has projectors.
@@ -150,7 +151,7 @@ def dit_from_sit(
     if format is not None:
         check_choice("format", format, get_args(SiTFormat))
     config.check_published("SiT", "logit_scale")
-    config = dataclasses.replace(config, ignore_step=True)
+    config = dataclasses.replace(config, ignore_step=True, projector=False)
     apart = dataclasses.replace(config, stacked=False)
     template = eqx.filter_eval_shape(DiT, apart, key=jax.random.key(0))
     slots = dict(_parameters(template))
@@ -197,7 +198,7 @@ def save_sit(model: DiT | VectorNet, path: str | Path) -> None:
     """Write a network whose full depth is a plain transformer as SiT's `.safetensors`.
 
     The names, shapes and conventions are those of the network that SiT's own code builds by
-    default; the variance that it outputs as well is zero.
+    default; the variance that it outputs as well is zero. A projector is left out.
 
     Raises:
         InputError: the network is not one that SiT's code can run.

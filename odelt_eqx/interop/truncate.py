@@ -17,7 +17,8 @@ def truncate(model: AnyNetwork, depth: int) -> AnyNetwork:
     """Return a smaller network that holds only the blocks which `model` runs at `depth`.
 
     Its depths are those of `model` up to `depth`, each counted without the blocks past its last
-    full group: depth 12 in groups of 8 becomes depth 8. Its output is the same, bit-for-bit.
+    full group: depth 12 in groups of 8 becomes depth 8. Its output is the same, bit-for-bit. A
+    projector is left out.
 
     Raises:
         InputError: the network does not have that depth.
@@ -39,4 +40,7 @@ def truncate(model: AnyNetwork, depth: int) -> AnyNetwork:
         if config.length_embedding == "depth":
             rows = jnp.zeros_like(rows).at[jnp.array(new)].set(table[jnp.array(old)])
         shorter = eqx.tree_at(lambda m: m.length_embedding.weight, shorter, rows)
-    return with_config(shorter, dataclasses.replace(config, depth=new[-1], depth_min=new[0]))
+    if model.projector is not None:
+        shorter = eqx.tree_at(lambda m: m.projector, shorter, None)
+    changes = {"depth": new[-1], "depth_min": new[0], "projector": False}
+    return with_config(shorter, dataclasses.replace(config, **changes))

@@ -50,6 +50,8 @@ class NetworkConfig(abc.ABC):
             `anytime`.
         wiring: the vector field of a group: "accumulate" (published) or "residual", in which the
             full depth is a plain transformer, see `ODEBlock`.
+        projector: there is a head that maps the hidden state at one edge to that at a deeper one,
+            an MLP as wide as a block's. `SelfAlignment` trains it; sampling leaves it out.
         stacked: the blocks of a group share arrays and are scanned. Training compiles in a time
             that does not grow with the group, in less memory; sampling is slower.
 
@@ -73,6 +75,7 @@ class NetworkConfig(abc.ABC):
     length: FixedSteps | Adaptive = FixedSteps()
     length_embedding: LengthEmbedding = "depth"
     wiring: Wiring = "accumulate"
+    projector: bool = False
     stacked: bool = False
 
     def __post_init__(self) -> None:

@@ -14,7 +14,13 @@ from odelt_eqx.network import Inputs
 from odelt_eqx.nn.block import BlockConfig, DiTBlock
 from odelt_eqx.nn.config import MOST_VALUES, ConfiguredNetwork
 from odelt_eqx.nn.embeddings import ConditionEmbedding, patchify, position_table, unpatchify
-from odelt_eqx.nn.groups import draw_groups, draw_length_embedding, integrate_groups
+from odelt_eqx.nn.groups import (
+    Projector,
+    draw_groups,
+    draw_length_embedding,
+    draw_projector,
+    integrate_groups,
+)
 from odelt_eqx.nn.layers import FinalLayer, affine, linear
 from odelt_eqx.ode import LengthStats, ODEBlock
 
@@ -98,6 +104,7 @@ class DiT(ConfiguredNetwork):
     modulation: eqx.nn.Linear | None
     groups: tuple[ODEBlock[DiTBlock], ...]
     final: FinalLayer
+    projector: Projector | None
     config: DiTConfig = eqx.field(static=True)
 
     def __init__(self, config: DiTConfig, *, key: Key[Array, ""]):
@@ -109,6 +116,7 @@ class DiT(ConfiguredNetwork):
         self.modulation = parts["modulation"]
         self.groups = parts["groups"]
         self.final = parts["final"]
+        self.projector = parts["projector"]
         self.config = config
 
     @property
@@ -150,4 +158,5 @@ def _draw(config: DiTConfig, key: Key[Array, ""]) -> dict[str, Any]:
         "modulation": modulation,
         "groups": draw_groups(config, draw_block, blocks),
         "final": FinalLayer(width, values, config.norm, key=final),
+        "projector": draw_projector(config, jax.random.fold_in(key, 8)),
     }

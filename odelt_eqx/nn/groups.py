@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Key
 
 from odelt_eqx.network import Inputs
 from odelt_eqx.nn.config import NetworkConfig
-from odelt_eqx.nn.layers import embedding
+from odelt_eqx.nn.layers import Mlp, embedding, layer_norm
 from odelt_eqx.ode import LengthStats, ODEBlock, Stack, integrate_length
 from odelt_eqx.ode.length import LengthDepth
 
@@ -34,6 +34,27 @@ def draw_length_embedding(config: NetworkConfig, key: Key[Array, ""]) -> eqx.nn.
     if config.length_embedding == "none":
         return None
     return embedding(config.depth + 1, config.hidden_size, key)
+
+
+class Projector(eqx.Module):
+    """Predicts the hidden state at a deeper edge: a norm and an MLP, which only training uses."""
+
+    mlp: Mlp
+    dtype: str = eqx.field(static=True)
+
+    def __init__(self, config: NetworkConfig, *, key: Key[Array, ""]):
+        """Draw an MLP as wide as those of the blocks."""
+        self.mlp = Mlp(config.hidden_size, config.mlp_ratio, 0.0, key=key)
+        self.dtype = config.dtype
+
+    def __call__(self, h: Float[Array, "batch *tokens width"]) -> Array:
+        """Return the prediction, (batch, *tokens, width), float32."""
+        return self.mlp(layer_norm(h).astype(self.dtype), None).astype(jnp.float32)
+
+
+def draw_projector(config: NetworkConfig, key: Key[Array, ""]) -> Projector | None:
+    """Return a fresh head, if the network has one."""
+    return Projector(config, key=key) if config.projector else None
 
 
 def integrate_groups(
@@ -84,6 +105,7 @@ def integrate_groups(
         read_edge,
         keys=inputs.keys if config.dropout > 0 else None,
         tolerance=inputs.tolerance,
+        hidden=inputs.hidden,
     )
 
 

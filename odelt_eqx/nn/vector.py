@@ -10,7 +10,13 @@ from jaxtyping import Array, Float, Key
 from odelt_eqx.network import Inputs
 from odelt_eqx.nn.config import ConfiguredNetwork, NetworkConfig
 from odelt_eqx.nn.embeddings import ConditionEmbedding
-from odelt_eqx.nn.groups import draw_groups, draw_length_embedding, integrate_groups
+from odelt_eqx.nn.groups import (
+    Projector,
+    draw_groups,
+    draw_length_embedding,
+    draw_projector,
+    integrate_groups,
+)
 from odelt_eqx.nn.layers import FinalLayer, Mlp, affine, layer_norm, linear, modulate
 from odelt_eqx.ode import LengthStats, ODEBlock
 
@@ -90,6 +96,7 @@ class VectorNet(ConfiguredNetwork):
     length_embedding: eqx.nn.Embedding | None
     groups: tuple[ODEBlock[MlpBlock], ...]
     final: FinalLayer
+    projector: Projector | None
     config: VectorNetConfig = eqx.field(static=True)
 
     def __init__(self, config: VectorNetConfig, *, key: Key[Array, ""]):
@@ -102,6 +109,8 @@ class VectorNet(ConfiguredNetwork):
         self.length_embedding = draw_length_embedding(config, length)
         self.groups = draw_groups(config, draw_block, blocks)
         self.final = FinalLayer(width, config.size, key=final)
+        # Those above are keys 0 to 6.
+        self.projector = draw_projector(config, jax.random.fold_in(key, 7))
         self.config = config
 
     def velocity(self, inputs: Inputs) -> tuple[Float[Array, "*batch_shape"], LengthStats]:

@@ -1,6 +1,7 @@
 """What training regresses on: one file per family.
 
-`LengthConsistency` and `DeepSupervision` wrap any of the others, to train every depth.
+`LengthConsistency` and `DeepSupervision` wrap any of the others, to train every depth;
+`SelfAlignment` wraps those on a path, or `DeepSupervision`, to train hidden states besides.
 """
 
 from odelt_eqx.objective.base import (
@@ -11,6 +12,7 @@ from odelt_eqx.objective.base import (
     Teacher as Teacher,
     TrainingTime as TrainingTime,
     WrappingObjective as WrappingObjective,
+    innermost as innermost,
 )
 from odelt_eqx.objective.consistency import (
     Consistency as Consistency,
@@ -26,6 +28,10 @@ from odelt_eqx.objective.live_reflow import LiveReflow as LiveReflow
 from odelt_eqx.objective.mean_flow import MeanFlow as MeanFlow, MeanFlowDraws as MeanFlowDraws
 from odelt_eqx.objective.path import FLOOR
 from odelt_eqx.objective.progressive import Progressive as Progressive, StageDraws as StageDraws
+from odelt_eqx.objective.self_alignment import (
+    AlignmentDraws as AlignmentDraws,
+    SelfAlignment as SelfAlignment,
+)
 from odelt_eqx.objective.shortcut import Shortcut as Shortcut, ShortcutDraws as ShortcutDraws
 from odelt_eqx.objective.time import TimeObjective as TimeObjective
 
@@ -51,3 +57,6 @@ DEPTH_TYPES: dict[str, LengthConsistency | DeepSupervision] = {
     "deep-supervision": DeepSupervision(share=0.5),
 }
 """How every depth is trained, around any of `TRAIN_TYPES`."""
+
+STATE_TYPES: dict[str, SelfAlignment] = {"self-alignment": SelfAlignment()}
+"""What hidden states are trained on besides, around all of the above."""

@@ -17,6 +17,7 @@ from odelt_eqx.network import (
     Guidance,
     Learned,
     Network,
+    hidden_state,
     raise_failures_of_length,
 )
 from odelt_eqx.ode.plan import without_recomputing
@@ -25,6 +26,8 @@ TaughtBy = Literal["data", "student", "average", "frozen", "stages"]
 ExampleDepth = int | Int[np.ndarray, " batch"] | Int[Array, " batch"] | Literal["full"]
 X = Float[Array, "batch *shape"]
 """Data, noise, states or velocities."""
+BEND = 0.05
+"""Where the smooth-l1 distance of hidden states turns from quadratic to linear."""
 
 
 class Edges(eqx.Module):
@@ -41,6 +44,26 @@ class Edges(eqx.Module):
     teacher: X | None = None
 
 
+class Alignment(eqx.Module):
+    """What the hidden state at a depth is trained to predict besides.
+
+    Args:
+        depth: blocks after which it is read.
+        hidden: what the network's `projector` should make of it, (batch, *tokens, width).
+        weight: of the mean distance, beside the squared error of the velocity.
+    """
+
+    depth: int
+    hidden: Float[Array, "batch *tokens width"]
+    weight: float
+
+    def distance(self, predicted: Float[Array, "batch *tokens width"]) -> Float[Array, " batch"]:
+        """Return the mean smooth-l1 distance of each example: quadratic below `BEND`."""
+        off = jnp.abs(predicted - self.hidden)
+        each = jnp.where(off < BEND, off**2 / (2 * BEND), off - BEND / 2)
+        return jnp.mean(each, axis=range(1, each.ndim))
+
+
 class Targets(eqx.Module):
     """A regression problem: what a network should return for what it is given.
 
@@ -52,6 +75,7 @@ class Targets(eqx.Module):
         power: weighting of errors: the squared error `e` of an example counts
             `e / (e + 0.001) ** power`, the denominator a constant. None: no weighting.
         edges: how the errors at a tuple of depths are counted.
+        alignment: what the hidden state at one depth predicts, or None; with a tuple of depths.
         guidance: what the network is told of guidance, where it is.
     """
 
@@ -64,6 +88,12 @@ class Targets(eqx.Module):
     power: Float[Array, " batch"] | None = None
     edges: Edges | None = None
     guidance: Guidance | None = None
+    alignment: Alignment | None = None
+
+    @property
+    def losses(self) -> tuple[str, ...]:
+        """The losses that training logs, by name."""
+        return ("loss",) if self.alignment is None else ("loss", "alignment")
 
     @property
     def told(self) -> Guidance | float:
@@ -95,6 +125,27 @@ class Teacher(eqx.Module):
             network, t, x, step_index, condition, guidance, depth, length=length
         )
         return raise_failures_of_length(velocity, stats, length)
+
+    def hidden(
+        self,
+        t: Float[Array, " batch"],
+        x: X,
+        step_index: int | Real[Array, " batch"],
+        condition: Condition | None,
+        *,
+        depth: int,
+        guidance: Guidance | None = None,
+    ) -> Float[Array, "batch *tokens width"]:
+        """Return the hidden state at `depth`, where the integration ends; it is a constant.
+
+        Raises:
+            InputError: the network does not give it.
+        """
+        length = without_recomputing(self.network.length)
+        _, stats = self.network.evaluate(
+            t, x, step_index, condition, (depth,), length, guidance=guidance, hidden=depth
+        )
+        return jax.lax.stop_gradient(hidden_state(stats))
 
 
 class Networks(eqx.Module):
@@ -159,6 +210,11 @@ class Objective(abc.ABC):
         getattr(self, "flow", None)  # flow matching with the same fields checks them
 
     @property
+    def trains_depths(self) -> bool:
+        """Whether other depths than the full one are trained."""
+        return False
+
+    @property
     def learned(self) -> Learned:
         """Which conditions it teaches, by its `class_dropout` and `guidance`, if it has them."""
         dropout, guidance = getattr(self, "class_dropout", None), getattr(self, "guidance", 1)
@@ -197,6 +253,11 @@ class WrappingObjective(Objective):
     objective: Any
 
     @property
+    def trains_depths(self) -> bool:
+        """Whether other depths than the full one are trained."""
+        return True
+
+    @property
     def trains_steps(self) -> bool:
         """Whether the wrapped objective does."""
         return self.objective.trains_steps
@@ -210,6 +271,13 @@ class WrappingObjective(Objective):
     def learned(self) -> Learned:
         """Which conditions the wrapped objective teaches."""
         return self.objective.learned
+
+
+def innermost(objective: Objective) -> Objective:
+    """Return the objective of the time axis, out of all that wraps it."""
+    while isinstance(objective, WrappingObjective):
+        objective = objective.objective
+    return objective
 
 
 def share(batch_size: int, every: int) -> int:

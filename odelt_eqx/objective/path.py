@@ -39,6 +39,34 @@ def interpolate(
     return noise + t * (data - (1 - sigma_min) * noise)
 
 
+def approach(
+    t: Float[Array, " batch"],
+    later: Float[Array, " batch"],
+    x_t: X,
+    data: X,
+    path: PathName = "straight",
+    sigma_min: float = 0,
+) -> X:
+    r"""Return the state at a later time on the path through `x_t` that ends in the data.
+
+    On a path $\alpha(t) x_0 + \beta(t) x_1$ that is $\beta(s) x_1 + \frac{\alpha(s)}{\alpha(t)}
+    (x_t - \beta(t) x_1)$: the noise is known from the state and the data, whatever coupled them. On
+    a straight path without `sigma_min` it is a point of the line from the state to the data. Noise
+    that the state has for the width of a path shrinks alike.
+
+    Args:
+        t: in [0, 1).
+        later: in [t, 1].
+    """
+    ones = jnp.ones_like(t)
+    share = lambda time, noise, data: interpolate(time, noise, data, path, sigma_min)
+    noise_at = lambda time: share(time, ones, 0 * ones)
+    data_at = lambda time: share(time, 0 * ones, ones)
+    left = per_example(noise_at(later) / noise_at(t), data)
+    before, after = (per_example(data_at(time), data) for time in (t, later))
+    return after * data + left * (x_t - before * data)
+
+
 def times_from(
     uniform: Float[Array, " batch"], times: TimeName, denoise_timesteps: int, shift: float = 1.0
 ) -> Float[Array, " batch"]:

@@ -44,7 +44,7 @@ Read = Callable[[Hidden, LengthDepth], Array]
 
 
 class LengthStats(eqx.Module):
-    """What solving the length ODE took, one number per example.
+    """What solving the length ODE took, one number per example, and a state that was asked for.
 
     Args:
         solves: how often it was solved: once per evaluation of a network.
@@ -53,6 +53,7 @@ class LengthStats(eqx.Module):
         failures: groups whose solve ran out of steps.
         error: root mean square of the last change of what was read, where a tolerance chose the
             depth; 0 elsewhere.
+        hidden: the hidden state `h` at the depth where it was asked for, or None.
     """
 
     solves: Float[Array, " batch"]
@@ -60,6 +61,7 @@ class LengthStats(eqx.Module):
     blocks: Float[Array, " batch"]
     failures: Float[Array, " batch"]
     error: Float[Array, " batch"]
+    hidden: Hidden | None = None
 
     @classmethod
     def zeros(cls, batch_size: int) -> "LengthStats":
@@ -194,6 +196,7 @@ def integrate_length(
     *,
     keys: Key[Array, " batch"] | None = None,
     tolerance: float | Float[Array, ""] | None = None,
+    hidden: int | None = None,
 ) -> tuple[Array, LengthStats]:
     r"""Solve the length ODE up to a depth and return what is read from `u` there.
 
@@ -213,6 +216,8 @@ def integrate_length(
             later, where what is read changed by less than this share of it, and is read there for
             all that follow; once all have stopped, no group runs any more. The change is an
             estimate of the error. None: no example stops early.
+        hidden: with a tuple of depths and no tolerance, a depth up to the last of them at which the
+            hidden state `h` is kept, as `LengthStats.hidden`.
 
     Returns:
         What is read, (batch, ...), or (depths, batch, ...) for a tuple, and what it took.
@@ -236,7 +241,8 @@ def integrate_length(
 
     if isinstance(depth, tuple):
         edges = [(int(count(d)), lambda u, d=d: read(u, d)) for d in depth]
-        return _read_edges(carry, advance, edges, tolerance)
+        kept = None if hidden is None else int(count(hidden))
+        return _read_edges(carry, advance, edges, tolerance, kept)
     if isinstance(depth, str):
         carry = _run_plain(carry, groups, condition, keys)
     elif isinstance(depth, int):
@@ -255,11 +261,19 @@ def _read_edges(
     advance: Callable[[Carry, int, int], Carry],
     edges: Sequence[tuple[int, Callable[[Hidden], Array]]],
     tolerance: float | Float[Array, ""] | None,
+    kept: int | None = None,
 ) -> tuple[Array, LengthStats]:
-    """Return what is read after each of some numbers of groups, and what it took."""
+    """Return what is read after each of some numbers of groups, and what it took.
+
+    The hidden state after `kept` groups is part of the latter.
+    """
     outputs: list[Array] = []
+    hidden = None
     active, start = jnp.ones(carry[0][0].shape[0], bool), 0
     for end, read in edges:
+        if kept is not None and start <= kept <= end:
+            carry, start, kept = advance(carry, start, kept), kept, None
+            hidden = carry[0][0]
 
         def run(
             carry: Carry, start: int = start, end: int = end, read: Callable = read
@@ -282,7 +296,7 @@ def _read_edges(
             carry = state, stats
             active = active & (change >= tolerance * _rms(output))
         outputs.append(output)
-    return jnp.stack(outputs), carry[1]
+    return jnp.stack(outputs), dataclasses.replace(carry[1], hidden=hidden)
 
 
 def _run_plain(

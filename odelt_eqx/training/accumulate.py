@@ -15,7 +15,7 @@ from odelt_eqx.objective import Targets
 from odelt_eqx.parallel import deal
 
 Mean = Callable[[Float[Array, " size"]], Float[Array, ""]]
-Value = tuple[Float[Array, ""], Float[Array, ""]]
+Value = tuple[Float[Array, ""], dict[str, Float[Array, ""]]]
 Differentiated = Callable[[Network, Targets, Key[Array, ""] | None, Mean], tuple[Value, Any]]
 
 
@@ -33,8 +33,8 @@ def accumulate(
     many calls per step, is not used.
 
     Args:
-        differentiated: `(weights, targets, key, mean) -> ((loss, error), gradient)`, where both
-            values are `mean` of one per example.
+        differentiated: `(weights, targets, key, mean) -> ((minimised, losses), gradient)`, where
+            all values are `mean` of one per example and the losses have the names of the targets'.
         weights: the parameters that the gradient is of.
         targets: of the whole batch.
         key: dropout key, or None for no dropout.
@@ -57,4 +57,5 @@ def accumulate(
     nothing = jax.tree.map(jnp.zeros_like, weights)
     keys = None if key is None else jax.random.split(key, parts)
     dealt = jax.tree.map(lambda leaf: leaf[rows], arrays)
-    return jax.lax.scan(add, ((zero, zero), nothing), (dealt, counted, keys))[0]
+    value = zero, dict.fromkeys(targets.losses, zero)
+    return jax.lax.scan(add, (value, nothing), (dealt, counted, keys))[0]

@@ -11,7 +11,12 @@ import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from odelt_eqx.errors import InputError, find_by_name
-from odelt_eqx.network import Condition, Network
+from odelt_eqx.network import (
+    Condition,
+    Network,
+    predict_hidden,
+    raise_failures_of_length,
+)
 from odelt_eqx.objective import Networks, Objective, Targets, Teacher, TrainingTime
 from odelt_eqx.parallel import constrain_state, distribute
 from odelt_eqx.training.accumulate import Mean, accumulate
@@ -147,11 +152,12 @@ def make_train_step(
         weights, rest = eqx.partition(state.model, trained)
         differentiate = partial(_differentiate, rest=rest)
         if parts == 1:
-            (_, error), gradient = differentiate(weights, targets, dropout_key, jnp.mean)
+            (_, losses), gradient = differentiate(weights, targets, dropout_key, jnp.mean)
         else:
-            (_, error), gradient = accumulate(differentiate, weights, targets, dropout_key, parts)
+            (_, losses), gradient = accumulate(differentiate, weights, targets, dropout_key, parts)
         norm = optax.tree.norm(gradient)  # not finite if any of the gradient is not
-        taken, skips = state.skips.judge(jnp.isfinite(error) & jnp.isfinite(norm), max_skipped)
+        finite = jnp.isfinite(losses["loss"]) & jnp.isfinite(norm)
+        taken, skips = state.skips.judge(finite, max_skipped)
         with jax.numpy_dtype_promotion("standard"):  # optax's own arithmetic needs it
             updates, opt_state = optimizer.update(gradient, state.opt_state, weights)
         weights = eqx.apply_updates(weights, updates)
@@ -164,7 +170,7 @@ def make_train_step(
         model, average, opt_state, averages = _select(
             taken, (model, average, opt_state, averages), old
         )
-        metrics = {"loss": error, "grad_norm": norm, "skipped": skips.total.astype(jnp.float32)}
+        metrics = losses | {"grad_norm": norm, "skipped": skips.total.astype(jnp.float32)}
         done = state.step + 1
         new = TrainState(model, average, opt_state, done, state.teacher, skips, averages)
         return constrain_state(new), metrics
@@ -198,20 +204,32 @@ def squared_error(
 
     There is no dropout without a key.
     """
+    return _errors(model, targets, key)[0]
+
+
+def _errors(
+    model: Network, targets: Targets, key: Key[Array, ""] | None
+) -> tuple[Float[Array, "*depths batch"], Float[Array, " batch"] | None]:
+    """Return what `squared_error` does, and the distance of hidden states that are aligned."""
     inputs = (targets.t, targets.x_t, targets.step_index, targets.condition)
     mean = lambda error: jnp.mean(error**2, axis=tuple(range(-len(model.shape), 0)))
-    if not isinstance(targets.depth, tuple):
-        velocity = model(*inputs, depth=targets.depth, key=key, guidance=targets.guidance)
-        return mean(velocity - targets.velocity)
     options = {"key": key, "guidance": targets.guidance}
-    velocities = model.velocities(*inputs, depths=targets.depth, **options)
+    if not isinstance(targets.depth, tuple):
+        velocity = model(*inputs, depth=targets.depth, **options)
+        return mean(velocity - targets.velocity), None
+    alignment, distance = targets.alignment, None
+    at = None if alignment is None else alignment.depth
+    velocities, stats = model.evaluate(*inputs, targets.depth, hidden=at, **options)
+    velocities = raise_failures_of_length(velocities, stats, model.length)
+    if alignment is not None:
+        distance = alignment.distance(predict_hidden(model, stats))
     shallow, edges = targets.velocity, targets.edges
     if edges is not None and edges.share:
         own = jax.lax.stop_gradient(velocities[-1])
         teacher = own if edges.teacher is None else edges.teacher
         shallow = shallow + edges.share * (teacher - shallow)
     last = velocities[-1:] - targets.velocity
-    return mean(jnp.concatenate([velocities[:-1] - shallow, last]))
+    return mean(jnp.concatenate([velocities[:-1] - shallow, last])), distance
 
 
 def _over_depths(errors: Float[Array, "*depths batch"], targets: Targets) -> Float[Array, " batch"]:
@@ -235,14 +253,18 @@ def weight_errors(
 @eqx.filter_value_and_grad(has_aux=True)
 def _differentiate(
     weights: Network, targets: Targets, key: Key[Array, ""] | None, mean: Mean, rest: Network
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Return what is minimised and the squared error, each `mean` of one per example.
+) -> tuple[Float[Array, ""], Metrics]:
+    """Return what is minimised and the losses by name, each `mean` of one per example.
 
     The network is that of the `weights`, which are trained, and the `rest`.
     """
-    errors = squared_error(distribute(eqx.combine(weights, rest)), targets, key)
-    weighted = weight_errors(errors, targets.power)
-    return mean(_over_depths(weighted, targets)), mean(_over_depths(errors, targets))
+    errors, distance = _errors(distribute(eqx.combine(weights, rest)), targets, key)
+    minimised = _over_depths(weight_errors(errors, targets.power), targets)
+    losses = {"loss": mean(_over_depths(errors, targets))}
+    if targets.alignment is not None and distance is not None:
+        minimised = minimised + targets.alignment.weight * distance
+        losses["alignment"] = mean(distance)
+    return mean(minimised), losses
 
 
 def _make_targets(

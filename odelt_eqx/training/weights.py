@@ -135,7 +135,7 @@ def init_from(state: TrainState, source: str | Path, frozen: Collection[str] = (
     everything that is not a parameter stay those of `state`. An embedding of the length that
     `source` lacks is zero: so the first network in the wiring "residual" is, at its full depth, a
     plain `source`. One that `state` lacks is left out. A network that is told guidance begins as a
-    `source` that is not, whatever it is told.
+    `source` that is not, whatever it is told. A projector that `source` lacks is that of `state`.
 
     Args:
         frozen: names of the fields that are not trained; both networks get the EMA weights there.
@@ -194,6 +194,10 @@ def fit(weights: AnyNetwork, template: Any, source: str | Path) -> Any:
             lambda m: m.length_embedding, weights, none, is_leaf=lambda leaf: leaf is None
         )
     weights = _with_guidance(weights, template)
+    if template.projector is None or weights.projector is None:
+        weights = eqx.tree_at(
+            lambda m: m.projector, weights, template.projector, is_leaf=lambda leaf: leaf is None
+        )
     form = eqx.filter_eval_shape(unstacked, template)
     if weights.depth != template.depth:
         raise InputError(f"{source} has depth {weights.depth}, this network has {template.depth}")
