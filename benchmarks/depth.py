@@ -2,6 +2,7 @@
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -15,6 +16,7 @@ from odelt_eqx.objective import (
     FlowMatching,
     LengthConsistency,
     Objective,
+    SelfAlignment,
     Shortcut,
 )
 from odelt_eqx.presets import preset
@@ -23,7 +25,7 @@ from odelt_eqx.training.optimizer import make_optimizer
 from odelt_eqx.training.step import init_state, make_train_step
 
 PUBLISHED = "length consistency"
-WAYS: dict[str, tuple[Objective, dict[str, str]]] = {
+WAYS: dict[str, tuple[Objective, dict[str, Any]]] = {
     "flow matching, full depth": (FlowMatching(), {}),
     "shortcut, full depth": (Shortcut(), {}),
     PUBLISHED: (LengthConsistency(), {}),
@@ -36,6 +38,10 @@ WAYS: dict[str, tuple[Objective, dict[str, str]]] = {
     "deep supervision, taught by the average": (
         DeepSupervision(share=0.5, teacher="average"),
         {"length_embedding": "none"},
+    ),
+    "deep supervision and self-alignment": (
+        SelfAlignment(DeepSupervision()),
+        {"length_embedding": "none", "projector": True},
     ),
 }
 """Objectives with what they change of the network; all but the first two train every depth."""

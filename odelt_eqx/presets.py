@@ -20,6 +20,7 @@ from odelt_eqx.objective import (
     Shortcut,
     WrappingObjective,
 )
+from odelt_eqx.objective.self_alignment import path_of
 from odelt_eqx.ode import FixedSteps
 from odelt_eqx.sampling import SampleConfig
 
@@ -314,6 +315,7 @@ def of_type(config: TrainConfig, name: str) -> TrainConfig:
         old = dataclasses.replace(new, **{f: v for f, v in labels.items() if f in fields})
     objective = old if depths is None else dataclasses.replace(depths, objective=old)
     if states is not None:
+        path_of(objective)
         objective = dataclasses.replace(states, objective=objective)
     # What follows from the objective. On a network that is told its depth, guidance by depth would
     # cost a second pass.

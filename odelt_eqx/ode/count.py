@@ -38,7 +38,8 @@ def integrate_time_counted(
         # diffrax carries one packed array of floats faster than five.
         return dy, jnp.stack(jax.tree.leaves(stats), axis=1)
 
-    fields = len(dataclasses.fields(LengthStats))
+    numbers = jax.eval_shape(lambda: LengthStats.zeros(1))  # no hidden state is asked for
+    fields = len(jax.tree.leaves(numbers))
     counts = jnp.zeros((len(jax.tree.leaves(y)[0]), fields))
     counting = CountingPlan(plan)  # pyright: ignore[reportCallIssue]
     solution = integrate_time(with_counts, (y, counts), counting, args, **kwargs)

@@ -16,7 +16,15 @@ import pytest
 
 import odelt_eqx as odelt
 from odelt_eqx.config import OptimizerConfig
-from odelt_eqx.objective import TRAIN_TYPES, FlowMatching, LengthConsistency, LiveReflow, MeanFlow
+from odelt_eqx.objective import (
+    TRAIN_TYPES,
+    DeepSupervision,
+    FlowMatching,
+    LengthConsistency,
+    LiveReflow,
+    MeanFlow,
+    SelfAlignment,
+)
 from odelt_eqx.training.optimizer import make_optimizer
 from odelt_eqx.training.step import init_state, make_train_step
 
@@ -174,3 +182,11 @@ def test_with_length_consistency_every_depth_learns_it():
     assert falls(losses)
     for depth in (1, 2):
         assert distance(model, 4, depth) < 0.25
+
+
+def test_with_self_alignment_every_depth_learns_it_and_states_are_predicted():
+    config = dataclasses.replace(TWO_DEPTHS, length_embedding="none", projector=True)
+    model, losses = trained(SelfAlignment(DeepSupervision(FlowMatching())), config)
+    assert falls(losses)
+    for depth in (1, 2):
+        assert distance(model, 16, depth) < 0.25

@@ -18,7 +18,13 @@ from odelt_eqx.config import save_config
 from odelt_eqx.evaluation.grid import GridConfig
 from odelt_eqx.evaluation.report import evaluate
 from odelt_eqx.evaluation.samples import SampleRequest, save_samples
-from odelt_eqx.objective import DeepSupervision, LengthConsistency, MeanFlow, Shortcut
+from odelt_eqx.objective import (
+    DeepSupervision,
+    LengthConsistency,
+    MeanFlow,
+    SelfAlignment,
+    Shortcut,
+)
 from odelt_eqx.parallel import Processes, check_batch_size, make_mesh
 from odelt_eqx.training.checkpoint import run_config
 from odelt_eqx.training.train import train
@@ -117,7 +123,7 @@ def assert_same_run(run, other):
         [json.loads(line) for line in (r / "metrics.jsonl").read_text().splitlines()]
         for r in (run, other)
     ]
-    for name in ("loss", "grad_norm", "held_out_loss"):
+    for name in ("loss", "grad_norm", "held_out_loss", "alignment"):
         ours, theirs = ([(x["step"], x[name]) for x in row if name in x] for row in rows)
         np.testing.assert_allclose(ours, theirs, rtol=2e-4)
     for load in (odelt.load, lambda run: odelt.load_average(run, 0.05)):
@@ -165,12 +171,13 @@ def test_a_run_of_stacked_blocks_on_eight_devices_is_that_on_one(tmp_path):
 
 def test_every_depth_in_one_pass_on_four_devices_then_on_one_is_one_run(tmp_path):
     changes = {"length_embedding": "edge", "wiring": "residual", "ignore_step": False}
-    model = dataclasses.replace(POINTS.model, **changes)
-    objective = DeepSupervision(Shortcut(), (2.0, 1.0), 0.5, "average")
+    model = dataclasses.replace(POINTS.model, projector=True, **changes)
+    objective = SelfAlignment(DeepSupervision(Shortcut(), (2.0, 1.0), 0.5, "average"))
     points = dataclasses.replace(POINTS, model=model, objective=objective)
     alone, run = train_alone(points, tmp_path), tmp_path / "run"
     config = run_config(alone)
     end([start(config, run, "fsdp", devices=4, stop=3)], 143)
+    end([start(config, run, "dp", devices=2, stop=4)], 143)
     train(config, run, resume=True)
     assert_same_run(run, alone)
 

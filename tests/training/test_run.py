@@ -7,6 +7,7 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import odelt_eqx as odelt
@@ -21,6 +22,7 @@ from odelt_eqx.objective import (
     LiveReflow,
     MeanFlow,
     Networks,
+    SelfAlignment,
     Shortcut,
     TrainingTime,
 )
@@ -28,7 +30,9 @@ from odelt_eqx.presets import of_type, preset
 from odelt_eqx.progress import Progress
 from odelt_eqx.training.info import describe
 from odelt_eqx.training.run_folder import open_run
+from odelt_eqx.training.step import init_state
 from odelt_eqx.training.train import train
+from odelt_eqx.training.weights import init_from
 from tests.conftest import TINY_RUN
 from tests.data.makers import write_images
 from tests.training.conftest import POINTS_RUN
@@ -114,6 +118,41 @@ def test_a_resumed_run_that_learns_guidance_ends_with_the_same_bits(tmp_path):
         dataclasses.replace(config, model=dataclasses.replace(config.model, max_guidance=3.0))
     with pytest.raises(odelt.InputError, match="max_guidance is for networks that learn a condit"):
         dataclasses.replace(config.model, num_classes=None)
+
+
+def test_a_resumed_run_that_aligns_hidden_states_ends_with_the_same_bits(tmp_path):
+    """Its head goes with the weights, and another run begins from them with a head or without."""
+    changes = {"length_embedding": "edge", "projector": True}
+    model = dataclasses.replace(POINTS_RUN.model, **changes)
+    objective = SelfAlignment(DeepSupervision(POINTS_RUN.objective))
+    config = dataclasses.replace(POINTS_RUN, model=model, objective=objective, steps=2)
+    config = dataclasses.replace(config, log_every=1)
+    whole = train(config, tmp_path / "whole")
+    train(dataclasses.replace(config, steps=1), tmp_path / "twice")
+    twice = train(config, tmp_path / "twice", resume=True)
+    for ours, theirs in zip(*map(jax.tree.leaves, (whole, twice)), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    rows = [
+        json.loads(line) for line in (tmp_path / "twice/metrics.jsonl").read_text().splitlines()
+    ]
+    assert [row["step"] for row in rows if row.get("alignment", 0) > 0] == [1, 2]
+    run = odelt.load(tmp_path / "twice")
+    odelt.save_safetensors(run, tmp_path / "head.safetensors")
+    again = odelt.load_safetensors(tmp_path / "head.safetensors")
+    headless = dataclasses.replace(config.model, projector=False)
+    for shape, head in ((model, run.projector), (headless, None)):
+        state = init_state(shape.build(key=jax.random.key(1)), optax.sgd(1.0))
+        begun = init_from(state, tmp_path / "head.safetensors").ema
+        assert begun.config == shape
+        for a, b in zip(*map(jax.tree.leaves, (begun.projector, head)), strict=True):
+            np.testing.assert_array_equal(a, b)
+    fresh = init_state(model.build(key=jax.random.key(1)), optax.sgd(1.0))
+    odelt.save_safetensors(begun, tmp_path / "headless.safetensors")
+    whole = init_from(fresh, tmp_path / "headless.safetensors").ema
+    for a, b in zip(*map(jax.tree.leaves, (whole.projector, fresh.model.projector)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    for a, b in zip(*map(jax.tree.leaves, (whole.groups, again.groups)), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_mean_flow_takes_its_forward_derivative_through_the_logits():
@@ -211,6 +250,7 @@ def test_a_run_may_go_on_for_longer_and_be_saved_otherwise(points_run, tmp_path,
 TYPES = TRAIN_TYPES.values()
 CHANGED = [FlowMatching(0.2), Shortcut(8, 1.5), LengthConsistency(teacher_depth="deeper")]
 CHANGED += [DeepSupervision(Shortcut(), (1.0, 2.0, 3.0), 0.5, "average")]
+CHANGED += [SelfAlignment(MeanFlow(), 0.3, 0.1, 2, 6), SelfAlignment(CHANGED[-1])]
 
 
 @pytest.mark.parametrize(
@@ -219,7 +259,8 @@ CHANGED += [DeepSupervision(Shortcut(), (1.0, 2.0, 3.0), 0.5, "average")]
 )
 def test_a_config_survives_its_file(tmp_path, objective):
     config = preset("digits")
-    model = dataclasses.replace(config.model, length_embedding="none", wiring="residual")
+    changes = {"length_embedding": "none", "wiring": "residual", "projector": True}
+    model = dataclasses.replace(config.model, **changes)
     config = dataclasses.replace(config, objective=objective, model=model)
     save_config(config, tmp_path / "config.json")
     assert load_config(tmp_path / "config.json") == config
