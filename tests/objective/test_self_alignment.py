@@ -136,6 +136,20 @@ def test_both_losses_are_logged_and_their_weighted_sum_is_minimised():
     assert len({float(loss) for loss in held_out}) == 1  # of velocities alone
 
 
+def test_a_bfloat16_network_is_aligned_to_float32_states():
+    half = dataclasses.replace(CONFIG, dtype="bfloat16")
+    *_, networks = two_networks()
+    small, average = (network(seed, half) for seed in (0, 5))
+    others = dataclasses.replace(Networks.all(average), student=Networks.all(small).student)
+    targets, again = (targets_of(FLOW, each) for each in (networks, others))
+    assert again.alignment.hidden.dtype == jnp.float32
+    np.testing.assert_allclose(again.alignment.hidden, targets.alignment.hidden, atol=0.1)
+    _, metrics = change(FLOW, small, average)
+    np.testing.assert_allclose(
+        metrics["alignment"], change(FLOW, network(), network(5))[1]["alignment"], rtol=0.03
+    )
+
+
 def test_its_gradient_reaches_the_head_and_the_blocks_up_to_the_shallow_edge():
     model, average, _ = two_networks()
     twice, once = (
