@@ -19,8 +19,8 @@ X = Float[Array, "batch *shape"]
 class CompiledSampler:
     """`sample_with_stats` compiled ahead, for one shape of batch and one kind of plan.
 
-    This is what a server calls: nothing is compiled later, and in a call with the config that was
-    compiled only the noise and the condition are looked at.
+    This is what a server calls: nothing is compiled later, and in a call with the config of the
+    last one only the noise and the condition are looked at.
 
     What may change without compiling is the noise, the condition, the numbers of the time plan
     (its steps or tolerances, but not its solver), the numbers of guidance other than 0 and 1, and
@@ -43,7 +43,8 @@ class CompiledSampler:
     ):
         """Compile, and run nothing."""
         inputs = _inputs(model, noise, condition, config, key)
-        self._model, self._config, self._kinds = model, inputs[2], _kinds(*inputs)
+        self._model, self._config, self._kinds = model, config, _kinds(_parts(*inputs))
+        self._last = _constant(config), inputs[2]
         self._weights, self._structure = jax.tree.flatten(model)
         self._compiled = solve_flow.lower(self._weights, self._structure, *inputs, True).compile()
 
@@ -67,19 +68,28 @@ class CompiledSampler:
             InputError: another program would be needed, as the shape of the batch or what `config`
                 says beyond the numbers above is not what was compiled; or as for `sample`.
         """
-        if config is None:
+        config = self._config if config is None else config
+        last, resolved = self._last
+        if config is last:  # which needs no second look
             condition = as_condition(self._model, condition)
             check_inputs(self._model, noise, condition)
-            inputs = noise, condition, self._config, example_keys(self._config, key, noise)
+            keys = example_keys(resolved, key, noise)
+            self._check({"noise": noise, "condition": condition, "key": keys})
         else:
-            inputs = _inputs(self._model, noise, condition, config, key)
-        for name, kind in _kinds(*inputs).items():
+            noise, condition, resolved, keys = _inputs(self._model, noise, condition, config, key)
+            self._check(_parts(noise, condition, resolved, keys))
+            self._last = _constant(config), resolved
+        inputs = noise, condition, resolved, keys
+        return ready(self._compiled(self._weights, self._structure, *inputs, True))
+
+    def _check(self, parts: dict[str, Any]) -> None:
+        """Raise an InputError unless what was compiled serves these parts of the inputs."""
+        for name, kind in _kinds(parts).items():
             if kind != self._kinds[name]:
                 wanted, got = (" ".join(str(k).split()) for k in (self._kinds[name], kind))
                 raise InputError(
                     f"compiled for {name} {wanted}; got {got}: compile another CompiledSampler"
                 )
-        return ready(self._compiled(self._weights, self._structure, *inputs, True))
 
 
 class CompiledSamplers:
@@ -115,7 +125,7 @@ class CompiledSamplers:
         return known
 
     def _name(self, *inputs: Any) -> Hashable:
-        return tuple(_kinds(*_inputs(self._model, *inputs)).items())
+        return tuple(_kinds(_parts(*_inputs(self._model, *inputs))).items())
 
 
 def _inputs(
@@ -131,14 +141,24 @@ def _inputs(
     return noise, condition, config, example_keys(config, key, noise)
 
 
-def _kinds(
+def _parts(
     noise: X, condition: Condition | None, config: SampleConfig, keys: Key[Array, " batch"] | None
 ) -> dict[str, Any]:
-    """Return, by name, what one program is for: all but the values of arrays."""
-    parts = {"noise": noise, "condition": condition, "key": keys, **vars(config)}
+    """Return all that a program takes besides the network, by name."""
+    return {"noise": noise, "condition": condition, "key": keys, **vars(config)}
+
+
+def _kinds(parts: dict[str, Any]) -> dict[str, Any]:
+    """Return what a program depends on: all but the values of arrays."""
     is_array = lambda leaf: isinstance(leaf, Array | np.ndarray)
     kind = lambda leaf: jax.typeof(leaf).str_short() if is_array(leaf) else leaf
     return {name: jax.tree.map(kind, part) for name, part in parts.items()}
+
+
+def _constant(config: SampleConfig) -> SampleConfig | None:
+    """Return a config that cannot change; None for one with arrays of NumPy, which can."""
+    leaves = jax.tree.leaves(config)
+    return None if any(isinstance(leaf, np.ndarray) for leaf in leaves) else config
 
 
 def peak_bytes(program: Any) -> int:

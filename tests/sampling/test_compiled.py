@@ -58,6 +58,18 @@ def test_the_config_that_was_compiled_still_checks_what_it_is_given(model):
         sampler(NOISE[..., 0], LABELS, key=jax.random.key(1))
 
 
+def test_a_config_with_an_array_that_changes_is_looked_at_again(model):
+    weights = np.full(6, 1.5)
+    config = eqx.tree_at(lambda c: c.guidance, odelt.SampleConfig(depth=2), weights)
+    sampler = odelt.CompiledSampler(model, NOISE, LABELS, config)
+    first = sampler(NOISE, LABELS)[0]
+    weights[:] = 3.0
+    second = sampler(NOISE, LABELS)[0]
+    expected = odelt.sample(model, NOISE, LABELS, depth=2, guidance=np.full(6, 3.0))
+    np.testing.assert_allclose(second, expected, atol=1e-5)
+    assert jnp.abs(second - first).max() > 0.01
+
+
 def test_samplers_are_shared_by_settings_of_one_program_and_the_last_are_kept(model):
     samplers = CompiledSamplers(model, most=2)
     inputs = lambda steps, **options: (
