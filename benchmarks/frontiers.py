@@ -51,6 +51,16 @@ def best(rows: list[Row], blocks: int) -> Row | None:
     return affordable[int(np.argmin(scores(np.array(numbers))))]
 
 
+def frontier(rows: list[Row], blocks: tuple[int, ...]) -> dict[Row, int]:
+    """Return the best rows, each with the least of the numbers of blocks for which it is."""
+    found: dict[Row, int] = {}
+    for most in sorted(blocks):
+        row = best(rows, most)
+        if row is not None:
+            found.setdefault(row, most)
+    return found
+
+
 def distances(row: Row) -> list[tuple[float, float]]:
     """Return the Fréchet distance and its standard error, by each judge."""
     quality = row.quality
@@ -73,10 +83,7 @@ def main(config: Config) -> None:
     report = Report(columns, config)
     for name, grid in grids.items():
         for way, rows in ways(grid).items():
-            for blocks in config.blocks:
-                row = best(rows, blocks)
-                if row is None:
-                    continue
+            for row, blocks in frontier(rows, config.blocks).items():
                 judged = [f"{value:.2f} ± {error:.2f}" for value, error in distances(row)]
                 manifold = row.quality.precision, row.quality.recall
                 cells = (row.time, row.depth, row.guidance, row.blocks, *judged, *manifold)
@@ -96,8 +103,7 @@ def save_curves(grids: dict[str, Grid], names: list[str], config: Config) -> Non
     for judge, (axis, name) in enumerate(zip(panels, names, strict=True)):
         for number, (run, grid) in enumerate(grids.items()):
             for (way, rows), style in zip(ways(grid).items(), ("--", "-"), strict=True):
-                found = [row for blocks in config.blocks if (row := best(rows, blocks))]
-                found = list(dict.fromkeys(found))  # one that is best for several is one point
+                found = frontier(rows, config.blocks)
                 x = [row.blocks for row in found]
                 y, error = zip(*(distances(row)[judge] for row in found), strict=True)
                 label = f"{run}, {way}"

@@ -271,7 +271,7 @@ def test_frontiers_are_of_what_a_number_of_blocks_can_buy(benchmark, tmp_path):
     ]
     usual = lambda name: [
         (f"{name}, published sampling", 6, "3 time steps", "4.00 ± 0.10"),
-        *((f"{name}, published sampling", n, "6 time steps", "3.00 ± 0.10") for n in (12, 24)),
+        (f"{name}, published sampling", 12, "6 time steps", "3.00 ± 0.10"),
     ]
     assert found == [
         *usual("first"),
