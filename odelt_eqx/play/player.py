@@ -118,8 +118,11 @@ class Player:
         self._samplers = CompiledSamplers(self.network)
 
     def is_compiled(self, dials: Dials) -> bool:
-        """Whether there is a program for what the dials say; an InputError as `play` raises it."""
-        with self._lock, jax.set_mesh(self._mesh):
+        """Whether there is a program for what the dials say; an InputError as `play` raises it.
+
+        It is answered while another call compiles.
+        """
+        with jax.set_mesh(self._mesh):
             return self._samplers.has(*self._inputs(dials)[1])
 
     def play(self, dials: Dials) -> Played:

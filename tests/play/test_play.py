@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -28,6 +29,7 @@ from odelt_eqx.images import to_bytes
 from odelt_eqx.noise import sample_noise
 from odelt_eqx.objective import FlowMatching
 from odelt_eqx.play.player import Dials, Player
+from odelt_eqx.sampling import CompiledSamplers
 from odelt_eqx.training.checkpoint import Checkpoints
 from tests.conftest import TINY, TINY_RUN
 from tests.evaluation.makers import write_grid
@@ -102,6 +104,21 @@ def test_the_noise_is_held_still_and_only_a_new_kind_of_setting_is_compiled(run)
     np.testing.assert_array_equal(np.stack(shown)[..., :1], to_bytes(played.samples))
     with pytest.raises(odelt.InputError, match="labels must lie between 0 and 9; got 10"):
         player.play(Dials(labels=(10,)))
+
+
+def test_while_one_setting_is_compiled_another_is_told_whether_it_is(run, monkeypatch):
+    player, compile_it, told = Player(run, COUNT), CompiledSamplers.get, []
+    player.play(known := Dials(odelt.SampleConfig(depth=2)))
+
+    def meanwhile(samplers, *inputs):
+        asking = threading.Thread(target=lambda: told.append(player.is_compiled(known)))
+        asking.start()
+        asking.join(timeout=60)
+        return compile_it(samplers, *inputs)
+
+    monkeypatch.setattr(CompiledSamplers, "get", meanwhile)
+    player.play(Dials(odelt.SampleConfig(depth=3)))
+    assert told == [True]
 
 
 @contextmanager
