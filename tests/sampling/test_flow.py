@@ -50,7 +50,7 @@ def test_both_axes_may_be_adaptive_and_meet_their_tolerances_in_proportion(model
         plan = odelt.Adaptive(tolerance, tolerance)
         return odelt.sample_with_stats(model, NOISE, LABELS, time=plan, length=plan)
 
-    time, length = odelt.FixedSteps(64, "dopri5"), odelt.FixedSteps(8, "dopri5")
+    time, length = odelt.FixedSteps(24, "dopri5"), odelt.FixedSteps(4, "dopri5")
     exact = odelt.sample(model, NOISE, LABELS, time=time, length=length)
     errors, blocks = [], []
     for tolerance in (1e-2, 1e-3, 1e-4):

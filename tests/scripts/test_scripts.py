@@ -22,6 +22,10 @@ from tests.conftest import GOLDEN, TINY
 from tests.data.makers import write_images
 from tests.scripts.conftest import SCRIPTS
 
+SHAPE = {"hidden-size": 16, "num-heads": 2, "depth": 2, "depth-min": 1, "depth-group": 1}
+SMALL = tuple(word for name, value in SHAPE.items() for word in (f"--model.{name}", value))
+SMALL += ("--steps", 1, "--no-evaluate")
+
 
 def test_sample_with_an_adaptive_plan_on_each_axis(command, tiny_run, tmp_path):
     status, out, _ = command(
@@ -164,17 +168,13 @@ def test_prepare_makes_shards_that_train_reads(command, tmp_path):
 
 def test_the_network_follows_the_data(command, tmp_path):
     folder, run = write_images(tmp_path / "images", count=20), tmp_path / "run"
-    words = ("--model.hidden-size", 16, "--model.num-heads", 2, "--batch-size", 8, "--steps", 1)
-    words += ("--run", run, "--no-evaluate", "data:folder", "--data.folder", folder)
+    words = ("--batch-size", 8, "--run", run, "data:folder", "--data.folder", folder)
     words += ("--data.size", 24, "--data.held-out.share", 0.4)
-    status, printed, errors = command("train.py", *words)
+    status, printed, errors = command("train.py", *SMALL, *words)
     shape = "model.channels 3, model.image_size 24, model.patch_size 3, model.num_classes 2"
     assert f"note: {shape}: as the data are\n" in errors
     assert (status, printed) == (0, f"{run}\n")
     assert run_config(run).model.shape == (24, 24, 3)
-
-
-SMALL = ("--model.hidden-size", 16, "--model.num-heads", 2, "--steps", 1, "--no-evaluate")
 
 
 def test_one_command_trains_on_a_folder_of_images(command, tmp_path):

@@ -79,17 +79,23 @@ def test_a_resumed_run_ends_with_the_same_bits(tiny_run, tmp_path, monkeypatch):
     assert timeless(lines) == timeless(expected)
 
 
+def train_whole_and_cut(config, folder, monkeypatch):
+    """Train for two steps in one folder, and in another until the power is cut after the first."""
+    whole = train(config, folder / "whole")
+    with monkeypatch.context() as patch:
+        cut_power_after(2, patch)
+        with pytest.raises(PowerCutError):
+            train(config, folder / "cut")
+    return whole
+
+
 def test_a_resumed_run_of_the_newer_blocks_ends_with_the_same_bits(tmp_path, monkeypatch):
     block = {"qk_norm": True, "norm": "scaled-rms", "rope": True, "mlp": "swiglu"}
     block |= {"modulation": "shared", "logit_scale": "inverse-sqrt", "dtype": "bfloat16"}
     model = dataclasses.replace(TINY_RUN.model, length_embedding="none", stacked=True, **block)
     config = dataclasses.replace(TINY_RUN, model=model, objective=FlowMatching(), steps=2)
     config = dataclasses.replace(config, save_every=1, eval_every=10)
-    train(config, tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        cut_power_after(2, patch)
-        with pytest.raises(PowerCutError):
-            train(config, tmp_path / "cut")
+    train_whole_and_cut(config, tmp_path, monkeypatch)
     other = dataclasses.replace(config, model=dataclasses.replace(model, attention="xla"))
     train(other, tmp_path / "cut", resume=True)
     ours, theirs = (jax.tree.leaves(odelt.load(tmp_path / run)) for run in ("cut", "whole"))
@@ -97,16 +103,16 @@ def test_a_resumed_run_of_the_newer_blocks_ends_with_the_same_bits(tmp_path, mon
         np.testing.assert_array_equal(a, b)
 
 
-def test_a_resumed_run_that_learns_guidance_ends_with_the_same_bits(tmp_path):
+def test_a_resumed_run_that_learns_guidance_ends_with_the_same_bits(tmp_path, monkeypatch):
     objective = LengthConsistency(MeanFlow(tangent="network", max_guidance=4.0))
     model = dataclasses.replace(POINTS_RUN.model, ignore_step=False, dropout=0.0)
     config = dataclasses.replace(POINTS_RUN, model=model, objective=objective, steps=2)
-    whole = train(config, tmp_path / "whole")
-    train(dataclasses.replace(config, steps=1), tmp_path / "twice")
-    twice = train(config, tmp_path / "twice", resume=True)
-    for ours, theirs in zip(*map(jax.tree.leaves, (whole, twice)), strict=True):
+    config = dataclasses.replace(config, save_every=1, eval_every=10)
+    whole = train_whole_and_cut(config, tmp_path, monkeypatch)
+    cut = train(config, tmp_path / "cut", resume=True)
+    for ours, theirs in zip(*map(jax.tree.leaves, (cut, whole)), strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    network = odelt.load(tmp_path / "twice")
+    network = odelt.load(tmp_path / "cut")
     assert network.condition_type.max_guidance == 4
     noise = jnp.ones((2, 2))
     told = odelt.sample(network, noise, [0, 1], guidance=4.0)
@@ -120,23 +126,20 @@ def test_a_resumed_run_that_learns_guidance_ends_with_the_same_bits(tmp_path):
         dataclasses.replace(config.model, num_classes=None)
 
 
-def test_a_resumed_run_that_aligns_hidden_states_ends_with_the_same_bits(tmp_path):
+def test_a_resumed_run_that_aligns_hidden_states_ends_with_the_same_bits(tmp_path, monkeypatch):
     """Its head goes with the weights, and another run begins from them with a head or without."""
     changes = {"length_embedding": "edge", "projector": True}
     model = dataclasses.replace(POINTS_RUN.model, **changes)
     objective = SelfAlignment(DeepSupervision(POINTS_RUN.objective))
     config = dataclasses.replace(POINTS_RUN, model=model, objective=objective, steps=2)
-    config = dataclasses.replace(config, log_every=1)
-    whole = train(config, tmp_path / "whole")
-    train(dataclasses.replace(config, steps=1), tmp_path / "twice")
-    twice = train(config, tmp_path / "twice", resume=True)
-    for ours, theirs in zip(*map(jax.tree.leaves, (whole, twice)), strict=True):
+    config = dataclasses.replace(config, log_every=1, save_every=1, eval_every=10)
+    whole = train_whole_and_cut(config, tmp_path, monkeypatch)
+    cut = train(config, tmp_path / "cut", resume=True)
+    for ours, theirs in zip(*map(jax.tree.leaves, (cut, whole)), strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    rows = [
-        json.loads(line) for line in (tmp_path / "twice/metrics.jsonl").read_text().splitlines()
-    ]
+    rows = [json.loads(line) for line in (tmp_path / "cut/metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if row.get("alignment", 0) > 0] == [1, 2]
-    run = odelt.load(tmp_path / "twice")
+    run = odelt.load(tmp_path / "cut")
     odelt.save_safetensors(run, tmp_path / "head.safetensors")
     again = odelt.load_safetensors(tmp_path / "head.safetensors")
     headless = dataclasses.replace(config.model, projector=False)
