@@ -203,7 +203,8 @@ class Meter:
     ) -> Row | None:
         """Return a row to process 0, measured unless it is known.
 
-        `count` is its number of samples, if that is another than the grid's.
+        `count` is its number of samples, if that is another than the grid's; the first ones are not
+        written then: such a row is a trial.
         """
         count = self.config.count if count is None else count
         settings = {**self.settings, "count": count, "config": to_dict(config)}
@@ -227,7 +228,9 @@ class Meter:
         progress.stage("preparing")
         with stop.at_once(resume):
             judge.prepare()
-        state = judge.accumulator(count, shown_count(judge.shape, classes, count))
+        trial = count != self.config.count
+        shown = 0 if trial else shown_count(judge.shape, classes, count)
+        state = judge.accumulator(count, shown)
         sampler = self._compiled(config)
         if is_main_process():
             state.load(partial)
@@ -266,8 +269,9 @@ class Meter:
             device_memory=memory().get("device_peak_bytes"),
             samples=f"{name}.png",
         )
-        path = member_path(self._folder, SAMPLES, row.samples)
-        save_row_samples(state.shown, classes, judge.held_out, path)
+        if not trial:
+            path = member_path(self._folder, SAMPLES, row.samples)
+            save_row_samples(state.shown, classes, judge.held_out, path)
         partial.unlink(missing_ok=True)
         progress.show(depth=row.depth, steps=row.accepted, frechet=row.quality.frechet)
         return row

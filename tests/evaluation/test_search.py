@@ -78,6 +78,8 @@ def test_a_search_is_reported_resumed_and_answers_a_budget(moons, capsys):
     assert [(c["time"]["steps"], c["depth"]) for c in rows[:4]] == [(1, 1), (1, 2), (3, 1), (3, 2)]
     assert all(c["depth_guidance"] == 0 for c in rows[:4])
     assert [c["guide_depth"] for c in rows[4:]] == [1, 1]
+    sheets = {path.name for path in (moons / "search" / "samples").iterdir()}
+    assert sheets == {row["samples"] for row in grid["rows"]}  # trials have none
     measured = (moons / "search" / "rows.jsonl").read_text()
     search(moons, SMALL)
     assert (moons / "search" / "rows.jsonl").read_text() == measured
