@@ -280,12 +280,8 @@ class Meter:
         """Return the sampler of a setting; one that was compiled before is used if it serves."""
         size, seed = self.config.batch_size, self.config.seed
         noise, _, condition = inputs(self._network, seed, 0, size)
-        first = (noise, condition, config, sample_keys(seed, np.arange(size)))
-        known = self._samplers.has(*first)
-        sampler = self._samplers.get(*first)
-        if not known:
-            sampler(*first)  # what happens once is not timed
-        return sampler
+        keys = sample_keys(seed, np.arange(size))
+        return self._samplers.get(noise, condition, config, keys)[0]
 
     def _sample(
         self, sampler: CompiledSampler, config: SampleConfig, start: int

@@ -134,11 +134,7 @@ class Player:
         """
         with self._lock, jax.set_mesh(self._mesh):
             labels, inputs = self._inputs(dials)
-            compiled = None if self._samplers.has(*inputs) else -perf_counter()
-            sampler = self._samplers.get(*inputs)
-            if compiled is not None:
-                compiled += perf_counter()
-                sampler(*inputs)  # what happens once is not timed
+            sampler, compiled = self._samplers.get(*inputs)
             started = perf_counter()
             samples, stats = sampler(*inputs)
             milliseconds = 1e3 * (perf_counter() - started)

@@ -1,6 +1,7 @@
 """Sampling that is compiled ahead, for callers that sample again and again."""
 
 from collections.abc import Hashable
+from time import perf_counter
 from typing import Any
 
 import jax
@@ -113,16 +114,23 @@ class CompiledSamplers:
 
     def get(
         self, noise: X, condition: ConditionLike | None, config: SampleConfig, key: KeyLike
-    ) -> CompiledSampler:
-        """Return the sampler for these inputs; arguments and errors are those of `sample`."""
+    ) -> tuple[CompiledSampler, float | None]:
+        """Return the sampler for these inputs; arguments and errors are those of `sample`.
+
+        Beside it are the seconds that compiling it took, or None if it was there. A new one has run
+        once, so that a caller times no first run.
+        """
         name = self._name(noise, condition, config, key)
-        known = self._samplers.pop(name, None)
+        sampler, seconds = self._samplers.pop(name, None), None
         while len(self._samplers) >= self._most:
             del self._samplers[next(iter(self._samplers))]
-        if known is None:
-            known = CompiledSampler(self._model, noise, condition, config, key)
-        self._samplers[name] = known
-        return known
+        if sampler is None:
+            started = perf_counter()
+            sampler = CompiledSampler(self._model, noise, condition, config, key)
+            seconds = perf_counter() - started
+            sampler(noise, condition, config, key)
+        self._samplers[name] = sampler
+        return sampler, seconds
 
     def _name(self, *inputs: Any) -> Hashable:
         return tuple(_kinds(_parts(*_inputs(self._model, *inputs))).items())

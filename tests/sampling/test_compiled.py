@@ -77,11 +77,12 @@ def test_samplers_are_shared_by_settings_of_one_program_and_the_last_are_kept(mo
         *(odelt.SampleConfig(time=odelt.FixedSteps(steps), **options), None),
     )
     deep, shallow, guided = {}, {"depth": 2}, {"depth": 2, "guidance": 2.0}
-    first = samplers.get(*inputs(1, **shallow))
-    assert samplers.get(*inputs(3, **shallow)) is first
+    first, seconds = samplers.get(*inputs(1, **shallow))
+    assert seconds > 0
+    assert samplers.get(*inputs(3, **shallow)) == (first, None)
     assert not samplers.has(*inputs(1, **deep))
     samplers.get(*inputs(1, **deep))
-    assert samplers.get(*inputs(2, **shallow)) is first  # so the other is the one used least
+    assert samplers.get(*inputs(2, **shallow))[0] is first  # so the other is the one used least
     samplers.get(*inputs(1, **guided))
     kept = [samplers.has(*inputs(4, **options)) for options in (deep, shallow, guided)]
     assert kept == [False, True, True]
