@@ -92,8 +92,11 @@ def main(config: Config) -> None:
 
 
 def ways(grid: Grid) -> dict[str, list[Row]]:
-    """Return the rows of the published way, and all."""
-    return {"published sampling": [row for row in grid.rows if is_plain(row)], "all": [*grid.rows]}
+    """Return the rows of the published way of sampling, and of any."""
+    return {
+        "published sampling": [row for row in grid.rows if is_plain(row)],
+        "any sampling": [*grid.rows],
+    }
 
 
 def save_curves(grids: dict[str, Grid], names: list[str], config: Config) -> None:
@@ -107,7 +110,8 @@ def save_curves(grids: dict[str, Grid], names: list[str], config: Config) -> Non
                 x = [row.blocks for row in found]
                 y, error = zip(*(distances(row)[judge] for row in found), strict=True)
                 label = f"{run}, {way}"
-                axis.errorbar(x, y, error, color=f"C{number}", ls=style, marker="o", label=label)
+                look = {"color": f"C{number}", "ls": style, "marker": "o", "ms": 4, "lw": 1.2}
+                axis.errorbar(x, y, error, label=label, **look)
         axis.axhline(distances_of_real(grids)[judge], color="k", lw=0.8, ls=":")
         axis.set(xscale="log", yscale="log", xlabel="block evaluations", ylabel=name)
         for side in (axis.xaxis, axis.yaxis):
