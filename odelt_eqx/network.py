@@ -304,6 +304,8 @@ class Network(eqx.Module):
         length = self.length if length is None else length
         inputs = Inputs(t, x, step_index, condition, blocks, length, keys, tolerance, told, hidden)
         velocity, stats = self.velocity(inputs)
+        if tolerance is not None:
+            stats = checked_tolerance(stats)
         if isinstance(blocks, np.ndarray):
             return take_rows((velocity, stats), np.argsort(order))
         return velocity, stats
@@ -404,6 +406,16 @@ def check_tolerance(network: Network, depth: Any) -> None:
         raise InputError(
             f"a tolerance chooses the depth of each example up to one number for all; got {depth}"
         )
+
+
+def checked_tolerance(stats: LengthStats) -> LengthStats:
+    """Return statistics as others are; an InputError if the network ignored a tolerance."""
+    if not stats.by_tolerance:
+        raise InputError(
+            "this network ignores a tolerance of its depth: its velocity must pass "
+            "inputs.tolerance to odelt.integrate_length"
+        )
+    return dataclasses.replace(stats, by_tolerance=False)
 
 
 def as_condition(network: Network, condition: ConditionLike | None) -> Array | None:

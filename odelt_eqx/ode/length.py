@@ -54,6 +54,7 @@ class LengthStats(eqx.Module):
         error: root mean square of the last change of what was read, where a tolerance chose the
             depth; 0 elsewhere.
         hidden: the hidden state `h` at the depth where it was asked for, or None.
+        by_tolerance: whether a tolerance chose the depth.
     """
 
     solves: Float[Array, " batch"]
@@ -62,6 +63,7 @@ class LengthStats(eqx.Module):
     failures: Float[Array, " batch"]
     error: Float[Array, " batch"]
     hidden: Hidden | None = None
+    by_tolerance: bool = eqx.field(static=True, default=False)
 
     @classmethod
     def zeros(cls, batch_size: int) -> "LengthStats":
@@ -296,7 +298,8 @@ def _read_edges(
             carry = state, stats
             active = active & (change >= tolerance * _rms(output))
         outputs.append(output)
-    return jnp.stack(outputs), dataclasses.replace(carry[1], hidden=hidden)
+    stats = dataclasses.replace(carry[1], hidden=hidden, by_tolerance=tolerance is not None)
+    return jnp.stack(outputs), stats
 
 
 def _run_plain(

@@ -141,6 +141,15 @@ def test_what_does_not_fit_is_refused(options, message):
         odelt.sample(Ladder(), X, **{"time": EULER} | options)
 
 
+def test_a_network_that_ignores_a_tolerance_is_refused():
+    """Its samples would be those of the full depth, and nobody would know."""
+    for options in ({}, {"depth_guidance": 1.0}, {"depth": 2, "time": odelt.Adaptive()}):
+        with pytest.raises(odelt.InputError, match=r"must pass inputs\.tolerance to odelt\.integr"):
+            odelt.sample(Ladder(), X, depth_tolerance=0.1, **options)
+    with pytest.raises(odelt.InputError, match="ignores a tolerance"):
+        Ladder()(0.5, X, 0, tolerance=0.1)
+
+
 def test_the_way_back_and_the_likelihood_leave_the_guide_out_and_say_so():
     guided = odelt.SampleConfig(time=EULER, depth_guidance=2.0)
     with pytest.warns(UserWarning, match="the way back leaves out guidance by depth"):
