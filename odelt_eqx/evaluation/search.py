@@ -1,7 +1,9 @@
 """The settings of a network that no other beats, found under a budget of time."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+import itertools
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from time import monotonic
 
@@ -114,10 +116,14 @@ def _guidances(config: SampleConfig) -> int:
 
 def _cost(config: SampleConfig) -> int:
     """Return the block evaluations of a setting without guidance, to sort by."""
-    assert isinstance(config.depth, int)  # for the type checker: a row has a number
     plan = config.time
     steps = int(plan.count) if isinstance(plan, FixedSteps) else 100
-    return config.depth * int(plan.evaluations(steps))
+    return _depth(config) * int(plan.evaluations(steps))
+
+
+def _depth(config: SampleConfig) -> int:
+    assert isinstance(config.depth, int)  # for the type checker: a row has a number
+    return config.depth
 
 
 def search(
@@ -131,7 +137,7 @@ def search(
     """Search the settings of a run that no other beats in cost and quality, and report them.
 
     The published way, Euler steps at one depth, is measured first. Then unguided settings are tried
-    with few samples, the cheapest first, and with guidance, the best first. Successive halving
+    with few samples, over all costs, and the best of them with guidance. Successive halving
     (arXiv 1502.07943) measures the better half of what is left with twice the samples, until few
     have as many as those of the published way. What is better two judges say, see `scores`. All
     rows are sampled from the same noise.
@@ -214,13 +220,38 @@ def find_frontier(
     first, *more = config.counts
     usual = [setting for setting in settings if is_published(setting)]
     published = trials.measure(usual, config.space.count, PUBLISHED)
-    rows = trials.measure(settings, first, UNGUIDED)
-    guided = (setting for plain in _best(rows) for setting in settings[plain][1:])
+    rows = trials.measure(over_all_costs(settings), first, UNGUIDED)
+    guided = in_turn(settings[plain][1:] for plain in _best(rows))
     rows |= trials.measure(guided, first, GUIDED)
     for rung, count in enumerate(more, start=1):
         kept = _best(rows)[: max(SURVIVORS, len(rows) // 2)]
         rows = trials.measure(kept, count, GUIDED + (1 - GUIDED) * rung / len(more))
     return published, {setting: row for setting, row in rows.items() if setting not in published}
+
+
+def over_all_costs(settings: Iterable[SampleConfig]) -> Iterator[SampleConfig]:
+    """Yield settings so that each doubling of the cost has had as much, wherever one stops.
+
+    The next is of the doubling that has then cost least in all; within one the deepest come first,
+    which share few compiled programs.
+    """
+    left: dict[int, deque[SampleConfig]] = {}
+    for setting in sorted(settings, key=_depth, reverse=True):
+        left.setdefault(_cost(setting).bit_length(), deque()).append(setting)
+    spent = dict.fromkeys(sorted(left), 0)
+    while left:
+        doubling = min(left, key=lambda doubling: spent[doubling] + _cost(left[doubling][0]))
+        setting = left[doubling].popleft()
+        spent[doubling] += _cost(setting)
+        if not left[doubling]:
+            del left[doubling]
+        yield setting
+
+
+def in_turn(lists: Iterable[Sequence[SampleConfig]]) -> Iterator[SampleConfig]:
+    """Yield the first setting of each list, then the second of each, and so on."""
+    for line in itertools.zip_longest(*lists):
+        yield from (setting for setting in line if setting is not None)
 
 
 def is_published(setting: SampleConfig) -> bool:

@@ -10,7 +10,14 @@ import pytest
 
 import odelt_eqx as odelt
 from odelt_eqx.evaluation.grid import GridConfig
-from odelt_eqx.evaluation.search import SearchConfig, scores, search, without_guidance
+from odelt_eqx.evaluation.search import (
+    SearchConfig,
+    in_turn,
+    over_all_costs,
+    scores,
+    search,
+    without_guidance,
+)
 from tests.conftest import NETWORK, TINY
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*samples do not determine")
@@ -44,6 +51,24 @@ def test_every_setting_is_there_once_the_cheapest_first_and_unguided_ones_lead()
     assert {len(group) for group in found.values()} == {2, 2 * (1 + 2 * 2)}
     settings = [s for group in found.values() for s in group]
     assert len(settings) == len(set(settings))
+
+
+def test_trials_cover_all_costs_and_all_guidance_wherever_time_ends():
+    """Costs of 4 to 7 have had what those of 2 and 3 have before any of 8 to 15 are tried."""
+    space = GridConfig(steps=(1, 2, 4), depth_guidance=(0.0, 1.0, 2.0))
+    settings = SearchConfig(space).settings(NETWORK)
+    tried = list(over_all_costs(settings))
+    expected = [(2, 1), (4, 1), (2, 2), (4, 2), (2, 4), (4, 4)]  # depth, steps
+    assert [(s.depth, int(s.time.steps)) for s in tried] == expected
+    settings = SearchConfig().settings(NETWORK)
+    tried = list(over_all_costs(settings))
+    assert set(tried) == set(settings)
+    steps = [int(s.time.steps) for s in tried]
+    assert {1, 2, 4, 8, 16} <= set(steps[:30])  # before all of three have been tried
+    assert 3 in steps[40:]
+    assert all(n < 64 for n in steps[:30])
+    guided = in_turn([tried[:2], tried[2:3], tried[3:6]])
+    assert list(guided) == [tried[i] for i in (0, 2, 3, 1, 4, 5)]
 
 
 def test_what_a_network_cannot_do_is_not_tried():
