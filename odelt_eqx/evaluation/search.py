@@ -221,7 +221,7 @@ def find_frontier(
     usual = [setting for setting in settings if is_published(setting)]
     published = trials.measure(usual, config.space.count, PUBLISHED)
     rows = trials.measure(over_all_costs(settings), first, UNGUIDED)
-    guided = in_turn(settings[plain][1:] for plain in _best(rows))
+    guided = in_turn([settings[plain][1:] for plain in _best(rows)], SURVIVORS)
     rows |= trials.measure(guided, first, GUIDED)
     for rung, count in enumerate(more, start=1):
         kept = _best(rows)[: max(SURVIVORS, len(rows) // 2)]
@@ -248,10 +248,11 @@ def over_all_costs(settings: Iterable[SampleConfig]) -> Iterator[SampleConfig]:
         yield setting
 
 
-def in_turn(lists: Iterable[Sequence[SampleConfig]]) -> Iterator[SampleConfig]:
-    """Yield the first setting of each list, then the second of each, and so on."""
-    for line in itertools.zip_longest(*lists):
-        yield from (setting for setting in line if setting is not None)
+def in_turn(lists: Sequence[Sequence[SampleConfig]], most: int) -> Iterator[SampleConfig]:
+    """Yield the first setting of each list, then the second, and so on, `most` lists at a time."""
+    for start in range(0, len(lists), most):
+        for line in itertools.zip_longest(*lists[start : start + most]):
+            yield from (setting for setting in line if setting is not None)
 
 
 def is_published(setting: SampleConfig) -> bool:

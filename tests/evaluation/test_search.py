@@ -67,8 +67,8 @@ def test_trials_cover_all_costs_and_all_guidance_wherever_time_ends():
     assert {1, 2, 4, 8, 16} <= set(steps[:30])  # before all of three have been tried
     assert 3 in steps[40:]
     assert all(n < 64 for n in steps[:30])
-    guided = in_turn([tried[:2], tried[2:3], tried[3:6]])
-    assert list(guided) == [tried[i] for i in (0, 2, 3, 1, 4, 5)]
+    guided = in_turn([tried[:2], tried[2:3], tried[3:6], tried[6:7]], 3)
+    assert list(guided) == [tried[i] for i in (0, 2, 3, 1, 4, 5, 6)]
 
 
 def test_what_a_network_cannot_do_is_not_tried():
