@@ -13,7 +13,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from odelt_eqx.array_files import write_arrays
 from odelt_eqx.data.source import read_batches, sample_indices
@@ -104,15 +104,15 @@ class Store:
             raise InputError(f"{path} holds no measured rows; move it away to measure again")
         self._values = {_text(line["settings"]): line["measured"] for line in lines}
 
-    def __contains__(self, settings: dict[str, Any]) -> bool:
-        """Whether process 0 has a value for these settings; all processes must ask."""
-        return bool(broadcast(np.array(_text(settings) in self._values)))
+    def known(self, settings: Sequence[dict[str, Any]]) -> Bool[np.ndarray, " settings"]:
+        """Return for which settings process 0 has a value; all processes must ask."""
+        return broadcast(np.array([_text(each) in self._values for each in settings], bool))
 
     def measure(
         self, settings: dict[str, Any], kind: type[Value], measure: Callable[[], Value | None]
     ) -> Value | None:
         """Return the value for these settings, to process 0; measure and store it if unknown."""
-        known = settings in self
+        (known,) = self.known([settings])
         value = None if known else measure()
         if not is_main_process():
             return None
@@ -207,12 +207,20 @@ class Meter:
         written then: such a row is a trial.
         """
         count = self.config.count if count is None else count
-        settings = {**self.settings, "count": count, "config": to_dict(config)}
-        if settings in self._store:
+        settings = self._settings(config, count)
+        if self._store.known([settings])[0]:
             progress.advance(count)
         name = f"{_file_name(config)}-{fingerprint(_text(settings))[:8]}"
         measure = lambda: self._measure_row(config, count, name, stop, progress)
         return self._store.measure(settings, Row, measure)
+
+    def known(self, configs: Sequence[SampleConfig]) -> list[SampleConfig]:
+        """Return those of some settings whose row has been measured."""
+        known = self._store.known([self._settings(config, self.config.count) for config in configs])
+        return [config for config, there in zip(configs, known, strict=True) if there]
+
+    def _settings(self, config: SampleConfig, count: int) -> dict[str, Any]:
+        return {**self.settings, "count": count, "config": to_dict(config)}
 
     def _measure_row(
         self, config: SampleConfig, count: int, name: str, stop: StopSignals, progress: Progress

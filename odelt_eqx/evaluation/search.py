@@ -202,6 +202,13 @@ class Trials:
             self._shown = now
         return rows
 
+    def known(self, settings: Sequence[SampleConfig]) -> Rows:
+        """Return the rows that this search or an earlier one has measured to the end."""
+        silent = _Silent("", 0)
+        return {
+            each: self._meter.row(each, self._stop, silent) for each in self._meter.known(settings)
+        }
+
 
 class _Silent(Progress):
     """Shows nothing."""
@@ -226,6 +233,9 @@ def find_frontier(
     for rung, count in enumerate(more, start=1):
         kept = _best(rows)[: max(SURVIVORS, len(rows) // 2)]
         rows = trials.measure(kept, count, GUIDED + (1 - GUIDED) * rung / len(more))
+    known = trials.known([setting for group in settings.values() for setting in group])
+    published |= {setting: known[setting] for setting in usual if setting in known}
+    rows |= known
     return published, {setting: row for setting, row in rows.items() if setting not in published}
 
 

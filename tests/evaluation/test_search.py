@@ -108,6 +108,10 @@ def test_a_search_is_reported_resumed_and_answers_a_budget(moons, capsys):
     measured = (moons / "search" / "rows.jsonl").read_text()
     search(moons, SMALL)
     assert (moons / "search" / "rows.jsonl").read_text() == measured
+    search(moons, dataclasses.replace(SMALL, minutes=1e-6))  # time for nothing, and nothing is lost
+    again = json.loads((moons / "search" / "grid.json").read_text())["rows"]
+    by_config = lambda rows: sorted(rows, key=lambda row: json.dumps(row["config"]))
+    assert by_config(again) == by_config(grid["rows"])
     best = odelt.recommend(moons, milliseconds=1e9)
     assert best.row.quality.frechet == min(r["quality"]["frechet"] for r in grid["rows"])
 
