@@ -315,6 +315,8 @@ def save_frontier(
     Lines join the published way's rows of a depth; points are other settings, with a line through
     those that no other beats by that judge.
     """
+    from matplotlib.ticker import LogLocator
+
     usual = [row for row in published if row is not None]
     others = [row for row in found if row is not None]
     colours = depth_colours(sorted({row.depth for row in (*usual, *others)}))
@@ -337,9 +339,10 @@ def save_frontier(
             lowest = np.minimum.accumulate(front[:, 1])
             axis.plot(*front[front[:, 1] == lowest][:, :2].T, color="k", lw=1)
             axis.set(xscale="log", yscale="log")
-            axis.yaxis.set_major_formatter("{x:g}")
-            axis.xaxis.set_major_formatter("{x:g}")
-            axis.minorticks_off()
+            for side in (axis.xaxis, axis.yaxis):
+                side.set_major_formatter("{x:g}")
+                side.set_minor_locator(LogLocator(subs=(2, 3, 5)))
+                side.set_minor_formatter("{x:g}")
             axis.grid(alpha=0.3, which="both")
     for axis, label in zip(panels[-1], costs.values(), strict=True):
         axis.set_xlabel(label)
