@@ -17,6 +17,8 @@ from odelt_eqx.evaluation.report import evaluate
 from tests.conftest import GOLDEN, Golden
 from tests.interop.test_sit import CONFIG as SIT
 
+pytestmark = pytest.mark.thorough
+
 NAMES = sorted(
     name
     for name, value in vars(odelt_eqx.public).items()

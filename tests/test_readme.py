@@ -7,12 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import TINY
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
+@pytest.mark.thorough
 def test_the_python_runs_from_top_to_bottom(tiny_run, tmp_path):
     code = "".join(re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL))
     for printed, small in {
@@ -31,6 +34,7 @@ def test_the_python_runs_from_top_to_bottom(tiny_run, tmp_path):
     assert names["moons"].shape == (500, 2)
 
 
+@pytest.mark.thorough
 def test_the_first_command_trains_samples_and_measures(tmp_path):
     command = re.search(r"<!-- main -->\n```bash\n(.*?)\n```", README, flags=re.DOTALL)[1]
     python, *words = shlex.split(command.split(" && ")[-1])

@@ -10,6 +10,8 @@ import odelt_eqx as odelt
 from odelt_eqx.objective import LengthConsistency, MeanFlow, Shortcut
 from tests.conftest import TINY
 
+pytestmark = pytest.mark.thorough
+
 IMAGES, LABELS = jnp.ones((8, 8, 8, 1)), jnp.arange(8)
 
 

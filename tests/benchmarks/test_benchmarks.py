@@ -26,6 +26,8 @@ from tests.conftest import NETWORK, TINY_RUN, assert_matches
 from tests.evaluation.makers import write_grid
 from tests.training.conftest import POINTS_RUN
 
+pytestmark = pytest.mark.thorough
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 TINY = ("--hidden-size", 64, "--tokens", 4, "--rounds", 1)
 
@@ -75,6 +77,7 @@ def assert_reported(printed: str, path: Path, columns: str) -> list[dict]:
     return found["rows"]
 
 
+@pytest.mark.slow
 def test_the_length_solve_agrees_with_loops_by_hand(benchmark, tmp_path):
     out = tmp_path / "made" / "rows.json"
     words = ("--batch-size", 2, "--depth", 2, "--group", 1, "--solvers", "heun", "--out", out)
@@ -229,6 +232,7 @@ def test_two_devices_hold_half_the_state_each():
     assert all("all-reduce" in step for step in steps)
 
 
+@pytest.mark.slow
 def test_solvers(benchmark, tiny_run, tmp_path):
     out = tmp_path / "solvers.json"
     words = ("--evaluations", 2, "--solvers", "euler", "heun", "--grids", "cosine")
@@ -309,6 +313,7 @@ def test_ways_to_fine_tune_a_plain_network(module, monkeypatch, capsys, tmp_path
     assert capsys.readouterr().out == printed
 
 
+@pytest.mark.slow
 def test_ways_to_train_every_depth(module, monkeypatch, capsys, tmp_path):
     depth, out = module("depth"), tmp_path / "rows.json"
     ways = {
@@ -323,6 +328,7 @@ def test_ways_to_train_every_depth(module, monkeypatch, capsys, tmp_path):
     assert rows[0]["steps of equal cost"] == 2000
 
 
+@pytest.mark.slow
 def test_choices_of_the_block(module, monkeypatch, capsys, tmp_path):
     block, out = module("block"), tmp_path / "rows.json"
     blocks = {name: block.BLOCKS[name] for name in ("published", "shared adaLN")}

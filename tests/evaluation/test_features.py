@@ -86,6 +86,7 @@ def test_the_resize_of_adm_aligns_the_first_pixels(side):
     np.testing.assert_allclose(found[1, 7, :, 1], expected, atol=1e-2)
 
 
+@pytest.mark.thorough
 def test_inception_sees_grey_images_in_three_channels(network, monkeypatch):
     monkeypatch.setattr(module, "load_inception", lambda path: network)
     features, clean, adm = (
@@ -145,6 +146,7 @@ def test_features_may_be_any_function():
     assert features(images(4)).shape == (2, 3)
 
 
+@pytest.mark.thorough
 def test_a_classifier_learns_digits_and_is_read_back(classifier):
     accuracy, (weights, report), folder = classifier
     assert accuracy > 0.9

@@ -20,7 +20,7 @@ from odelt_eqx.training.train import train
 from tests.conftest import TINY, TINY_RUN
 from tests.data.makers import write_images
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*samples do not determine")
+pytestmark = [pytest.mark.thorough, pytest.mark.filterwarnings("ignore:.*samples do not determine")]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 CONFIG = GridConfig(
     steps=(1, 2), guidance=(1.0, 2.0), guidance_intervals=((0.0, 0.4),), count=80, batch_size=40

@@ -32,6 +32,8 @@ from tests.conftest import GOLDEN, golden_weight
 from tests.data.makers import write_images
 from tests.evaluation.conftest import train_points
 
+pytestmark = pytest.mark.thorough
+
 FOUR_STEPS = odelt.SampleConfig(time=odelt.FixedSteps(steps=4))
 HEUN = odelt.SampleConfig(time=odelt.FixedSteps(steps=32, solver="heun"), depth=2)
 

@@ -20,7 +20,7 @@ from odelt_eqx.evaluation.search import (
 )
 from tests.conftest import NETWORK, TINY
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*samples do not determine")
+pytestmark = [pytest.mark.thorough, pytest.mark.filterwarnings("ignore:.*samples do not determine")]
 
 SMALL = SearchConfig(
     GridConfig(steps=(1, 3), depth_guidance=(0.0, 1.0), count=40, batch_size=10), first=20

@@ -33,7 +33,10 @@ KINDS = [("none", "accumulate"), ("edge", "accumulate"), ("none", "residual"), (
 
 
 @pytest.mark.parametrize("config", [DEEP, VECTORS], ids=lambda c: type(c).__name__)
-@pytest.mark.parametrize(("told", "wiring"), KINDS)
+@pytest.mark.parametrize(
+    ("told", "wiring"),
+    [KINDS[0], *(pytest.param(*k, marks=pytest.mark.slow) for k in KINDS[1:3]), KINDS[3]],
+)
 def test_one_pass_gives_what_a_pass_for_each_depth_does(config, told, wiring):
     model = awake(config, length_embedding=told, wiring=wiring)
     x = X if config is DEEP else X[:, :3, 0, 0]

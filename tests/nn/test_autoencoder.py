@@ -67,6 +67,7 @@ def test_a_small_network_matches_the_recording(folder, tiny):
     check_parity(load_autoencoder(folder), tiny[0])
 
 
+@pytest.mark.thorough
 def test_the_full_network_matches_the_recording():
     file, weights, _ = recorded("sd")
     assert _infer_config(weights, Path("sd.safetensors")) == AutoencoderConfig()

@@ -31,7 +31,14 @@ def randomised(network):
     return jax.tree.unflatten(structure, drawn)
 
 
-@pytest.mark.parametrize("choice", [INSIDE, AROUND, ALL], ids=["inside", "around", "all"])
+@pytest.mark.parametrize(
+    "choice",
+    [
+        pytest.param(INSIDE, id="inside", marks=pytest.mark.thorough),
+        pytest.param(AROUND, id="around", marks=pytest.mark.thorough),
+        pytest.param(ALL, id="all"),
+    ],
+)
 def test_every_choice_is_one_network_in_both_layouts(choice):
     """Its velocities at all depths, and their gradient, which reaches every weight."""
     ours = randomised(dataclasses.replace(WIDE, **choice).build(key=jax.random.key(0)))
@@ -169,6 +176,7 @@ def velocity(model, x):
     return model(0.5, x, 6, jnp.array([0, 5, 10]))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("choice", [{}, {**ALL, "stacked": False}], ids=["default", "all"])
 def test_on_a_gpu_every_block_is_one_fused_attention(monkeypatch, choice):
     """The version that JAX asks for here is not installed on every machine."""

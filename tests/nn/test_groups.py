@@ -44,7 +44,9 @@ def test_a_key_draws_the_same_network_in_both_layouts():
     assert_same(draw(dataclasses.replace(LONG, stacked=True)), stacked(draw(LONG)))
 
 
-@pytest.mark.parametrize("depth", [3, 5, 7, "plain", np.array([7, 3, 5])])
+@pytest.mark.parametrize(
+    "depth", [pytest.param(3, marks=pytest.mark.thorough), 5, 7, "plain", np.array([7, 3, 5])]
+)
 @pytest.mark.parametrize("key", [None, jax.random.key(5)])
 def test_both_layouts_are_one_network(pair, depth, key):
     x = jax.random.normal(jax.random.key(2), (3, 8, 8, 1))

@@ -28,6 +28,8 @@ from odelt_eqx.objective import (
 from odelt_eqx.training.optimizer import make_optimizer
 from odelt_eqx.training.step import init_state, make_train_step
 
+pytestmark = pytest.mark.thorough
+
 CONFIG = odelt.DiTConfig(
     image_size=2,
     channels=1,
@@ -122,10 +124,15 @@ OPTIONS = {
 }
 
 
+FURTHER = {*NEARLY_RFM, "otcfm", "improved-mean-flow", *OPTIONS}
+
+
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=[pytest.mark.slow] * (n in NEARLY_RFM)) for n in FROM_SCRATCH]
-    + list(OPTIONS),
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name in FURTHER))
+        for name in (*FROM_SCRATCH, *OPTIONS)
+    ],
 )
 def test_a_training_type_learns_the_flow_or_its_steps(name, flow):
     objective = OPTIONS.get(name) or MORE_OFTEN.get(name) or TRAIN_TYPES[name]
@@ -152,6 +159,7 @@ def guided_flow(noise, labels, weight, steps=128):
     return jax.lax.fori_loop(0, steps, step, noise)
 
 
+@pytest.mark.slow
 def test_a_network_learns_guidance_that_it_is_told():
     """In one step, at weights that are chosen afterwards."""
     objective = dataclasses.replace(MORE_OFTEN["improved-mean-flow"], max_guidance=3.0)
@@ -167,6 +175,7 @@ def test_a_network_learns_guidance_that_it_is_told():
         assert min(others, default=1.0) > away(samples, flow) + 0.08
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(TRAIN_TYPES) - set(FROM_SCRATCH)))
 def test_a_flow_is_distilled_into_one_step(name, flow):
     before, _ = flow
@@ -176,6 +185,7 @@ def test_a_flow_is_distilled_into_one_step(name, flow):
     assert distance(model, 1, 1) < 0.25
 
 
+@pytest.mark.slow
 def test_with_length_consistency_every_depth_learns_it():
     """Evened out too, the errors of depths that agree on nothing yet would hold them there."""
     model, losses = trained(LengthConsistency(MeanFlow(), every=4), TWO_DEPTHS)

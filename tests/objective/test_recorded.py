@@ -94,7 +94,7 @@ TABLE = {
 
 
 RECORDED = [
-    (network, name)
+    pytest.param(network, name, marks=[pytest.mark.thorough] * (network != "small"))
     for network in ("b", "tail", "small")
     for name in TABLE
     if f"{name}/x_t" in np.load(GOLDEN / f"{network}.targets.npz")

@@ -112,6 +112,7 @@ def change(objective, model, average):
     return jax.tree.map(jnp.subtract, model, new.model), metrics
 
 
+@pytest.mark.thorough
 def test_both_losses_are_logged_and_their_weighted_sum_is_minimised():
     model, average, networks = two_networks()
     objective = SelfAlignment(FlowMatching(), weight=0.5)
@@ -136,6 +137,7 @@ def test_both_losses_are_logged_and_their_weighted_sum_is_minimised():
     assert len({float(loss) for loss in held_out}) == 1  # of velocities alone
 
 
+@pytest.mark.thorough
 def test_a_bfloat16_network_is_aligned_to_float32_states():
     half = dataclasses.replace(CONFIG, dtype="bfloat16")
     *_, networks = two_networks()
@@ -189,11 +191,17 @@ def test_a_later_state_is_on_the_same_path(name):
 @pytest.mark.parametrize(
     "objective",
     [
-        *(SelfAlignment(PATHS[name]) for name in ("icfm", "sifm")),
-        SelfAlignment(Shortcut(every=4, guidance=1.5)),
+        SelfAlignment(PATHS["icfm"]),
         SelfAlignment(MeanFlow(), depth=1, teacher_depth=2),
-        SelfAlignment(DeepSupervision(MeanFlow(tangent="network", max_guidance=3.0))),
-        SelfAlignment(DeepSupervision(Shortcut(), share=0.5, teacher="average")),
+        *(
+            pytest.param(SelfAlignment(inner), marks=pytest.mark.slow)
+            for inner in (
+                PATHS["sifm"],
+                Shortcut(every=4, guidance=1.5),
+                DeepSupervision(MeanFlow(tangent="network", max_guidance=3.0)),
+                DeepSupervision(Shortcut(), share=0.5, teacher="average"),
+            )
+        ),
     ],
     ids=str,
 )

@@ -35,6 +35,8 @@ from tests.conftest import TINY, TINY_RUN
 from tests.evaluation.makers import write_grid
 from tests.play.browser import CHROMIUM, Browser
 
+pytestmark = pytest.mark.thorough
+
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 SCRIPT = Path(__file__).parents[2] / "scripts" / "play.py"

@@ -38,7 +38,14 @@ class Ladder(odelt.Network):
 
 
 @pytest.mark.parametrize("anytime", [True, False])
-@pytest.mark.parametrize("time", [EULER, odelt.Adaptive(), odelt.Adaptive(per_example=True)])
+@pytest.mark.parametrize(
+    "time",
+    [
+        EULER,
+        pytest.param(odelt.Adaptive(), marks=pytest.mark.slow),
+        odelt.Adaptive(per_example=True),
+    ],
+)
 def test_the_velocity_moves_on_from_that_of_the_guide(anytime, time):
     run = lambda **options: odelt.sample(Ladder(anytime), X, time=time, **options)
     close = lambda found, wanted: np.testing.assert_allclose(found, wanted, atol=1e-4)

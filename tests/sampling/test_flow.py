@@ -45,6 +45,7 @@ def test_evaluations_are_counted(model, time, guidance, evaluations):
     np.testing.assert_array_equal(stats.blocks, 2 * evaluations)
 
 
+@pytest.mark.slow
 def test_both_axes_may_be_adaptive_and_meet_their_tolerances_in_proportion(model):
     def nested(tolerance):
         plan = odelt.Adaptive(tolerance, tolerance)
@@ -62,6 +63,7 @@ def test_both_axes_may_be_adaptive_and_meet_their_tolerances_in_proportion(model
     assert blocks[0] < blocks[1] < blocks[2]
 
 
+@pytest.mark.thorough
 def test_samples_do_not_depend_on_their_neighbours():
     """With steps of their own not even to the rounding of a shared one."""
     model = awake(TINY, length_embedding="none")
@@ -73,6 +75,7 @@ def test_samples_do_not_depend_on_their_neighbours():
         assert stats.blocks[1] == own.blocks[0]
 
 
+@pytest.mark.thorough
 def test_each_sample_may_have_its_own_depth_under_any_plan(model):
     for time in (odelt.FixedSteps(2), odelt.Adaptive(1e-3, 1e-3, per_example=True)):
         for depth in (np.array([2, 4]), jnp.array([2, 4])):
@@ -132,6 +135,7 @@ def test_a_solve_that_runs_out_of_steps_says_on_which_axis(model, axis):
     assert np.isfinite(images).all()
 
 
+@pytest.mark.thorough
 def test_a_failure_names_the_samples_and_keeps_the_others(model):
     """One state lies so far out that it needs more steps than the other."""
     noise = NOISE.at[1].mul(1e4)

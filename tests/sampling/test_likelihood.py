@@ -48,6 +48,7 @@ IMAGES = jax.random.uniform(jax.random.key(0), (2, 8, 8, 1), minval=-1)
 LABELS = jnp.array([3, 10])
 
 
+@pytest.mark.thorough
 def test_the_density_of_a_network_is_the_volume_that_its_flow_keeps(model):
     """`log p_1 = log p_0 + log |det dx_0 / dx_1|`, the determinant taken of the solve itself."""
     found = odelt.log_likelihood(model, IMAGES, LABELS, time=PLAN, depth=2, guidance=1.5)
@@ -66,6 +67,7 @@ def test_the_density_of_a_network_is_the_volume_that_its_flow_keeps(model):
     assert (found.stats.evaluations > 10).all()
 
 
+@pytest.mark.slow
 def test_probes_estimate_the_trace_without_bias_at_any_depth_and_under_any_plan(model):
     for options in (
         {"depth": 4, "time": odelt.FixedSteps(4), "length": odelt.FixedSteps(2, "heun")},

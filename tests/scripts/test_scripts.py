@@ -22,6 +22,8 @@ from tests.conftest import GOLDEN, TINY
 from tests.data.makers import write_images
 from tests.scripts.conftest import SCRIPTS
 
+pytestmark = pytest.mark.thorough
+
 SHAPE = {"hidden-size": 16, "num-heads": 2, "depth": 2, "depth-min": 1, "depth-group": 1}
 SMALL = tuple(word for name, value in SHAPE.items() for word in (f"--model.{name}", value))
 SMALL += ("--steps", 1, "--no-evaluate")

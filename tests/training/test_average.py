@@ -78,6 +78,7 @@ def test_an_average_of_any_width_is_made_of_snapshots_of_two(walk, width, most):
         np.testing.assert_array_equal(found, averages[-1][WIDTHS.index(width)])
 
 
+@pytest.mark.thorough
 def test_what_a_run_stores_is_what_an_uninterrupted_one_does(points_run, tmp_path, monkeypatch):
     """A snapshot that comes after the last checkpoint is made again."""
     whole = train(RUN, tmp_path / "whole")

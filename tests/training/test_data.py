@@ -27,6 +27,7 @@ def test_too_few_held_out_examples_are_one_line(tmp_path):
         train(config, tmp_path / "run")
 
 
+@pytest.mark.thorough
 def test_the_fashion_preset_learns_from_idx_files(tmp_path):
     config = preset("fashion")
     model = dataclasses.replace(
@@ -53,6 +54,7 @@ def test_the_fashion_preset_learns_from_idx_files(tmp_path):
     assert "has no file train-images-idx*" in describe(run)
 
 
+@pytest.mark.thorough
 def test_a_run_resumes_with_other_readers_and_ends_the_same(points_run, tmp_path):
     """Stopped within an epoch and resumed with a worker process: the same weights, bit for bit."""
     run = tmp_path / "run"

@@ -32,6 +32,8 @@ from odelt_eqx.training.weights import convert
 from tests.conftest import TINY_RUN
 from tests.training.conftest import EVERY_OPTION, POINTS_RUN
 
+pytestmark = pytest.mark.thorough
+
 ROOT = Path(__file__).parents[2]
 CHANGES = {
     "batch_size": 24,  # on 8 devices, 3 each: two depths do not come out even
@@ -161,6 +163,7 @@ def train_alone(config, folder):
     return folder / "alone"
 
 
+@pytest.mark.slow
 def test_a_run_of_stacked_blocks_on_eight_devices_is_that_on_one(tmp_path):
     alone, run = train_alone(IMAGES, tmp_path), tmp_path / "run"
     config = run_config(alone)

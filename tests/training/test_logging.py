@@ -135,6 +135,7 @@ def read_image(path):
     return np.round(255 * imread(path)[..., :3])
 
 
+@pytest.mark.thorough
 def test_previews_are_samples_of_the_ema_at_the_steps_and_depths_asked_for(logged_run):
     found = sorted(str(p.relative_to(logged_run)) for p in logged_run.glob("previews/*/*"))
     expected = [f"previews/depth-2-steps-{t}/000000{s}.png" for t in (1, 2) for s in (3, 6)]

@@ -89,6 +89,7 @@ def train_whole_and_cut(config, folder, monkeypatch):
     return whole
 
 
+@pytest.mark.thorough
 def test_a_resumed_run_of_the_newer_blocks_ends_with_the_same_bits(tmp_path, monkeypatch):
     block = {"qk_norm": True, "norm": "scaled-rms", "rope": True, "mlp": "swiglu"}
     block |= {"modulation": "shared", "logit_scale": "inverse-sqrt", "dtype": "bfloat16"}
@@ -103,6 +104,7 @@ def test_a_resumed_run_of_the_newer_blocks_ends_with_the_same_bits(tmp_path, mon
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.thorough
 def test_a_resumed_run_that_learns_guidance_ends_with_the_same_bits(tmp_path, monkeypatch):
     objective = LengthConsistency(MeanFlow(tangent="network", max_guidance=4.0))
     model = dataclasses.replace(POINTS_RUN.model, ignore_step=False, dropout=0.0)
@@ -126,6 +128,7 @@ def test_a_resumed_run_that_learns_guidance_ends_with_the_same_bits(tmp_path, mo
         dataclasses.replace(config.model, num_classes=None)
 
 
+@pytest.mark.thorough
 def test_a_resumed_run_that_aligns_hidden_states_ends_with_the_same_bits(tmp_path, monkeypatch):
     """Its head goes with the weights, and another run begins from them with a head or without."""
     changes = {"length_embedding": "edge", "projector": True}
@@ -233,6 +236,7 @@ def test_a_run_is_resumed_with_its_own_config_only(tiny_run):
         train(other, tiny_run, resume=True)
 
 
+@pytest.mark.thorough
 def test_a_run_may_go_on_for_longer_and_be_saved_otherwise(points_run, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(points_run, run)

@@ -99,6 +99,7 @@ def test_a_step_is_adamw_on_the_mean_squared_error_and_moves_the_average():
         np.testing.assert_allclose(mean, 0.9 * old + 0.1 * new, atol=1e-6)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "objective", [FlowMatching(), LengthConsistency(Shortcut()), DeepSupervision()], ids=str
 )

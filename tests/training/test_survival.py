@@ -24,6 +24,8 @@ from odelt_eqx.training.run_folder import start_run
 from odelt_eqx.training.train import train
 from tests.training.conftest import POINTS_RUN
 
+pytestmark = pytest.mark.thorough
+
 ROOT = Path(__file__).parents[2]
 RUN = dataclasses.replace(POINTS_RUN, steps=100_000, log_every=1, eval_every=100_000, save_every=3)
 PROCESS = """

@@ -23,6 +23,8 @@ from odelt_eqx.training.weights import convert, init_from
 from tests.conftest import GOLDEN, TINY_RUN, assert_matches
 from tests.training.conftest import POINTS_RUN
 
+pytestmark = pytest.mark.thorough
+
 CHECKPOINT = GOLDEN / "small.reference.pkl"
 SMALL = TrainConfig(
     model=odelt.DiTConfig(**json.loads((GOLDEN / "small.json").read_text())["config"]),
