@@ -72,7 +72,7 @@ class Reference:
 
         Where guidance is neither 0 nor 1 it is two calls a step.
         """
-        velocity, null_label = self.velocity(depth), self.config.num_classes
+        velocity, null_label = self.velocity(depth), self.config.num_classes or 0
 
         def run(x: Array, labels: Array) -> Array:
             size = len(x)
@@ -138,9 +138,11 @@ def open_reference(path: Path, config: DiTConfig, batch_size: int) -> Reference:
                 f"the reference needs {error.name}: pip install flax einops ml_collections"
             ) from None
         del sys.modules["tensorflow"]  # einops would look for its arrays
-        train.DiT = partial(importlib.import_module("model").DiT, dtype=jnp.dtype(config.dtype))
-        train.get_dataset = lambda *_: itertools.repeat((images, labels))
-        train.do_inference = keep_results
+        vars(train).update(
+            DiT=partial(importlib.import_module("model").DiT, dtype=jnp.dtype(config.dtype)),
+            get_dataset=lambda *_: itertools.repeat((images, labels)),
+            do_inference=keep_results,
+        )
         train.jax.debug.visualize_array_sharding = _nothing
         train.flax.linen.tabulate = lambda *_: _nothing
         train.FLAGS.unparse_flags()

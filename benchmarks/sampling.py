@@ -23,7 +23,7 @@ from odelt_eqx.nn import DiT, DiTConfig
 from odelt_eqx.nn.embeddings import patchify, position_table, unpatchify
 from odelt_eqx.nn.flops import velocity_flops
 from odelt_eqx.nn.layers import affine
-from odelt_eqx.ode.plan import EmbeddedSolver, Plan
+from odelt_eqx.ode.plan import EmbeddedSolver
 from odelt_eqx.sampling import CompiledSampler, SampleConfig, peak_bytes
 
 
@@ -81,7 +81,7 @@ class Case(NamedTuple):
     guidance: float
     matmul_rate: float
 
-    def config(self, time: Plan) -> SampleConfig:
+    def config(self, time: odelt.FixedSteps | odelt.Adaptive) -> SampleConfig:
         """Return how the network is run under a time plan."""
         return SampleConfig(time=time, depth=self.depth, guidance=self.guidance)
 
@@ -105,7 +105,7 @@ def main(config: Config) -> None:
     rate = matmul_rate(config.dtype)
     for batch in config.batches:
         noise = jax.random.normal(jax.random.key(0), (batch, *model.shape))
-        labels = jnp.arange(batch) % config.model.num_classes
+        labels = jnp.arange(batch) % (config.model.num_classes or 1)
         for depth in config.depths or model.depths:
             for guidance in config.guidance:
                 case = Case(model, reference, noise, labels, depth, guidance, rate)
@@ -206,8 +206,9 @@ def by_hand(model: DiT, depth: int, guidance: float) -> Any:
         c = model.condition_embedding(t, index, labels)
         h = affine(model.patch_embedding, jax.vmap(patchify, (0, None))(x, config.patch_size))
         h = h + position_table(config.grid, config.hidden_size)
-        groups = tuple(group.blocks for group in model.groups[: depth // config.depth_group])
-        u = run_euler(groups, h, c + model.length_embedding.weight[depth])
+        groups = tuple(tuple(g.blocks) for g in model.groups[: depth // config.depth_group])
+        told = model.length_embedding
+        u = run_euler(groups, h, c if told is None else c + told.weight[depth])
         return jax.vmap(unpatchify, (0, None))(jax.vmap(model.final)(u, c), config.patch_size)
 
     @eqx.filter_jit

@@ -17,7 +17,7 @@ from odelt_eqx.evaluation.features import FeaturesConfig, Pixels
 from odelt_eqx.evaluation.measure import class_count, condition_of, inputs
 from odelt_eqx.evaluation.quality import Judge
 from odelt_eqx.network import Network
-from odelt_eqx.ode.plan import SOLVERS, Adaptive, FixedSteps, Grid, Plan, Solver
+from odelt_eqx.ode.plan import SOLVERS, Adaptive, FixedSteps, Grid, Solver
 from odelt_eqx.sampling import SampleConfig, invert, sample, sample_with_stats
 from odelt_eqx.training.checkpoint import load, run_config
 
@@ -60,7 +60,7 @@ FLOW = Adaptive(solver="tsit5", rtol=1e-5, atol=1e-5)
 """How the flow itself is solved."""
 
 
-def plans(config: Config) -> Iterator[Plan]:
+def plans(config: Config) -> Iterator[FixedSteps | Adaptive]:
     """Yield each solver with the most steps that each number of evaluations pays for."""
     for solver in config.solvers:
         for grid in config.grids:
@@ -99,7 +99,7 @@ class Measure:
         self._condition = condition_of(network, labels)
         judge.prepare()
 
-    def row(self, plan: Plan) -> tuple[float | str | None, ...]:
+    def row(self, plan: FixedSteps | Adaptive) -> tuple[float | str | None, ...]:
         """Return a row of the table, `COLUMNS`."""
         options = {"time": plan, "as_published": self._config.as_published}
         state, errors, evaluations = self._judge.accumulator(self._config.count), [], 0.0
