@@ -26,7 +26,7 @@ from odelt_eqx.network import Network
 from odelt_eqx.objective import DeepSupervision, LengthConsistency
 from odelt_eqx.ode import FixedSteps
 from odelt_eqx.sampling import sample
-from odelt_eqx.training.checkpoint import can_resume, run_config
+from odelt_eqx.training.load import can_resume, run_config
 from odelt_eqx.training.step import init_state
 from odelt_eqx.training.train import train
 from odelt_eqx.training.weights import init_from

@@ -19,7 +19,7 @@ from odelt_eqx.evaluation.quality import Judge
 from odelt_eqx.network import Network
 from odelt_eqx.ode.plan import SOLVERS, Adaptive, FixedSteps, Grid, Solver
 from odelt_eqx.sampling import SampleConfig, invert, sample, sample_with_stats
-from odelt_eqx.training.checkpoint import load, run_config
+from odelt_eqx.training.load import load, run_config
 
 COLUMNS = ("time solver", "steps", "network evaluations", "distance to the flow")
 COLUMNS += ("class accuracy", "its error", "Fréchet distance", "error of that", "there and back")

@@ -44,7 +44,7 @@ from odelt_eqx.sampling import (
     sample_with_stats as sample_with_stats,
     trajectory as trajectory,
 )
-from odelt_eqx.training.checkpoint import load as load, load_average as load_average
+from odelt_eqx.training.load import load as load, load_average as load_average
 from odelt_eqx.training.step import (
     TrainState as TrainState,
     init_state as init_state,

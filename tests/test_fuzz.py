@@ -52,7 +52,7 @@ from odelt_eqx.network import as_condition
 from odelt_eqx.nn.classifier import ConvNet, ConvNetConfig
 from odelt_eqx.objective import DeepSupervision, LiveReflow, MeanFlow, Shortcut
 from odelt_eqx.serialize import to_dict
-from odelt_eqx.training.checkpoint import load_contents
+from odelt_eqx.training.load import load_contents
 from odelt_eqx.training.logging import read_metrics
 from tests.conftest import GOLDEN, NETWORK, TINY, TINY_RUN
 from tests.data.makers import write_shards

@@ -14,7 +14,7 @@ from odelt_eqx.config import TrainConfig
 from odelt_eqx.errors import InputError
 from odelt_eqx.interop.hub import is_on_hub
 from odelt_eqx.presets import PRESETS
-from odelt_eqx.training.checkpoint import CONFIG, run_config
+from odelt_eqx.training.load import CONFIG, run_config
 from odelt_eqx.training.weights import WeightFormat, convert
 
 

@@ -13,7 +13,7 @@ from odelt_eqx.evaluation.validation import validate
 from odelt_eqx.objective import DEPTH_TYPES, STATE_TYPES, TRAIN_TYPES
 from odelt_eqx.parallel import Processes
 from odelt_eqx.presets import PRESETS
-from odelt_eqx.training.checkpoint import run_config
+from odelt_eqx.training.load import run_config
 from odelt_eqx.training.train import train
 
 EVALUATION = 300

@@ -44,7 +44,7 @@ from odelt_eqx.sampling import (
     raise_failures,
 )
 from odelt_eqx.serialize import from_dict, to_dict
-from odelt_eqx.training.checkpoint import load, run_config
+from odelt_eqx.training.load import load, run_config
 from odelt_eqx.training.signals import StopSignals
 from odelt_eqx.training.throughput import memory
 

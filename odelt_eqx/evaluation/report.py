@@ -29,7 +29,8 @@ from odelt_eqx.ode.plan import Adaptive, FixedSteps
 from odelt_eqx.parallel import describe_devices, is_main_process, on_main_process
 from odelt_eqx.progress import Progress
 from odelt_eqx.serialize import to_dict
-from odelt_eqx.training.checkpoint import Checkpoints, load_contents, run_config
+from odelt_eqx.training.checkpoint import Checkpoints
+from odelt_eqx.training.load import load_contents, run_config
 
 TABLE = "grid.md"
 

@@ -35,7 +35,7 @@ from odelt_eqx.sampling import (
     sample_with_stats,
     trajectory,
 )
-from odelt_eqx.training.checkpoint import load_contents, run_config
+from odelt_eqx.training.load import load_contents, run_config
 
 STRIP_ROWS = 10  # images in a film strip, at most
 SHEET_ROWS = 40  # rows of images on a sheet, at most

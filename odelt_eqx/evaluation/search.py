@@ -23,7 +23,7 @@ from odelt_eqx.parallel import broadcast, is_main_process, on_main_process
 from odelt_eqx.progress import Progress
 from odelt_eqx.sampling import SampleConfig
 from odelt_eqx.serialize import to_dict
-from odelt_eqx.training.checkpoint import run_config
+from odelt_eqx.training.load import run_config
 from odelt_eqx.training.signals import StopSignals
 
 Rows = dict[SampleConfig, Row | None]

@@ -21,7 +21,7 @@ from odelt_eqx.network import Condition, Network
 from odelt_eqx.objective import Networks, Objective, Teacher, TrainingTime, innermost
 from odelt_eqx.parallel import broadcast, distribute, place, replicate
 from odelt_eqx.serialize import to_dict
-from odelt_eqx.training.checkpoint import load_teacher, run_config
+from odelt_eqx.training.load import load_teacher, run_config
 from odelt_eqx.training.step import squared_error
 
 TIME_BINS = 8

@@ -22,7 +22,7 @@ from odelt_eqx.network import Classes
 from odelt_eqx.noise import sample_keys, sample_noise
 from odelt_eqx.parallel import make_mesh, place
 from odelt_eqx.sampling import CompiledSamplers, SampleConfig, SolveStats, raise_failures
-from odelt_eqx.training.checkpoint import load, run_config
+from odelt_eqx.training.load import load, run_config
 
 IMAGES, POINTS = 20, 1000
 """Samples that are shown by default."""

@@ -1,4 +1,4 @@
-"""Checkpoints of a run, and networks loaded from them.
+"""The checkpoints of a run: written, kept and read.
 
 Nothing else knows orbax, which is imported where it is used: it takes a third of a second.
 """
@@ -20,28 +20,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
-from odelt_eqx.config import TrainConfig, load_config
-from odelt_eqx.data.source import Contents
+from odelt_eqx.config import TrainConfig
 from odelt_eqx.errors import InputError, reason
-from odelt_eqx.files import read_json
-from odelt_eqx.interop.named import check_finite
-from odelt_eqx.nn import AnyNetworkConfig, DiT, VectorNet, unstacked
+from odelt_eqx.nn import AnyNetworkConfig, DiT, VectorNet
 from odelt_eqx.parallel import on_main_process
 from odelt_eqx.serialize import from_dict, to_dict
-from odelt_eqx.training.average import PowerAverage, Profile, combine
+from odelt_eqx.training.average import PowerAverage, Profile
 from odelt_eqx.training.step import TrainState
 
 Value = TypeVar("Value")
 AnyNetwork = DiT | VectorNet
 Weights = Literal["model", "ema"]
 
-CONFIG = "config.json"
-CONTENTS = "data.json"
 CHECKPOINTS = "checkpoints"
 SNAPSHOTS = "snapshots"
-
-INEXACT = 0.05
-"""The error of an average's profile from which on it is said."""
 DAMAGED = "damaged"
 
 
@@ -340,104 +332,6 @@ class Checkpoints(AbstractContextManager):
         return self._read_network(step, "teacher", network_template(config))
 
 
-def load(run: str | Path, weights: Weights = "ema") -> AnyNetwork:
-    """Return the network in the newest checkpoint of a run folder, unstacked.
-
-    Args:
-        run: a folder that training wrote.
-        weights: the EMA weights, "ema", or the trained ones, "model".
-
-    Raises:
-        InputError: the folder is not a run, has no checkpoint yet, or weights that are not finite.
-
-    Example:
-        >>> network = odelt.load("runs/digits")
-        >>> network.shape
-        (8, 8, 1)
-    """
-    template = network_template(run_config(run).model)
-    with _open_to_read(run) as checkpoints:
-        return check_finite(unstacked(checkpoints.restore_weights(weights, template)), run)
-
-
-def load_average(run: str | Path, width: float, step: int | None = None) -> AnyNetwork:
-    """Return a run's power-function average of any width, made of its snapshots, unstacked.
-
-    It is the combination of them whose profile is nearest to that of the width; a warning says if
-    that is not near, see `TrainConfig.snapshot_every`. Source: arXiv 2312.02696, section 3.2.
-
-    Args:
-        run: a folder that training wrote, with `snapshot_every`.
-        width: standard deviation of the steps that count, as a share of all that were taken.
-        step: one with a snapshot, at which the average ends; None for the last one.
-
-    Raises:
-        InputError: the folder is not a run or has no such snapshot, one cannot be read, there is
-            no average of such a width, or weights are not finite.
-
-    Example:
-        >>> network = odelt.load_average("runs/digits", width=0.1)
-        >>> network.shape
-        (8, 8, 1)
-    """
-    template = network_template(run_config(run).model)
-    if not (Path(run) / SNAPSHOTS).is_dir():
-        raise InputError(f"{run} has no snapshots of averages: train with --snapshot-every STEPS")
-    with _open_to_read(run, snapshots=True) as checkpoints:
-        profiles = checkpoints.profiles()
-        last = max(profiles, default=None) if step is None else step
-        if last not in profiles:
-            known = ", ".join(map(str, profiles)) or "none"
-            raise InputError(f"{run} has no snapshot of step {last}; there are those of {known}")
-        profiles = {k: profile for k, profile in profiles.items() if k <= last}
-        shares, error = combine(list(profiles.values()), width)
-        if error > INEXACT:
-            warnings.warn(
-                f"the average of width {width:g} differs by {error:.1%} from what the "
-                f"{len(profiles)} snapshots of {run} make of it",
-                stacklevel=2,
-            )
-        total: Any = jax.tree.map(lambda leaf: np.zeros(leaf.shape), template)
-        for (each, profile), row in zip(profiles.items(), shares, strict=True):
-            if row.any():
-                averages = checkpoints.restore_snapshot(each, profile.widths, template)
-                add = lambda sum, *leaves: sum + np.tensordot(row, np.stack(leaves), 1)  # noqa: B023
-                total = jax.tree.map(add, total, *averages)
-    network = jax.tree.map(lambda sum, leaf: jnp.asarray(sum, leaf.dtype), total, template)
-    return check_finite(unstacked(network), run)
-
-
-def load_teacher(run: str | Path) -> AnyNetwork | None:
-    """Return the teacher of a run, or None where the EMA teaches; raises as `load` does."""
-    with _open_to_read(run) as checkpoints:
-        return checkpoints.restore_teacher()
-
-
-def run_config(run: str | Path) -> TrainConfig:
-    """Return the config of a run folder; an InputError if it is not a run of this version."""
-    path = Path(run) / CONFIG
-    if not path.is_file():
-        raise InputError(f"{run} is not a run folder: it has no {CONFIG}")
-    return load_config(path)
-
-
-def load_contents(run: str | Path) -> Contents | None:
-    """Return what a run remembers of the data that it began with; None if it does not.
-
-    Raises:
-        InputError: the file is damaged.
-    """
-    path = Path(run) / CONTENTS
-    if not path.is_file():
-        return None
-    return from_dict(read_json(path, "a description of data"), Contents, str(path))
-
-
-def can_resume(run: Path) -> bool:
-    """Whether a run folder has a checkpoint of training, not of weights alone."""
-    return any(run.glob(f"{CHECKPOINTS}/[0-9]*/optimizer"))
-
-
 def network_template(config: AnyNetworkConfig) -> AnyNetwork:
     """Return the network of a config with shapes in place of arrays."""
     return eqx.filter_eval_shape(config.build, key=jax.random.key(0))
@@ -451,17 +345,6 @@ def _open_manager(path: Path, write: bool, policy: Any = None) -> Any:
         preservation_policy=policy, cleanup_tmp_directories=write, create=write
     )
     return ocp.CheckpointManager(path.absolute(), options=options)
-
-
-@contextmanager
-def _open_to_read(run: str | Path, snapshots: bool = False) -> Iterator[Checkpoints]:
-    """Open the checkpoints of a run; an InputError if it has none."""
-    if (Path(run) / CHECKPOINTS).is_dir():
-        with Checkpoints(Path(run), write=False, snapshots=snapshots) as checkpoints:
-            if checkpoints.latest is not None:
-                yield checkpoints
-                return
-    raise InputError(f"{run} has no checkpoint yet")
 
 
 def _optimizer_item(state: TrainState) -> tuple[Any, ...]:

@@ -13,15 +13,8 @@ from odelt_eqx.errors import InputError
 from odelt_eqx.files import temporary_path, write_errors, write_json
 from odelt_eqx.parallel import on_main_process
 from odelt_eqx.serialize import to_dict
-from odelt_eqx.training.checkpoint import (
-    CHECKPOINTS,
-    CONFIG,
-    CONTENTS,
-    Checkpoints,
-    can_resume,
-    load_contents,
-    run_config,
-)
+from odelt_eqx.training.checkpoint import CHECKPOINTS, Checkpoints
+from odelt_eqx.training.load import CONFIG, CONTENTS, can_resume, load_contents, run_config
 
 LOCK = ".lock"
 HINT = "existing checkpoints are intact; --resume continues from there"

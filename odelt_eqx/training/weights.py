@@ -29,7 +29,8 @@ from odelt_eqx.interop.sit import is_sit
 from odelt_eqx.interop.truncate import truncate
 from odelt_eqx.nn import DiTConfig, stacked, unstacked
 from odelt_eqx.nn.block import PUBLISHED
-from odelt_eqx.training.checkpoint import CONFIG, AnyNetwork, Checkpoints, load, load_average
+from odelt_eqx.training.checkpoint import AnyNetwork, Checkpoints
+from odelt_eqx.training.load import CONFIG, load, load_average
 from odelt_eqx.training.step import TrainState, is_trained
 
 SAFETENSORS = ".safetensors"

@@ -20,7 +20,7 @@ from odelt_eqx.files import write_json
 from odelt_eqx.nn.block import DiTBlock
 from odelt_eqx.objective import LengthConsistency, TrainingTime
 from odelt_eqx.serialize import to_dict
-from odelt_eqx.training.checkpoint import load
+from odelt_eqx.training.load import load
 from odelt_eqx.training.train import train
 from tests.conftest import NETWORK, TINY_RUN, assert_matches
 from tests.evaluation.makers import write_grid

@@ -26,7 +26,7 @@ from odelt_eqx.evaluation.report import evaluate
 from odelt_eqx.evaluation.samples import SampleRequest, save_samples
 from odelt_eqx.interop import load_autoencoder
 from odelt_eqx.presets import preset
-from odelt_eqx.training.checkpoint import run_config
+from odelt_eqx.training.load import run_config
 from odelt_eqx.training.train import train
 from tests.conftest import GOLDEN, golden_weight
 from tests.data.makers import write_images

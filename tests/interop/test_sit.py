@@ -14,7 +14,7 @@ from odelt_eqx.interop import dit_from_sit
 from odelt_eqx.interop.named import Stored, read_safetensors
 from odelt_eqx.interop.torch_file import open_torch
 from odelt_eqx.presets import preset
-from odelt_eqx.training.checkpoint import run_config
+from odelt_eqx.training.load import run_config
 from odelt_eqx.training.weights import convert
 from tests.conftest import GOLDEN, assert_matches, golden_weight
 

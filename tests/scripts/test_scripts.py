@@ -17,7 +17,7 @@ import odelt_eqx as odelt
 from odelt_eqx.data import open_source
 from odelt_eqx.nn.flops import velocity_flops
 from odelt_eqx.objective import TRAIN_TYPES, FlowMatching
-from odelt_eqx.training.checkpoint import run_config
+from odelt_eqx.training.load import run_config
 from tests.conftest import GOLDEN, TINY
 from tests.data.makers import write_images
 from tests.scripts.conftest import SCRIPTS

@@ -26,7 +26,7 @@ from odelt_eqx.objective import (
     Shortcut,
 )
 from odelt_eqx.parallel import Processes, check_batch_size, make_mesh
-from odelt_eqx.training.checkpoint import run_config
+from odelt_eqx.training.load import run_config
 from odelt_eqx.training.train import train
 from odelt_eqx.training.weights import convert
 from tests.conftest import TINY_RUN

@@ -15,7 +15,7 @@ from odelt_eqx.config import OptimizerConfig, TrainConfig
 from odelt_eqx.interop.unpickle import unpickle
 from odelt_eqx.nn import unstacked
 from odelt_eqx.objective import TRAIN_TYPES
-from odelt_eqx.training.checkpoint import run_config
+from odelt_eqx.training.load import run_config
 from odelt_eqx.training.optimizer import make_optimizer
 from odelt_eqx.training.step import init_state
 from odelt_eqx.training.train import train
