@@ -16,6 +16,17 @@ from odelt_eqx.training.optimizer import learning_rate, make_optimizer
 from odelt_eqx.training.step import TrainState, make_train_step, squared_error
 from tests.conftest import assert_matches
 
+NETWORKS = pytest.mark.parametrize(
+    "golden",
+    [
+        "small",
+        pytest.param("tail", marks=pytest.mark.thorough),
+        pytest.param("b", marks=pytest.mark.slow),
+    ],
+    indirect=True,
+)
+"""The recorded networks, for tests in which the twelve blocks of `b` take long."""
+
 
 @eqx.filter_jit
 def velocity(model, recorded, depth):
@@ -51,6 +62,7 @@ def test_forward_with_a_depth_for_each_example(golden, known):
     assert_matches(ours, recorded["velocity/per_example_depth"])
 
 
+@NETWORKS
 def test_euler_sampling(golden):
     recorded = golden.recorded("sampling")
     noise, labels = jnp.asarray(recorded["noise"]), jnp.asarray(recorded["labels"])
@@ -99,6 +111,7 @@ class Recorded(Objective):
         return self.batch
 
 
+@NETWORKS
 def test_length_consistency_and_three_steps_of_training(golden):
     recorded = golden.recorded("train_step")
     last = len(recorded["teacher_depth"])

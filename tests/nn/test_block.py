@@ -34,8 +34,8 @@ def randomised(network):
 @pytest.mark.parametrize(
     "choice",
     [
-        pytest.param(INSIDE, id="inside", marks=pytest.mark.thorough),
-        pytest.param(AROUND, id="around", marks=pytest.mark.thorough),
+        pytest.param(INSIDE, id="inside", marks=pytest.mark.slow),
+        pytest.param(AROUND, id="around", marks=pytest.mark.slow),
         pytest.param(ALL, id="all"),
     ],
 )

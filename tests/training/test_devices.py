@@ -172,6 +172,7 @@ def test_a_run_of_stacked_blocks_on_eight_devices_is_that_on_one(tmp_path):
     assert_same_run(run, alone)
 
 
+@pytest.mark.slow
 def test_every_depth_in_one_pass_on_four_devices_then_on_one_is_one_run(tmp_path):
     changes = {"length_embedding": "edge", "wiring": "residual", "ignore_step": False}
     model = dataclasses.replace(POINTS.model, projector=True, **changes)

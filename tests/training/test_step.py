@@ -101,7 +101,13 @@ def test_a_step_is_adamw_on_the_mean_squared_error_and_moves_the_average():
 
 @pytest.mark.thorough
 @pytest.mark.parametrize(
-    "objective", [FlowMatching(), LengthConsistency(Shortcut()), DeepSupervision()], ids=str
+    "objective",
+    [
+        FlowMatching(),
+        pytest.param(LengthConsistency(Shortcut()), marks=pytest.mark.slow),
+        DeepSupervision(),
+    ],
+    ids=str,
 )
 def test_training_learns_and_the_held_out_loss_sees_it(objective):
     optimizer = make_optimizer(OptimizerConfig(learning_rate=3e-3, warmup=5), 200)
