@@ -147,7 +147,8 @@ def compare(case: Case, config: Config) -> Iterator[tuple[Any, ...]]:
         for name, timing in timings.items():
             ratio = timing.ratio / base.ratio if base else None
             share = steps * case.flops / timing.median / case.matmul_rate
-            yield f"{steps} steps", name, timing, timing.ratio, ratio, share, sizes.get(name)
+            plan = "1 step" if steps == 1 else f"{steps} steps"
+            yield plan, name, timing, timing.ratio, ratio, share, sizes.get(name)
     for solver in config.solvers:
         options = case.config(odelt.Adaptive(solver=solver, rtol=1e-2, atol=1e-2))
         adaptive = CompiledSampler(model, noise, labels, options)
