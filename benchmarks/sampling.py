@@ -163,7 +163,7 @@ def fit_lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     points = [
         ({"steps": int(row["time"].split()[0]), "depth": row["depth"]}, row)
         for row in rows
-        if row["contestant"] == "CompiledSampler" and row["time"].endswith(" steps")
+        if row["contestant"] == "CompiledSampler" and row["time"].endswith((" step", " steps"))
     ]
     for axis, other in (("steps", "depth"), ("depth", "steps")):
         lines: dict[tuple, list[tuple[int, float]]] = {}
