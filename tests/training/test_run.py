@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,6 +40,8 @@ from tests.training.conftest import POINTS_RUN
 
 MEASURED = {"step_seconds", "examples_per_second", "process_peak_resident_bytes"}
 """Metrics that differ between any two runs."""
+ALIGNED = dataclasses.replace(POINTS_RUN.model, length_embedding="edge", projector=True)
+"""A network whose hidden states can be aligned."""
 
 
 class PowerCutError(Exception):
@@ -114,14 +117,7 @@ def test_a_resumed_run_that_learns_guidance_ends_with_the_same_bits(tmp_path, mo
     cut = train(config, tmp_path / "cut", resume=True)
     for ours, theirs in zip(*map(jax.tree.leaves, (cut, whole)), strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    network = odelt.load(tmp_path / "cut")
-    assert network.condition_type.max_guidance == 4
-    noise = jnp.ones((2, 2))
-    told = odelt.sample(network, noise, [0, 1], guidance=4.0)
-    assert not np.array_equal(told, odelt.sample(network, noise, [0, 1]))
-    odelt.save_safetensors(network, tmp_path / "told.safetensors")
-    again = odelt.load_safetensors(tmp_path / "told.safetensors")
-    np.testing.assert_array_equal(odelt.sample(again, noise, [0, 1], guidance=4.0), told)
+    assert odelt.load(tmp_path / "cut").condition_type.max_guidance == 4
     with pytest.raises(odelt.InputError, match=r"max_guidance is 3\.0, but this objective teaches"):
         dataclasses.replace(config, model=dataclasses.replace(config.model, max_guidance=3.0))
     with pytest.raises(odelt.InputError, match="max_guidance is for networks that learn a condit"):
@@ -129,12 +125,23 @@ def test_a_resumed_run_that_learns_guidance_ends_with_the_same_bits(tmp_path, mo
 
 
 @pytest.mark.thorough
+def test_a_network_that_is_told_its_guidance_is_sampled_with_it(tmp_path):
+    config = dataclasses.replace(POINTS_RUN.model, max_guidance=4.0, ignore_step=False)
+    fresh = config.build(key=jax.random.key(0))
+    final = jax.random.normal(jax.random.key(1), fresh.final.out.weight.shape)
+    network = eqx.tree_at(lambda net: net.final.out.weight, fresh, final)
+    noise = jnp.ones((2, 2))
+    told = odelt.sample(network, noise, [0, 1], guidance=4.0)
+    assert not np.array_equal(told, odelt.sample(network, noise, [0, 1]))
+    odelt.save_safetensors(network, tmp_path / "told.safetensors")
+    again = odelt.load_safetensors(tmp_path / "told.safetensors")
+    np.testing.assert_array_equal(odelt.sample(again, noise, [0, 1], guidance=4.0), told)
+
+
+@pytest.mark.thorough
 def test_a_resumed_run_that_aligns_hidden_states_ends_with_the_same_bits(tmp_path, monkeypatch):
-    """Its head goes with the weights, and another run begins from them with a head or without."""
-    changes = {"length_embedding": "edge", "projector": True}
-    model = dataclasses.replace(POINTS_RUN.model, **changes)
     objective = SelfAlignment(DeepSupervision(POINTS_RUN.objective))
-    config = dataclasses.replace(POINTS_RUN, model=model, objective=objective, steps=2)
+    config = dataclasses.replace(POINTS_RUN, model=ALIGNED, objective=objective, steps=2)
     config = dataclasses.replace(config, log_every=1, save_every=1, eval_every=10)
     whole = train_whole_and_cut(config, tmp_path, monkeypatch)
     cut = train(config, tmp_path / "cut", resume=True)
@@ -142,22 +149,26 @@ def test_a_resumed_run_that_aligns_hidden_states_ends_with_the_same_bits(tmp_pat
         np.testing.assert_array_equal(ours, theirs)
     rows = [json.loads(line) for line in (tmp_path / "cut/metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if row.get("alignment", 0) > 0] == [1, 2]
-    run = odelt.load(tmp_path / "cut")
-    odelt.save_safetensors(run, tmp_path / "head.safetensors")
-    again = odelt.load_safetensors(tmp_path / "head.safetensors")
-    headless = dataclasses.replace(config.model, projector=False)
-    for shape, head in ((model, run.projector), (headless, None)):
+    assert odelt.load(tmp_path / "cut").projector is not None
+
+
+@pytest.mark.thorough
+def test_a_run_begins_from_weights_with_an_alignment_head_or_without(tmp_path):
+    trained = ALIGNED.build(key=jax.random.key(0))
+    odelt.save_safetensors(trained, tmp_path / "head.safetensors")
+    headless = dataclasses.replace(ALIGNED, projector=False)
+    for shape, head in ((ALIGNED, trained.projector), (headless, None)):
         state = init_state(shape.build(key=jax.random.key(1)), optax.sgd(1.0))
         begun = init_from(state, tmp_path / "head.safetensors").ema
         assert begun.config == shape
         for a, b in zip(*map(jax.tree.leaves, (begun.projector, head)), strict=True):
             np.testing.assert_array_equal(a, b)
-    fresh = init_state(model.build(key=jax.random.key(1)), optax.sgd(1.0))
+    fresh = init_state(ALIGNED.build(key=jax.random.key(1)), optax.sgd(1.0))
     odelt.save_safetensors(begun, tmp_path / "headless.safetensors")
     whole = init_from(fresh, tmp_path / "headless.safetensors").ema
     for a, b in zip(*map(jax.tree.leaves, (whole.projector, fresh.model.projector)), strict=True):
         np.testing.assert_array_equal(a, b)
-    for a, b in zip(*map(jax.tree.leaves, (whole.groups, again.groups)), strict=True):
+    for a, b in zip(*map(jax.tree.leaves, (whole.groups, trained.groups)), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
