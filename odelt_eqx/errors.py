@@ -3,6 +3,8 @@
 import dataclasses
 import difflib
 import math
+import numbers
+import operator
 import re
 from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
@@ -96,6 +98,16 @@ def check_range(
             raise InputError(f"{name} must {_interval(least, above, most, below)}; got {value}")
 
 
+def check_whole(owner: Any, *names: str) -> None:
+    """Raise an InputError unless attributes of `owner` are integers, or None."""
+    for name in names:
+        value = getattr(owner, name)
+        try:
+            operator.index(0 if value is None else value)
+        except TypeError:
+            raise InputError(f"{name} must be a whole number; got {value}") from None
+
+
 def check_numbers(value: Any, name: str = "") -> None:
     """Raise an InputError unless all numbers in dataclasses and tuples are of 32 bits and finite.
 
@@ -110,9 +122,9 @@ def check_numbers(value: Any, name: str = "") -> None:
     elif isinstance(value, tuple | list):
         for item in value:
             check_numbers(item, name)
-    elif isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+    elif isinstance(value, numbers.Integral) and abs(int(value)) > LARGEST_INTEGER:
         raise InputError(f"{name} must be an integer of at most {LARGEST_INTEGER:,}; it is larger")
-    elif isinstance(value, float) and not abs(value) <= LARGEST_FLOAT:
+    elif isinstance(value, numbers.Real) and not abs(float(value)) <= LARGEST_FLOAT:
         raise InputError(f"{name} must be a finite number of 32 bits; got {value}")
 
 

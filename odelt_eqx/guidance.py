@@ -17,6 +17,7 @@ from odelt_eqx.network import (
     Guidance,
     Network,
     Vector,
+    check_weights,
     is_told_guidance,
 )
 from odelt_eqx.ode.length import LengthStats
@@ -38,14 +39,8 @@ def check_guidance(kind: Classes | Vector | None, guidance: Any) -> None:
             "this network never learned the null condition (class_dropout was 0), so guidance must "
             f"be 1; got {guidance}"
         )
-    if kind is None or kind.max_guidance is None or isinstance(guidance, Tracer) or number == 0:
-        return
-    for weight in np.ravel(np.asarray(guidance)).tolist():
-        if not 1 <= weight <= kind.max_guidance:
-            raise InputError(
-                f"this network learned guidance from 1 to {kind.max_guidance:g}, and 0; got "
-                f"{weight:g}"
-            )
+    if number != 0:
+        check_weights(kind, guidance)
 
 
 def guided_velocity(

@@ -219,7 +219,8 @@ class Network(eqx.Module):
             guidance: what a network is told that learned guidance as a condition; None for none.
 
         Raises:
-            InputError: a shape, the depth, a tolerance or guidance does not fit this network.
+            InputError: a shape, a label, the depth, a tolerance or guidance does not fit this
+                network.
             RuntimeError: a traced depth does not, or an adaptive `length` ran out of steps.
         """
         velocity, stats = self.evaluate(
@@ -235,7 +236,7 @@ class Network(eqx.Module):
         step_index: int | float | Real[Array, "*#batch"],
         condition: ConditionLike | None = None,
         *,
-        depths: tuple[int, ...] | None = None,
+        depths: Sequence[int] | None = None,
         length: Plan | None = None,
         key: Key[Array, ""] | None = None,
         guidance: Guidance | None = None,
@@ -246,6 +247,9 @@ class Network(eqx.Module):
         other arguments and the errors are those of a call.
         """
         depths = self.depths if depths is None else depths
+        if not isinstance(depths, tuple | list):
+            raise InputError(f"depths must be a tuple of rising depths; got {depths}")
+        depths = tuple(depths)
         velocities, stats = self.evaluate(
             t, x, step_index, condition, depths, length, key, guidance=guidance
         )
@@ -275,7 +279,7 @@ class Network(eqx.Module):
         full = isinstance(depth, str) and depth == "full"
         blocks: LengthDepth = check_depth(self.depth if full else depth, self.depths)
         if tolerance is not None:
-            check_tolerance(self, blocks)
+            check_tolerance(self, blocks, tolerance)
         if isinstance(blocks, int) and tolerance is not None:
             depths = tuple(d for d in self.depths if d <= blocks)
             found, stats = self.evaluate(
@@ -291,6 +295,9 @@ class Network(eqx.Module):
                 return jnp.stack(velocities), jax.tree.map(lambda *each: sum(each), *stats)
         condition = as_condition(self, condition)
         check_batch(self, x, condition)
+        check_per_example(x, t=t, step_index=step_index)
+        if not isinstance(blocks, tuple | str):
+            check_per_example(x, depth=blocks)
         condition = self.null(len(x)) if learns_null_only(self) else condition
         spread = lambda value: jnp.broadcast_to(jnp.asarray(value, jnp.float32), x.shape[:1])
         keys = None if key is None else jax.random.split(key, len(x))
@@ -345,16 +352,29 @@ def as_guidance(network: Network, guidance: Guidance | None) -> Guidance | None:
     """Return what a network is told: none, unless asked for; None where it is not told.
 
     Raises:
-        InputError: it is asked for, and the network is not told.
+        InputError: it is asked for, and the network is not told, or of other weights.
     """
     if is_told_guidance(network):
-        return Guidance() if guidance is None else guidance
+        guidance = Guidance() if guidance is None else guidance
+        check_weights(network.condition_type, guidance.weight)
+        return guidance
     if guidance is not None:
         raise InputError(
             "this network is not told the guidance: train one with max_guidance, or use "
             "odelt.sample, which evaluates twice"
         )
     return None
+
+
+def check_weights(kind: Classes | Vector | None, weights: Any) -> None:
+    """Raise an InputError if a network is told weights of guidance that it has not learned."""
+    if kind is None or kind.max_guidance is None or isinstance(weights, Tracer):
+        return
+    for weight in np.ravel(np.asarray(weights)).tolist():
+        if not 1 <= weight <= kind.max_guidance:
+            raise InputError(
+                f"this network learned guidance from 1 to {kind.max_guidance:g}; got {weight:g}"
+            )
 
 
 def learns_null_only(network: Network) -> bool:
@@ -395,8 +415,10 @@ def check_rising(depths: tuple[int, ...]) -> None:
         raise InputError(f"depths must rise; got {depths}")
 
 
-def check_tolerance(network: Network, depth: Any) -> None:
-    """Raise an InputError if a network's depth cannot be chosen by a tolerance."""
+def check_tolerance(network: Network, depth: Any, tolerance: float | Array) -> None:
+    """Raise an InputError if a network's depth cannot be chosen by this tolerance."""
+    if not isinstance(tolerance, Tracer) and not tolerance > 0:
+        raise InputError(f"a tolerance of the depth must be positive; got {tolerance}")
     if not network.anytime:
         raise InputError(
             "this network is told its depth beforehand, so a tolerance cannot choose it: train one "
@@ -440,7 +462,11 @@ def as_condition(network: Network, condition: ConditionLike | None) -> Array | N
 
 
 def check_batch(network: Network, x: Array, condition: Condition | None) -> None:
-    """Raise an InputError unless states and conditions have the network's shapes."""
+    """Raise an InputError unless states and conditions fit the network.
+
+    Shapes must; and labels that are not traced must be those of classes, or of none, and vectors
+    finite, or all NaN for none.
+    """
     if x.ndim == 0 or x.shape[1:] != network.shape:
         wanted = ", ".join(map(str, network.shape))
         raise InputError(f"states must have shape (batch, {wanted}); got {x.shape}")
@@ -452,7 +478,30 @@ def check_batch(network: Network, x: Array, condition: Condition | None) -> None
         wanted = (len(x), kind.size)
     if shape != wanted and not (shape is None and learns_null_only(network)):
         name = "labels" if isinstance(kind, Classes) else "the condition"
+        if kind is None:
+            raise InputError(f"this network takes no condition; got one of shape {shape}")
         raise InputError(f"{name} must have shape {wanted}; got {shape}")
+    if condition is None or isinstance(condition, Tracer):
+        return
+    values = np.asarray(condition)
+    if isinstance(kind, Classes):
+        wrong = values[(values < 0) | (values > kind.count)]
+        if wrong.size:
+            raise InputError(
+                f"labels must lie between 0 and {kind.count - 1}, or be {kind.count} for none; "
+                f"got {wrong[0]}"
+            )
+    elif not (np.isfinite(values).all(axis=1) | np.isnan(values).all(axis=1)).all():
+        raise InputError("a vector of the condition must be finite, or all NaN for none")
+
+
+def check_per_example(x: Float[Array, "batch *shape"], **values: Any) -> None:
+    """Raise an InputError unless each value is one for all, or has one for each example."""
+    for name, value in values.items():
+        if jnp.shape(value) not in ((), (1,), x.shape[:1]):
+            raise InputError(
+                f"{name} must be a number or have shape {x.shape[:1]}; got {jnp.shape(value)}"
+            )
 
 
 def drop_condition(

@@ -52,9 +52,10 @@ def make_mesh(layout: Layout) -> Mesh:
 
 
 def mesh_size() -> int:
-    """Return the number of devices in the mesh of `jax.set_mesh`; 1 without one."""
-    shape = jax.sharding.get_abstract_mesh().shape
-    return shape.get(DATA, 1) * shape.get(FSDP, 1)
+    """Return the number of devices in the mesh of `jax.set_mesh`; 1 without one of `make_mesh`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    ours = {DATA, FSDP} <= set(mesh.axis_names) and set(mesh.axis_types) == {AxisType.Auto}
+    return mesh.shape[DATA] * mesh.shape[FSDP] if ours else 1
 
 
 def check_batch_size(batch_size: int, mesh: Mesh | AbstractMesh) -> None:

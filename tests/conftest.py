@@ -26,6 +26,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import equinox as eqx
 import jax
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -145,6 +146,14 @@ TINY_RUN = TrainConfig(
     save_every=3,
     snapshot_every=3,
 )
+
+
+@pytest.fixture
+def any_types():
+    """Arguments of any type, as users pass them: tests check types, users' programs do not."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

@@ -73,15 +73,48 @@ def test_a_condition_may_be_a_vector_and_is_guided_as_a_class_is():
 @pytest.mark.parametrize(
     ("kind", "condition", "message"),
     [
-        (None, jnp.zeros(3, int), r"the condition must have shape None; got \(3,\)"),
+        (None, jnp.zeros(3, int), r"this network takes no condition; got one of shape \(3,\)"),
         (odelt.Classes(4), None, r"labels must have shape \(3,\); got None"),
         (odelt.Classes(4), jnp.array([0, 5, 1]), "labels must lie between 0 and 3, or be 4"),
+        (odelt.Classes(4), jnp.array([0, -1, 1]), "labels must lie between 0 and 3, or be 4"),
         (odelt.Vector(2), jnp.zeros((3, 3)), r"the condition must have shape \(3, 2\)"),
+        (odelt.Vector(2), jnp.ones((3, 2)).at[1, 0].set(jnp.nan), "must be finite, or all NaN"),
+        (odelt.Vector(2), jnp.full((3, 2), jnp.inf), "must be finite, or all NaN"),
     ],
 )
-def test_a_condition_of_another_kind_is_refused(kind, condition, message):
+@pytest.mark.parametrize("run", [odelt.sample, lambda net, x, y: net(0.5, x, 0, y)])
+def test_a_condition_of_another_kind_is_refused(kind, condition, message, run):
     with pytest.raises(odelt.InputError, match=message):
-        odelt.sample(Constant(kind), X, condition)
+        run(Constant(kind), X, condition)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"t": jnp.zeros(2)}, r"t must be a number or have shape \(3,\); got \(2,\)"),
+        ({"step_index": jnp.zeros((3, 1))}, r"step_index must be a number or have shape \(3,\)"),
+        ({"depth": np.array([1, 1])}, r"depth must be a number or have shape \(3,\); got \(2,\)"),
+        ({"depth": jnp.ones(4, int)}, r"depth must be a number or have shape \(3,\); got \(4,\)"),
+        ({"tolerance": float("nan")}, "a tolerance of the depth must be positive; got nan"),
+    ],
+)
+def test_a_call_needs_one_value_for_all_or_one_for_each_example(any_types, arguments, message):
+    with pytest.raises(odelt.InputError, match=message):
+        Constant()(**{"t": 0.5, "x": X, "step_index": 0} | arguments)
+
+
+def test_a_sample_needs_one_depth_for_all_or_one_for_each_example():
+    with pytest.raises(odelt.InputError, match=r"depth must be a number or have shape \(3,\)"):
+        odelt.sample(Constant(), X, depth=np.array([1, 1]))
+
+
+def test_velocities_are_asked_for_at_a_list_of_depths(any_types):
+    network = Constant()
+    np.testing.assert_array_equal(
+        network.velocities(0.5, X[:1], 0, depths=[1]), network.velocities(0.5, X[:1], 0)
+    )
+    with pytest.raises(odelt.InputError, match="depths must be a tuple of rising depths; got 1"):
+        network.velocities(0.5, X, 0, depths=1)
 
 
 def test_a_network_without_conditions_has_no_guidance():

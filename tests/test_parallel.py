@@ -1,9 +1,11 @@
 """A batch dealt over parts that all get the same mix of depths."""
 
+import jax
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh, AxisType
 
-from odelt_eqx.parallel import deal, undeal
+from odelt_eqx.parallel import deal, mesh_size, undeal
 
 
 @pytest.mark.parametrize("parts", [1, 2, 4, 8])
@@ -17,3 +19,16 @@ def test_every_part_has_the_same_depths_and_every_example_counts_once(parts, dep
     assert rows.shape[1] <= 16 // parts + depths
     values = np.arange(16.0)
     assert (values[rows].ravel()[undeal(rows, counted)] == values).all()
+
+
+@pytest.mark.parametrize(
+    ("names", "kind", "size"),
+    [
+        (("data", "fsdp"), AxisType.Auto, 6),
+        (("data", "fsdp"), AxisType.Explicit, 1),
+        (("data", "model"), AxisType.Auto, 1),
+    ],
+)
+def test_a_mesh_of_another_program_is_let_be(names, kind, size):
+    with jax.sharding.use_abstract_mesh(AbstractMesh((2, 3), names, axis_types=(kind, kind))):
+        assert mesh_size() == size

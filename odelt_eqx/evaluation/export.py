@@ -18,6 +18,8 @@ from odelt_eqx.images import rgb, to_bytes
 
 Write = Callable[[Mapping[str, np.ndarray]], None]
 """Writes a batch of arrays by name, among them `images` in [-1, 1] and `labels`."""
+NO_CLASS = "none"
+"""Folder of images that were asked for without a class."""
 
 
 @contextmanager
@@ -40,7 +42,8 @@ def png_folder(folder: Path, shape: tuple[int, ...], class_names: Sequence[str])
     """Yield a function that writes images as PNG files; on success their folder appears.
 
     A file is `CLASS/000123.png`, numbered over all classes; without classes, `000123.png`. Where
-    names of classes cannot be names of folders, they are numbers.
+    names of classes cannot be names of folders, they are numbers. What was asked for without a
+    class, by the label that follows theirs, is in `none`.
 
     Raises:
         InputError: the folder exists, or `shape` is not that of images.
@@ -105,11 +108,14 @@ def _check_images(shape: tuple[int, ...]) -> None:
 
 
 def _folder_names(class_names: Sequence[str]) -> list[str]:
-    """Return the name of the folder of each class; an empty one if there is only one class."""
+    """Return the name of the folder of each label; an empty one for the only class.
+
+    The last one is that of no class.
+    """
     if len(class_names) == 1:
-        return [""]
+        return ["", NO_CLASS]
     fit = all(re.fullmatch(r"\w([\w .+-]{0,98}[\w+-])?", name) for name in class_names)
-    if fit and len({name.lower() for name in class_names}) == len(class_names):
-        return list(class_names)
+    if fit and len({name.lower() for name in (*class_names, NO_CLASS)}) > len(class_names):
+        return [*class_names, NO_CLASS]
     width = len(str(len(class_names) - 1))
-    return [f"{label:0{width}d}" for label in range(len(class_names))]
+    return [*(f"{label:0{width}d}" for label in range(len(class_names))), NO_CLASS]

@@ -49,7 +49,7 @@ class SampleRequest:
 
     Args:
         labels: classes by name or number, in turn; all of them by default.
-        count: number of samples.
+        count: number of samples; with `from_images` all that are in the file are used.
         seed: seed of the noise.
         renoise: predict the data and add noise again at each step instead of following the flow,
             for models trained by a consistency objective.
@@ -111,7 +111,8 @@ def save_samples(
     Raises:
         InputError: the run, a label, the depth or the file of images does not exist or fit, the
             format holds no such samples, or its folder exists.
-        SolveError: an adaptive plan ran out of steps for every sample of a batch.
+        SolveError: an adaptive plan ran out of steps for every sample of a batch, or with a
+            trajectory for any.
     """
     config = _sample_config(run, request, config)
     out = request.out or run / ("images" if request.format == "png" else "samples")
@@ -171,7 +172,8 @@ def _batches(
         else:
             samples, stats = sample_with_stats(network, noise, condition, config, key=keys)
         try:
-            raise_failures(samples, network, config, stats.time_failed, stats.length_failed)
+            failed = stats.time_failed, stats.length_failed
+            raise_failures(samples, network, config, *failed, noise)
         except SolveError as error:
             if (stats.time_failed | stats.length_failed).all():
                 raise
@@ -265,7 +267,9 @@ def _read_images(
     if labels.dtype.kind not in "iu" or (data.dtype != np.uint8 and data.dtype.kind != "f"):
         raise InputError(f"{path} has {found}; expected bytes or floats, and integers")
     low, high = labels.min(), labels.max()
-    if isinstance(kind, Classes) and not 0 <= low <= high <= kind.count:
+    if not isinstance(kind, Classes):
+        labels = np.zeros_like(labels)
+    elif not 0 <= low <= high <= kind.count:
         raise InputError(f"{path} has the labels {low} to {high}, not 0 to {kind.count}")
     with np.errstate(over="ignore"):
         data = as_float(data).astype(np.float32)

@@ -7,12 +7,13 @@ from typing import Literal, get_args
 import equinox as eqx
 from jaxtyping import Array, Key
 
-from odelt_eqx.errors import InputError, check_choice, check_range
+from odelt_eqx.errors import InputError, check_choice, check_range, check_whole
 from odelt_eqx.network import Classes, Learned, Network, Vector
 from odelt_eqx.ode.length import Wiring
 from odelt_eqx.ode.plan import Adaptive, FixedSteps, Plan
 
 LengthEmbedding = Literal["depth", "edge", "none"]
+DType = Literal["float32", "bfloat16"]
 
 MOST_BLOCKS, MOST_COUNT, MOST_VALUES, MOST_WEIGHTS = 1000, 2**20, 2**28, 2**40
 """Bounds of a network: its blocks, any other count, the values of one example or of its hidden
@@ -71,7 +72,7 @@ class NetworkConfig(abc.ABC):
     dropout: float = 0.0
     denoise_timesteps: int = 128
     ignore_step: bool = False
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: DType = "float32"
     length: FixedSteps | Adaptive = FixedSteps()
     length_embedding: LengthEmbedding = "depth"
     wiring: Wiring = "accumulate"
@@ -81,6 +82,7 @@ class NetworkConfig(abc.ABC):
     def __post_init__(self) -> None:
         """Check that the numbers fit together."""
         counts = [f.name for f in dataclasses.fields(self) if f.type in (int, int | None)]
+        check_whole(self, *counts)
         check_range(self, *counts, least=1)
         check_range(self, *counts, most=MOST_COUNT)
         check_range(self, "depth", most=MOST_BLOCKS)
@@ -90,6 +92,8 @@ class NetworkConfig(abc.ABC):
                 f"{self.depth} make more than {MOST_WEIGHTS:,} weights"
             )
         check_range(self, "dropout", least=0, below=1)
+        check_choice("learned", self.learned, get_args(Learned))
+        check_choice("dtype", self.dtype, get_args(DType))
         check_choice("length_embedding", self.length_embedding, get_args(LengthEmbedding))
         check_choice("wiring", self.wiring, get_args(Wiring))
         if not self.depth_group <= self.depth_min <= self.depth:

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from odelt_eqx.errors import InputError
+
 Block = Callable[..., Float[Array, "*tokens width"]]
 """`block(h, condition, key=None) -> h`, for one example."""
 
@@ -25,10 +27,29 @@ class Stack(eqx.Module, Generic[AnyBlock]):
     stacked: AnyBlock
 
     @classmethod
+    def fits(cls, blocks: Sequence[AnyBlock]) -> bool:
+        """Whether blocks differ in the values of their arrays alone, and have some."""
+        arrays, rest = zip(*(eqx.partition(block, eqx.is_array) for block in blocks), strict=True)
+        shapes = [
+            jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), each) for each in arrays
+        ]
+        alike = eqx.tree_equal(*shapes) is True and eqx.tree_equal(*rest) is True
+        return alike and bool(jax.tree.leaves(shapes[0]))
+
+    @classmethod
     def of(cls, blocks: "Sequence[AnyBlock] | Stack[AnyBlock]") -> "Stack[AnyBlock]":
-        """Return copies of these blocks as a stack, or the stack itself if it is one."""
+        """Return copies of these blocks as a stack, or the stack itself if it is one.
+
+        Raises:
+            InputError: the blocks differ in more than the values of their arrays.
+        """
         if isinstance(blocks, Stack):
             return blocks
+        if not cls.fits(blocks):
+            raise InputError(
+                "only blocks that differ in the values of their arrays alone make a stack; these "
+                "differ in shapes, functions or numbers, or have no arrays"
+            )
         arrays, rest = zip(*(eqx.partition(block, eqx.is_array) for block in blocks), strict=True)
         return cls(eqx.combine(jax.tree.map(lambda *each: jnp.stack(each), *arrays), rest[0]))
 

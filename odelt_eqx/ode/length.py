@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from odelt_eqx.errors import check_choice
+from odelt_eqx.errors import InputError, check_choice
 from odelt_eqx.ode.blocks import AnyBlock, Stack, run_scanned
 from odelt_eqx.ode.plan import FixedSteps, Plan, without_recomputing
 
@@ -88,7 +88,7 @@ class ODEBlock(eqx.Module, Generic[AnyBlock]):
         wiring: "accumulate" or "residual", the same for all groups of a network.
 
     Raises:
-        InputError: `wiring` is neither.
+        InputError: `wiring` is neither, or there are no blocks.
 
     Example:
         >>> double = lambda h, c, key=None: 2 * h
@@ -103,6 +103,8 @@ class ODEBlock(eqx.Module, Generic[AnyBlock]):
 
     def __check_init__(self) -> None:
         check_choice("wiring", self.wiring, get_args(Wiring))
+        if not isinstance(self.blocks, tuple | list | Stack) or not len(self.blocks):
+            raise InputError(f"blocks must be a tuple of at least one block; got {self.blocks!r}")
 
     def start(self, h: Hidden) -> State:
         """Return the state at l = 0."""
@@ -115,7 +117,8 @@ class ODEBlock(eqx.Module, Generic[AnyBlock]):
         keeps only the input of each block.
         """
         # Unrolled, XLA's CPU backend keeps everything all the same.
-        stack = Stack.of(self.blocks) if recompute or isinstance(self.blocks, Stack) else None
+        scan = isinstance(self.blocks, Stack) or (recompute and Stack.fits(self.blocks))
+        stack = Stack.of(self.blocks) if scan else None
 
         def field(length: Array, state: State, args: tuple[Array, Key[Array, ""] | None]) -> State:
             del length
@@ -127,7 +130,8 @@ class ODEBlock(eqx.Module, Generic[AnyBlock]):
                 previous, current = h, h
                 for j, block in enumerate(self.blocks):
                     own = None if keys is None else keys[j]
-                    previous, current = current, block(current, condition, key=own)
+                    run = eqx.filter_checkpoint(block) if recompute else block
+                    previous, current = current, run(current, condition, key=own)
             if self.wiring == "residual":
                 return (current - h,)
             return previous + current - h, current
@@ -231,6 +235,8 @@ def integrate_length(
         >>> u.tolist()
         [[[0.5, 0.5]], [[0.25, 0.25]]]
     """
+    if len({group.wiring for group in groups}) > 1:
+        raise InputError(f"groups must have one wiring; got {[group.wiring for group in groups]}")
     once = dataclasses.replace(LengthStats.zeros(len(h)), solves=jnp.ones(len(h)))
     carry = groups[0].start(h), once
     ends = np.cumsum([len(group.blocks) for group in groups])

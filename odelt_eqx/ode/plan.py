@@ -7,7 +7,7 @@ into a diffrax solver, a step size controller and an adjoint.
 import abc
 import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -21,7 +21,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int, PyTree
 
-from odelt_eqx.errors import InputError, check_choice, check_range
+from odelt_eqx.errors import InputError, check_choice, check_range, check_whole
 from odelt_eqx.ode.multistep import AdamsBashforth
 
 EmbeddedSolver = Literal["midpoint", "heun", "ralston", "bosh3", "tsit5", "dopri5", "dopri8"]
@@ -77,6 +77,11 @@ class Plan(eqx.Module):
         return steps * (tableau.num_stages - 1) + 1 if tableau.fsal else steps * tableau.num_stages
 
 
+def _as_tuple(times: Iterable[Any]) -> tuple[Any, ...]:
+    """Return numbers, which may be in one array, as a tuple of floats or arrays."""
+    return tuple(t if isinstance(t, Array | np.ndarray) else float(t) for t in times)
+
+
 class FixedSteps(Plan):
     """A given number of steps across [0, 1], equal or along a grid.
 
@@ -91,7 +96,7 @@ class FixedSteps(Plan):
         times: the grid points themselves, rising from 0 to 1, instead of a named grid.
 
     Raises:
-        InputError: `steps` is not positive, `times` do not rise from 0 to 1, or a name is unknown.
+        InputError: `steps` is not a positive integer, `times` do not rise from 0 to 1, or a name is unknown.
 
     Example:
         >>> heun = odelt.FixedSteps(steps=4, solver="heun")
@@ -103,13 +108,14 @@ class FixedSteps(Plan):
     solver: Solver = eqx.field(static=True, default="euler")
     adjoint: Adjoint = eqx.field(static=True, default="keep")
     grid: Grid = eqx.field(static=True, default="uniform")
-    times: tuple[float, ...] = ()
+    times: tuple[float, ...] = eqx.field(converter=_as_tuple, default=())
 
     def __check_init__(self) -> None:
         check_choice("solver", self.solver, SOLVERS)
         check_choice("adjoint", self.adjoint, get_args(Adjoint))
         check_choice("grid", self.grid, get_args(Grid))
         if not isinstance(self.steps, Tracer):
+            check_whole(self, "steps")
             check_range(self, "steps", least=1)
             check_range(self, "steps", most=MOST_STEPS)
         rising = all(a < b for a, b in itertools.pairwise(self.times))
@@ -194,8 +200,10 @@ class Adaptive(Plan):
 
     def __check_init__(self) -> None:
         check_choice("solver", self.solver, get_args(EmbeddedSolver))
-        check_range(self, "rtol", "atol", above=0)
-        check_range(self, "pcoeff", "icoeff", "dcoeff")
+        known = lambda *names: [n for n in names if not isinstance(getattr(self, n), Tracer)]
+        check_range(self, *known("rtol", "atol"), above=0)
+        check_range(self, *known("pcoeff", "icoeff", "dcoeff"))
+        check_whole(self, "max_steps")
         check_range(self, "max_steps", least=1)
         check_range(self, "max_steps", most=MOST_STEPS)
 

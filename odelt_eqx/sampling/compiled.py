@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from odelt_eqx.errors import InputError
-from odelt_eqx.network import Condition, ConditionLike, Network, as_condition
-from odelt_eqx.sampling.config import KeyLike, SampleConfig, check_inputs, resolve
+from odelt_eqx.network import Condition, ConditionLike, Network, as_condition, check_batch
+from odelt_eqx.sampling.config import KeyLike, SampleConfig, resolve
 from odelt_eqx.sampling.field import SolveStats
 from odelt_eqx.sampling.flow import example_keys, ready, solve_flow
 
@@ -73,7 +73,7 @@ class CompiledSampler:
         last, resolved = self._last
         if config is last:  # which needs no second look
             condition = as_condition(self._model, condition)
-            check_inputs(self._model, noise, condition)
+            check_batch(self._model, noise, condition)
             keys = example_keys(resolved, key, noise)
             self._check({"noise": noise, "condition": condition, "key": keys})
         else:
@@ -81,7 +81,8 @@ class CompiledSampler:
             self._check(_parts(noise, condition, resolved, keys))
             self._last = _constant(config), resolved
         inputs = noise, condition, resolved, keys
-        return ready(self._compiled(self._weights, self._structure, *inputs, True))
+        samples, _, stats = self._compiled(self._weights, self._structure, *inputs, True)
+        return ready((samples, stats))
 
     def _check(self, parts: dict[str, Any]) -> None:
         """Raise an InputError unless what was compiled serves these parts of the inputs."""

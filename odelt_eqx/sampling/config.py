@@ -5,6 +5,7 @@ import warnings
 from typing import Any, Literal, TypeVar
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
@@ -12,7 +13,15 @@ from jaxtyping import Array, Bool, Float, Key
 
 from odelt_eqx.errors import InputError, SolveError, check_numbers, find_by_name
 from odelt_eqx.guidance import check_guidance
-from odelt_eqx.network import Classes, Condition, Network, check_batch, check_depth, check_tolerance
+from odelt_eqx.network import (
+    Condition,
+    Network,
+    check_batch,
+    check_depth,
+    check_per_example,
+    check_tolerance,
+    is_told_guidance,
+)
 from odelt_eqx.ode.plan import (
     STOCHASTIC,
     Adaptive,
@@ -119,14 +128,12 @@ def resolve(
     chosen = vars(config) | options
     guidance, by_depth = chosen["guidance"], chosen["depth_guidance"]
     tolerance = chosen["depth_tolerance"]
-    check_inputs(network, x, condition)
+    check_batch(network, x, condition)
     guided = isinstance(guidance, Tracer) or np.ndim(guidance) > 0 or guidance not in (0, 1)
     check_guidance(network.condition_type, guidance)
-    for name in ("guidance", "depth_guidance"):
-        if np.ndim(chosen[name]) and np.shape(chosen[name]) != x.shape[:1]:
-            raise InputError(
-                f"{name} must be a number or have shape {x.shape[:1]}; got {chosen[name]}"
-            )
+    if isinstance(guidance, Tracer) and is_told_guidance(network):
+        guidance = _learned_weights(network, guidance)
+    check_per_example(x, guidance=guidance, depth_guidance=by_depth)
     diffuses = not _is(chosen["diffusion"], 0)
     if diffuses:
         _check_diffusion(chosen["time"])
@@ -139,8 +146,10 @@ def resolve(
     depth = check_depth(depth, network.depths)
     if isinstance(depth, tuple):
         _check_depths(depth, chosen["time"])
+    elif not isinstance(depth, str):
+        check_per_example(x, depth=depth)
     if tolerance is not None:
-        check_tolerance(network, depth)
+        check_tolerance(network, depth, tolerance)
     guide = None
     if not _is(by_depth, 0):
         guide = _guide_depth(network, depth, chosen["guide_depth"])
@@ -166,6 +175,11 @@ def resolve(
     )
 
 
+def is_traced(*trees: Any) -> bool:
+    """Whether any leaf is traced, as in a call that is differentiated or inside of another jit."""
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(trees))
+
+
 def leave_out_what_is_no_flow(
     config: SampleConfig, options: dict[str, Any], what: str
 ) -> dict[str, Any]:
@@ -183,8 +197,12 @@ def raise_failures(
     config: SampleConfig,
     time_failed: Bool[Array | np.ndarray, " batch"],
     length_failed: Bool[Array | np.ndarray, " batch"],
+    start: Float[Array, "batch *shape"] | None = None,
 ) -> Tree:
-    """Return `result`, or raise a SolveError that names the examples whose solve failed."""
+    """Return `result`, or raise a SolveError that names the examples whose solve failed.
+
+    If some of the states at the `start` are not finite, it names those, which no steps would mend.
+    """
     length = network.length if config.length is None else config.length
     axes = [("time", config.time, time_failed), ("length", length, length_failed)]
     for axis, plan, failed in axes:
@@ -193,12 +211,29 @@ def raise_failures(
         if isinstance(failed, Tracer):
             result = eqx.error_if(result, failed, plan.failure(axis))
             continue
-        indices = np.flatnonzero(failed)
-        if len(indices):
-            listed = ", ".join(map(str, indices[:10])) + (", ..." if len(indices) > 10 else "")
-            which = f" for {len(indices)} of {len(failed)} examples (index {listed})"
-            raise SolveError(plan.failure(axis, which))
+        if np.any(failed):
+            if start is not None and not np.isfinite(start).all():
+                states = np.asarray(start).reshape(len(start), -1)
+                wrong = np.asarray(~np.isfinite(states).all(axis=1))
+                raise SolveError(f"the states to start from are not finite{_which(wrong)}")
+            raise SolveError(plan.failure(axis, _which(failed)))
     return result
+
+
+def _which(examples: Bool[Array | np.ndarray, " batch"]) -> str:
+    """Return which examples are meant, for a message."""
+    indices = np.flatnonzero(examples)
+    listed = ", ".join(map(str, indices[:10])) + (", ..." if len(indices) > 10 else "")
+    return f" for {len(indices)} of {len(examples)} examples (index {listed})"
+
+
+def _learned_weights(network: Network, weights: Array) -> Array:
+    """Return traced weights of guidance; one that the network has not learned is a RuntimeError."""
+    kind = network.condition_type
+    assert kind is not None and kind.max_guidance is not None  # the caller has checked
+    wrong = ~((weights >= 1) & (weights <= kind.max_guidance))
+    message = f"this network learned guidance from 1 to {kind.max_guidance:g}"
+    return eqx.error_if(weights, wrong, message)
 
 
 def _replace(config: SampleConfig, **values: Any) -> SampleConfig:
@@ -284,29 +319,15 @@ def _check_values(options: dict[str, Any]) -> None:
             raise InputError(f"{name} must be finite numbers; got {np.asarray(value).tolist()}")
 
 
-def check_inputs(
-    network: Network, x: Float[Array, "batch *shape"], condition: Condition | None
-) -> None:
-    """Raise an InputError unless shapes fit the network, and labels its classes."""
-    check_batch(network, x, condition)
-    kind = network.condition_type
-    if not isinstance(kind, Classes) or condition is None or isinstance(condition, Tracer):
-        return
-    wrong = [label for label in np.asarray(condition).tolist() if not 0 <= label <= kind.count]
-    if wrong:
-        raise InputError(
-            f"labels must lie between 0 and {kind.count - 1}, or be {kind.count} for none; "
-            f"got {wrong[0]}"
-        )
-
-
 def _warn_of_precision(network: Network, **plans: Plan) -> None:
     """Warn of tolerances that the rounding of a bfloat16 network does not let a solver meet."""
     config = getattr(network, "config", None)
     if getattr(config, "dtype", "float32") != "bfloat16":
         return
     for axis, plan in plans.items():
-        if isinstance(plan, Adaptive) and min(plan.rtol, plan.atol) < BFLOAT16_TOLERANCE:
+        if not isinstance(plan, Adaptive) or is_traced(plan):
+            continue
+        if min(plan.rtol, plan.atol) < BFLOAT16_TOLERANCE:
             warnings.warn(
                 f"a bfloat16 network cannot meet {axis}.rtol {plan.rtol:g} and {axis}.atol "
                 f"{plan.atol:g}: steps are wasted; use {BFLOAT16_TOLERANCE:g} or more",

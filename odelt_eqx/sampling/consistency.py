@@ -14,7 +14,7 @@ from odelt_eqx.ode.length import LengthStats
 from odelt_eqx.ode.plan import FixedSteps
 from odelt_eqx.ode.time import TimeSolution
 from odelt_eqx.parallel import constrain_batch, distribute, replicate
-from odelt_eqx.sampling.config import SampleConfig, resolve
+from odelt_eqx.sampling.config import SampleConfig, is_traced, resolve
 from odelt_eqx.sampling.field import (
     SolveStats,
     diffuses,
@@ -23,6 +23,7 @@ from odelt_eqx.sampling.field import (
     solve_stats,
     velocity_field,
 )
+from odelt_eqx.sampling.flow import ready
 
 X = Float[Array, "batch *shape"]
 
@@ -56,13 +57,15 @@ def consistency_sample(
         (10, 8, 8, 1)
     """
     condition = as_condition(model, condition)
-    config = resolve(model, noise, condition, config, options)
+    traced = is_traced(model, noise, condition, config, options)
+    config = resolve(model, noise, condition, config, options, traced)
     if diffuses(config):
         raise InputError("consistency sampling adds noise of its own: leave out diffusion")
     time = config.time
     if not isinstance(time, FixedSteps) or time.solver != "euler":
         raise InputError(f"consistency sampling takes fixed Euler steps of time; got {time}")
-    return _run(model, noise, condition, config, key)
+    result = _run(model, noise, condition, config, key)
+    return result if traced else ready(result)
 
 
 @eqx.filter_jit

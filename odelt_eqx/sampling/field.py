@@ -209,7 +209,8 @@ def velocity_field(
 
         if config.guidance_interval is None:
             return with_guidance(guidance)
-        if is_told_guidance(network):
+        null_alone = isinstance(guidance, float) and guidance == 0
+        if is_told_guidance(network) and not null_alone:
             return with_guidance(Guidance(guidance, *config.guidance_interval))
         inside = _inside(t, config.guidance_interval)
         return jax.lax.cond(inside, partial(with_guidance, guidance), partial(with_guidance, 1.0))

@@ -9,7 +9,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, Float, Key
 
 from odelt_eqx.errors import InputError
@@ -21,6 +20,7 @@ from odelt_eqx.parallel import constrain_batch, distribute, replicate
 from odelt_eqx.sampling.config import (
     KeyLike,
     SampleConfig,
+    is_traced,
     leave_out_what_is_no_flow,
     raise_failures,
     resolve,
@@ -81,7 +81,7 @@ def sample_with_stats(
     key: KeyLike = None,
     **options: Any,
 ) -> tuple[X, SolveStats]:
-    """Return what `sample` does, and what each sample took, both ready.
+    """Return what `sample` does, and what each sample took, both ready unless they are traced.
 
     A solve that runs out of steps is not an error here: the statistics say so, its sample is
     returned as far as it got, and the others are complete. The arguments are those of `sample`.
@@ -92,10 +92,14 @@ def sample_with_stats(
         >>> (stats.accepted > 0).all(), stats.time_failed.any()
         (np.True_, np.False_)
     """
+    weights, structure = _flatten(model)
     condition = as_condition(model, condition)
-    config = resolve(model, noise, condition, config, options)
+    traced = is_traced(weights, noise, condition, config, options)
+    config = resolve(model, noise, condition, config, options, traced)
     keys = example_keys(config, key, noise)
-    return ready(solve_flow(*_flatten(model), noise, condition, config, keys, True))
+    samples, _, stats = solve_flow(weights, structure, noise, condition, config, keys, True)
+    assert stats is not None  # for the type checker: they are counted
+    return (samples, stats) if traced else ready((samples, stats))
 
 
 def trajectory(
@@ -158,7 +162,7 @@ def _solve(
     """Return the states at the times asked for, or the last; raise a SolveError for failures."""
     weights, structure = _flatten(model)
     condition = as_condition(model, condition)
-    traced = _is_traced(weights) or _is_traced((start, condition, config, options))
+    traced = is_traced(weights, start, condition, config, options)
     config = resolve(model, start, condition, config, options, traced)
     keys = example_keys(config, key, start)
     # Failures of the length axis must be counted.
@@ -167,7 +171,7 @@ def _solve(
         weights, structure, start, condition, config, keys, count, **solve
     )
     length_failed = failed if stats is None else stats.length_failed
-    return raise_failures(states, model, config, failed, length_failed)
+    return raise_failures(states, model, config, failed, length_failed, start)
 
 
 _flattened: dict[int, tuple[weakref.ref[Network], list[Any], Any]] = {}
@@ -185,11 +189,6 @@ def _flatten(model: Network) -> tuple[list[Any], Any]:
         alive = weakref.ref(model, lambda _: _flattened.pop(name, None))
         _flattened[name] = alive, leaves, structure
     return _flattened[name][1:]
-
-
-def _is_traced(tree: Any) -> bool:
-    """Whether any leaf is traced, as in a call that is differentiated or inside of another jit."""
-    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
 
 
 @eqx.filter_jit
@@ -231,6 +230,8 @@ def example_keys(config: SampleConfig, key: KeyLike, start: X) -> Key[Array, " b
         return None
     if key is None:
         raise InputError("diffusion draws noise on the way: give a key, like jax.random.key(0)")
+    if not (isinstance(key, Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
+        raise InputError(f"key must be one of JAX's typed keys, like jax.random.key(0); got {key}")
     if key.ndim == 0:
         return jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(len(start)))
     if key.shape != start.shape[:1]:
@@ -238,7 +239,7 @@ def example_keys(config: SampleConfig, key: KeyLike, start: X) -> Key[Array, " b
     return key
 
 
-def ready(result: tuple[X, Array, SolveStats | None]) -> tuple[X, Any]:
+def ready(result: tuple[X, SolveStats]) -> tuple[X, SolveStats]:
     """Wait for a result and return its statistics as NumPy arrays."""
-    states, _, stats = jax.block_until_ready(result)
+    states, stats = jax.block_until_ready(result)
     return states, jax.tree.map(np.asarray, stats)

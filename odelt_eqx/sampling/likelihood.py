@@ -17,6 +17,7 @@ from odelt_eqx.ode.plan import Adaptive
 from odelt_eqx.parallel import constrain_batch, distribute, replicate
 from odelt_eqx.sampling.config import (
     SampleConfig,
+    is_traced,
     leave_out_what_is_no_flow,
     raise_failures,
     resolve,
@@ -91,18 +92,22 @@ def log_likelihood(
     """
     condition = as_condition(model, condition)
     options = leave_out_what_is_no_flow(config, options, "the likelihood")
-    config = resolve(model, data, condition, config, options)
+    traced = is_traced(model, data, condition, config, options)
+    config = resolve(model, data, condition, config, options, traced)
     signs = None
     if probes != "exact":
-        if probes < 1 or key is None:
-            raise InputError(f"probes must be at least 1 and come with a key; got {probes}, {key}")
+        if not isinstance(probes, int) or probes < 1 or key is None:
+            raise InputError(
+                'probes must be "exact", or a number of at least 1 with a key; got '
+                f"{probes!r} {'without' if key is None else 'with'} a key"
+            )
         shape = (len(data), probes, *data.shape[1:])
         signs = jax.random.rademacher(key, shape, jnp.float32)
     noise, change, stats = _run(model, data, condition, config, signs)
     log_density = standard_normal(noise) + change
     bits = -log_density / (np.log(2) * np.prod(data.shape[1:]))
     result = Likelihood(log_density, bits, stats)
-    return raise_failures(result, model, config, stats.time_failed, stats.length_failed)
+    return raise_failures(result, model, config, stats.time_failed, stats.length_failed, data)
 
 
 @eqx.filter_jit

@@ -125,6 +125,15 @@ def test_other_evaluators_read_a_folder_of_images(tiny_run, tmp_path):
     assert [path.name for path in tmp_path.glob(".*")] == []
 
 
+def test_images_without_a_class_have_a_folder_of_their_own(tiny_run, tmp_path):
+    file = tmp_path / "images.npz"
+    np.savez(file, images=np.zeros((3, 8, 8, 1), np.uint8), labels=[0, 10, 3])
+    request = SampleRequest(from_images=file, format="png", out=tmp_path / "out")
+    save_samples(tiny_run, request, FOUR_STEPS)
+    found = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("00000*.png")}
+    assert found == {"out/0/000000.png", "out/none/000001.png", "out/3/000002.png"}
+
+
 @pytest.mark.parametrize("names", [["../a", "b/c"], ["A", "a"], ["", "b"], [".", "b"]])
 def test_no_name_of_a_class_leads_out_of_the_folder(tiny_run, tmp_path, names):
     run = name_classes(tiny_run, tmp_path / "run", [*names, *"23456789"])

@@ -62,6 +62,20 @@ def test_the_gradient_of_a_null_condition_is_finite():
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dtype": "float16"}, "dtype must be one of float32, bfloat16; got 'float16'"),
+        ({"learned": "nul"}, "learned must be one of both, condition, null; got 'nul'"),
+        ({"depth": 4.0}, r"depth must be a whole number; got 4\.0"),
+        ({"hidden_size": 8.5}, r"hidden_size must be a whole number; got 8\.5"),
+    ],
+)
+def test_a_config_that_no_network_has_is_refused(any_types, change, message):
+    with pytest.raises(odelt.InputError, match=message):
+        odelt.VectorNetConfig(**SHAPE | change)
+
+
 def test_a_condition_is_a_class_or_a_vector():
     with pytest.raises(odelt.InputError, match="give num_classes or condition_size, not both"):
         odelt.VectorNetConfig(**SHAPE, num_classes=2, condition_size=3)

@@ -208,6 +208,7 @@ def test_told_guidance_is_what_two_evaluations_give():
         {"guidance": np.array([1.0, 2.5, 4.0])},
         {"guidance": 2.0, "guidance_interval": (0.25, 0.5)},
         {"guidance": 0.0},
+        {"guidance": 0.0, "guidance_interval": (0.25, 0.5)},
     ],
 )
 def test_a_network_that_is_told_guidance_is_evaluated_once(options):
@@ -224,8 +225,10 @@ def test_a_network_that_is_told_guidance_is_evaluated_once(options):
 def test_guidance_that_was_not_learned_is_refused():
     told, other, noise = Normal(MEANS, 0.2, TOLD), Normal(MEANS, 0.2), jnp.zeros((1, 2))
     for weight in (0.5, 5.0, np.array([9.0])):
-        with pytest.raises(odelt.InputError, match="learned guidance from 1 to 4, and 0; got"):
+        with pytest.raises(odelt.InputError, match="learned guidance from 1 to 4; got"):
             odelt.sample(told, noise, [0], guidance=weight)
+        with pytest.raises(odelt.InputError, match="learned guidance from 1 to 4; got"):
+            told(0.0, noise, 7, [0], guidance=odelt.Guidance(jnp.asarray(weight)))
     with pytest.raises(odelt.InputError, match="this network is not told the guidance"):
         other(0.0, noise, 7, [0], guidance=odelt.Guidance(2.0))
     for objective, network in ((GUIDED, other), (IMPROVED, told)):

@@ -139,6 +139,51 @@ def test_keeping_and_recomputing_have_the_same_gradient(groups, tokens, steps):
         np.testing.assert_allclose(a, b, 1e-10)
 
 
+class ActiveBlock(LinearBlock):
+    """A function of its own after the matrix."""
+
+    function: Callable
+
+    def __call__(self, tokens, condition, *, key=None):
+        return self.function(tokens @ self.matrix)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda a: ActiveBlock(a, jnp.tanh),
+        lambda a: LinearBlock(a),
+        lambda a: lambda tokens, condition, key=None: jnp.sin(tokens),
+    ],
+    ids=["another function", "another class", "no arrays"],
+)
+def test_blocks_that_differ_may_be_recomputed_but_not_stacked(matrices, tokens, make):
+    first, second = (jnp.asarray(a) for a in matrices[0])
+    blocks = ActiveBlock(first, jnp.sin), make(second)
+    group = [ODEBlock(blocks)]
+    loss = lambda h, adjoint: jnp.sum(
+        integrate_length(group, h, jnp.zeros((BATCH, WIDTH)), 2, odelt.FixedSteps(adjoint=adjoint))[
+            0
+        ]
+    )
+    keep, recompute = (
+        jax.value_and_grad(loss)(jnp.asarray(tokens), a) for a in ("keep", "recompute")
+    )
+    for a, b in zip(keep, recompute, strict=True):
+        np.testing.assert_allclose(a, b, 1e-10)
+    with pytest.raises(odelt.InputError, match="in the values of their arrays alone make a stack"):
+        Stack.of(blocks)
+
+
+def test_a_group_needs_blocks_and_all_groups_one_wiring(any_types, groups, tokens):
+    for nothing in ((), LinearBlock(jnp.eye(WIDTH))):
+        with pytest.raises(odelt.InputError, match="must be a tuple of at least one block"):
+            ODEBlock(nothing)
+    mixed = [groups[0], ODEBlock(groups[1].blocks, "residual")]
+    with pytest.raises(odelt.InputError, match="groups must have one wiring"):
+        solve(mixed, tokens, 2, odelt.FixedSteps())
+
+
 @pytest.mark.parametrize(
     "plan", [odelt.FixedSteps(), odelt.FixedSteps(2, "heun"), odelt.Adaptive()]
 )

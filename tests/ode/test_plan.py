@@ -21,6 +21,9 @@ EMBEDDED = get_args(EmbeddedSolver)
     ("make", "message"),
     [
         (lambda: odelt.FixedSteps(0), "steps must be at least 1; got 0"),
+        (lambda: odelt.FixedSteps(2.5), "steps must be a whole number; got 2.5"),
+        (lambda: odelt.FixedSteps(4.0), "steps must be a whole number; got 4.0"),
+        (lambda: odelt.FixedSteps(times=np.array([0.0, 0.6, 0.5, 1.0])), "times must rise from 0"),
         (lambda: odelt.FixedSteps(times=(0.0, 0.6, 0.5, 1.0)), "times must rise from 0 to 1; got"),
         (lambda: odelt.FixedSteps(times=(0.1, 1.0)), "times must rise from 0 to 1; got"),
         (lambda: odelt.Adaptive(rtol=0.0), "rtol must be positive; got 0"),
@@ -29,7 +32,7 @@ EMBEDDED = get_args(EmbeddedSolver)
         (lambda: odelt.Adaptive(max_steps=0), "max_steps must be at least 1; got 0"),
     ],
 )
-def test_a_plan_that_cannot_be_solved_is_refused(make, message):
+def test_a_plan_that_cannot_be_solved_is_refused(any_types, make, message):
     with pytest.raises(odelt.InputError, match=message):
         make()
 
@@ -112,6 +115,12 @@ def test_times_are_taken_as_given_and_compile_nothing_when_changed():
 def test_a_grid_runs_backwards_through_the_same_times():
     plan = odelt.FixedSteps(times=(0.0, 0.1, 0.7, 1.0))
     np.testing.assert_allclose(ends(plan, 1.0, 0.0), [0.7, 0.1, 0], atol=1e-7)
+
+
+def test_times_may_be_an_array():
+    given = odelt.FixedSteps(times=np.array([0.0, 0.25, 1.0]))
+    assert given == odelt.FixedSteps(times=(0.0, 0.25, 1.0))
+    assert odelt.FixedSteps(times=jnp.array([0.0, 0.25, 1.0])).count == 2
 
 
 def test_the_controller_coefficients_change_the_steps_taken():

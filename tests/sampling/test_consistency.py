@@ -37,6 +37,15 @@ def test_each_step_predicts_the_image_and_adds_fresh_noise(model):
     np.testing.assert_array_equal(stats.evaluations, 6)
 
 
+def test_it_may_be_differentiated_and_its_statistics_are_those_of_sampling(model):
+    run = lambda noise: odelt.consistency_sample(
+        model, noise, LABELS, jax.random.key(1), time=odelt.FixedSteps(2), depth=2
+    )
+    gradient = jax.grad(lambda noise: run(noise)[0].sum())(NOISE)
+    assert jnp.isfinite(gradient).all() and jnp.abs(gradient).max() > 0
+    assert all(isinstance(values, np.ndarray) for values in run(NOISE)[1])
+
+
 @pytest.mark.parametrize("time", [odelt.Adaptive(), odelt.FixedSteps(2, "heun")], ids=str)
 def test_only_euler_steps_can_be_renoised(model, time):
     with pytest.raises(odelt.InputError, match="consistency sampling takes fixed Euler steps"):

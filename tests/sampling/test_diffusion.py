@@ -92,6 +92,12 @@ def test_a_sample_depends_on_its_own_key_alone():
     np.testing.assert_allclose(fewer, shared[:3], atol=1e-6)
 
 
+@pytest.mark.parametrize("key", [0, jax.random.PRNGKey(0)], ids=["number", "old key"])
+def test_a_key_is_a_typed_one(any_types, key):
+    with pytest.raises(odelt.InputError, match="key must be one of JAX's typed keys"):
+        odelt.sample(NETWORK, NOISE[:6], time=EULER, diffusion=1.0, key=key)
+
+
 def test_evaluations_are_counted(model):
     noise = jax.random.normal(KEY, (2, 8, 8, 1))
     for plan, count in ((odelt.FixedSteps(3), 3), (odelt.FixedSteps(3, "heun"), 6)):

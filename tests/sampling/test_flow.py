@@ -110,9 +110,25 @@ def test_sampling_may_be_part_of_a_larger_program(model):
     np.testing.assert_allclose(inside, outside, rtol=1e-5, atol=1e-5)
 
 
+def test_the_statistics_may_be_part_of_a_larger_program_too(model):
+    time = odelt.FixedSteps(2, "heun")
+    end = lambda x: odelt.sample_with_stats(model, x, LABELS, time=time)
+    images, stats = jax.jit(end)(NOISE)
+    np.testing.assert_allclose(images, end(NOISE)[0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(stats.evaluations, 4)
+
+
+def test_a_tolerance_may_be_traced(any_types, model):
+    run = lambda tolerance: odelt.sample(
+        model, NOISE, LABELS, depth=2, time=odelt.Adaptive(tolerance, tolerance, "heun")
+    )
+    np.testing.assert_allclose(jax.jit(run)(1e-2), run(1e-2), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"guidance": np.float32("nan")}, "guidance must be a finite number of 32 bits; got nan"),
         ({"depth": 3}, r"depth must be one of 2, 4 \(in blocks\); got 3"),
         ({"condition": jnp.array([3, 11])}, "labels must lie between 0 and 9, or be 10 for none"),
         ({"condition": jnp.array([3, -1])}, "labels must lie between 0 and 9, or be 10 for none"),
@@ -133,6 +149,13 @@ def test_a_solve_that_runs_out_of_steps_says_on_which_axis(model, axis):
     images, stats = odelt.sample_with_stats(model, NOISE, LABELS, **plan)
     assert (stats.time_failed if axis == "time" else stats.length_failed).all()
     assert np.isfinite(images).all()
+
+
+def test_noise_that_is_not_finite_is_named_and_not_the_steps(model):
+    noise = NOISE.at[1, 0].set(jnp.nan)
+    message = r"states to start from are not finite for 1 of 2 examples \(index 1\)"
+    with pytest.raises(odelt.SolveError, match=message):
+        odelt.sample(model, noise, LABELS, depth=2, time=odelt.Adaptive(max_steps=16))
 
 
 @pytest.mark.thorough

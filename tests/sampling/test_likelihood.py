@@ -80,10 +80,38 @@ def test_probes_estimate_the_trace_without_bias_at_any_depth_and_under_any_plan(
         assert not np.array_equal(guess.log_density, exact.log_density)
 
 
-@pytest.mark.parametrize("change", [{"probes": 0, "key": jax.random.key(0)}, {"probes": 2}])
-def test_probes_need_a_number_and_a_key(model, change):
-    with pytest.raises(odelt.InputError, match="probes must be at least 1 and come with a key"):
+@pytest.mark.parametrize(
+    ("change", "got"),
+    [
+        ({"probes": 0, "key": jax.random.key(0)}, "0 with a key"),
+        ({"probes": 2}, "2 without a key"),
+        ({"probes": "hutchinson", "key": jax.random.key(0)}, "'hutchinson' with a key"),
+    ],
+)
+def test_probes_need_a_number_and_a_key(any_types, model, change, got):
+    message = f'probes must be "exact", or a number of at least 1 with a key; got {got}'
+    with pytest.raises(odelt.InputError, match=message):
         odelt.log_likelihood(model, IMAGES, LABELS, **change)
+
+
+class Wave(odelt.Network):
+    """A network whose divergence depends on the state."""
+
+    shape, condition_type, depths, flow_index = (2,), None, (1,), 0
+    length, anytime = odelt.FixedSteps(), True
+
+    def velocity(self, inputs):
+        return jnp.sin(2 * inputs.x), LengthStats.zeros(len(inputs.x))
+
+
+def test_a_likelihood_by_fixed_steps_has_a_gradient():
+    x, direction = jnp.array([[0.3, -0.8]]), jnp.array([[1.0, 2.0]])
+    density = lambda x: odelt.log_likelihood(
+        Wave(), x, time=odelt.FixedSteps(4, "heun")
+    ).log_density[0]
+    slope = jnp.sum(jax.grad(density)(x) * direction)
+    difference = density(x + 1e-2 * direction) - density(x - 1e-2 * direction)
+    np.testing.assert_allclose(slope, difference / 2e-2, rtol=2e-3)
 
 
 def test_a_likelihood_whose_solve_fails_is_an_error(model):
