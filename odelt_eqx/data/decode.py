@@ -1,11 +1,12 @@
 """Encoded images of any kind to 8-bit pixels of one size."""
 
+import math
 from fractions import Fraction
 from io import BytesIO
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 from PIL.JpegImagePlugin import JpegImageFile
 
 from odelt_eqx.errors import InputError, reason
@@ -17,7 +18,20 @@ MAX_JPEG_PIXELS = 2**29
 """A JPEG may have more, as phones make them: it is decoded at a reduced scale."""
 WHITES = (255, 1023, 4095, 16383, 65535)
 """The brightest values of images of 8, 10, 12, 14 and 16 bits."""
+FORMATS = ("PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
+"""Pillow's names of the formats that are read beside JPEG; for some others it runs programs."""
 END_OF_JPEG = b"\xff\xd9"
+ORIENTATION = ExifTags.Base.Orientation
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns an image upright, by its EXIF orientation; from 5 on, its sides change places."""
 
 
 class BadImageError(ValueError):
@@ -39,7 +53,7 @@ def decode_image(
 
     | an image that | is |
     |---|---|
-    | is empty, truncated or of an unknown format | refused |
+    | is empty, truncated or neither a JPEG nor in one of the `FORMATS` | refused |
     | is a JPEG that lacks its end marker, but no pixel | used |
     | is a JPEG of up to `MAX_JPEG_PIXELS` pixels | decoded at 1/2, 1/4 or 1/8 if that is enough |
     | has more than `MAX_PIXELS` pixels all the same | refused before any is decoded |
@@ -74,10 +88,11 @@ def decode_image(
 
 
 def find_shape(data: bytes) -> tuple[int, int, int] | None:
-    """Return (height, width, channels) of an upright image, 1 channel for grey; None if damaged."""
+    """Return (height, width, channels) of an upright image, 1 channel for grey; None if refused."""
     try:
-        with _open(data, MAX_PIXELS) as image:
-            turned = image.getexif().get(0x0112, 1) >= 5
+        with _identify(data) as image:
+            # The size of a TIFF already is the one that its own tag asks for.
+            turned = _orientation(image) >= 5 and ORIENTATION not in getattr(image, "tag_v2", ())
             width, height = image.size[::-1] if turned else image.size
             grey = image.mode[0] in "1LI" and image.mode != "LAB"
             return height, width, 1 if grey else 3
@@ -100,7 +115,10 @@ def brightest(data: bytes) -> int:
 def _decode(data: bytes, size: ImageSize, channels: int, white: int) -> UInt8[np.ndarray, "h w c"]:
     height, width = height_width(size)
     with _open(data, size) as image:
-        part = _crop(ImageOps.exif_transpose(image), height, width)
+        image.load()  # which turns a TIFF upright
+        method = UPRIGHT.get(_orientation(image))
+        upright = image if method is None else image.transpose(method)
+        part = _crop(upright, height, width)
         opaque = _convert(part, "RGB" if channels == 3 else "L", white)
         resized = opaque.resize((width, height), Image.Resampling.BILINEAR)
         return np.asarray(resized).reshape(height, width, channels)
@@ -108,18 +126,42 @@ def _decode(data: bytes, size: ImageSize, channels: int, white: int) -> UInt8[np
 
 def _open(data: bytes, size: ImageSize) -> Image.Image:
     """Open an image to be decoded at a size of at least twice `size`, if it is so large."""
-    # Pillow takes a large image for a bomb before it knows that it will be decoded at a half.
-    jpeg = data.startswith(b"\xff\xd8\xff")
-    image = JpegImageFile(BytesIO(data)) if jpeg else Image.open(BytesIO(data))
-    (width, height), limit = image.size, MAX_PIXELS
+    image = _identify(data)
+    full = image.size
     least = 2 * max(height_width(size))  # it may yet be turned upright
     image.draft("RGB", (least, least))  # a JPEG far too large is decoded at a half
-    if jpeg and not image.info.get("progressive"):  # of which all coefficients are kept
-        limit = MAX_JPEG_PIXELS
-    for pixels, most in ((width * height, limit), (image.width * image.height, MAX_PIXELS)):
-        if pixels > most:
-            raise BadImageError(f"{width} x {height}, over {most:,} pixels")
+    if math.prod(image.size) > MAX_PIXELS:
+        raise _too_large(full, MAX_PIXELS)
     return image
+
+
+def _identify(data: bytes) -> Image.Image:
+    """Open an image by its header, unless it has too many pixels whatever it is decoded for."""
+    if data.startswith(b"\xff\xd8\xff"):
+        # Pillow takes a large image for a bomb before it knows that it will be decoded at a half.
+        image = JpegImageFile(BytesIO(data))
+        progressive = image.info.get("progressive")  # of which all coefficients are kept
+        limit = MAX_PIXELS if progressive else MAX_JPEG_PIXELS
+    else:
+        Image.init()
+        known = [name for name in FORMATS if name in Image.OPEN]  # AVIF since Pillow 11.3
+        image, limit = Image.open(BytesIO(data), formats=known), MAX_PIXELS
+    if math.prod(image.size) > limit:
+        raise _too_large(image.size, limit)
+    return image
+
+
+def _too_large(size: tuple[int, int], limit: int) -> BadImageError:
+    return BadImageError(f"{size[0]} x {size[1]}, over {limit:,} pixels")
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation of an image, from 1, which is upright, to 8."""
+    try:
+        value = image.getexif().get(ORIENTATION)
+    except Exception:  # damaged metadata raise anything, and say nothing
+        return 1
+    return value if isinstance(value, int) and value in UPRIGHT else 1
 
 
 def _decode_without_end(

@@ -2,8 +2,11 @@
 
 import csv
 import io
+import posixpath
 import re
+import unicodedata
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,12 +23,18 @@ SPARSE = 10
 """Numbers that reach so many times their count are not those of classes, numbered from 0."""
 SPLITS = re.compile(r"(train|val|test)(?:ing|id|idation)?(?![a-z])", re.IGNORECASE)
 """How the name of a folder or file says that it is a split."""
+DELIMITERS = ",;\t"
+"""Those of `metadata.csv`; a spreadsheet writes semicolons where a comma is the decimal point."""
 
 Labels = Int[np.ndarray, " count"]
 
 
 def number_names(names: Sequence[str]) -> tuple[tuple[str, ...], Labels]:
-    """Return the distinct class names and the label of each item; numbers are in their order."""
+    """Return the distinct class names and the label of each item; numbers are in their order.
+
+    Names are in Unicode's normal form C: macOS may decompose what other systems compose.
+    """
+    names = [unicodedata.normalize("NFC", name) for name in names]
     distinct = set(names)
     numeric = all(re.fullmatch(r"[0-9]{1,18}", name) for name in distinct)
     ordered = sorted(distinct, key=lambda name: (int(name) if numeric else 0, name))
@@ -88,6 +97,8 @@ def number_values(
     Raises:
         InputError: an item has neither.
     """
+    if "" in values:
+        raise InputError(f"{what} has an empty name of a class (item {values.index('')})")
     for kind in (str, int):
         if all(isinstance(value, kind) and not isinstance(value, bool) for value in values):
             if kind is str:
@@ -105,12 +116,36 @@ def split_names(parts: Sequence[str]) -> list[str] | None:
     """Return the split that each folder or file name says, "train", "val" or "test".
 
     None unless all say one, and one of them is "train".
+
+    Raises:
+        InputError: some are splits, "train" and another, and some are not.
     """
     found = {part: SPLITS.match(part) for part in set(parts)}
     if not all(found.values()):
+        _check_no_splits(found)
         return None
     names = [match[1].lower() for part in parts if (match := found[part])]
     return names if "train" in names and len(set(names)) > 1 else None
+
+
+def _check_no_splits(found: Mapping[str, re.Match[str] | None]) -> None:
+    """Raise an InputError if some names are those of splits, "train" and another.
+
+    Names of splits go on alike, up to numbers, like `train_images` and `test_images`;
+    `train_station` and `test_tube` are classes.
+    """
+    splits: dict[str, dict[str, str]] = defaultdict(dict)
+    for part, match in sorted(found.items()):
+        if match:
+            splits[re.sub("[0-9]+", "", part[match.end() :])][match[1].lower()] = part
+    for alike in splits.values():
+        if "train" in alike and len(alike) > 1:
+            others = sorted(part or "files in no folder" for part in found if not found[part])
+            more = f" and {len(others) - 3:,} more" if others[3:] else ""
+            raise InputError(
+                f"{' and '.join(alike.values())} are splits, unlike {', '.join(others[:3])}{more} "
+                "beside them: move those elsewhere, or into folders called train, val or test"
+            )
 
 
 def held_out_items(splits: Sequence[str], what: object) -> dict[int, bool]:
@@ -140,6 +175,9 @@ def labels_in_files(
     | `metadata.csv`, `metadata.jsonl`: `file_name` and a column of classes | Hugging Face |
     | `NAME.cls`, or `NAME.json` with a key of that name, beside the image | WebDataset |
 
+    A file may begin with a byte order mark, and a CSV have any of the `DELIMITERS`. Names of images
+    are paths from its folder on; `./`, backslashes and Unicode's normal form make no difference.
+
     Args:
         path: the folder or archive, for messages.
         members: all files in it, by name with their location.
@@ -148,7 +186,7 @@ def labels_in_files(
         column: the column or key that holds the class.
 
     Raises:
-        InputError: such a file is damaged, or lacks an image.
+        InputError: such a file is damaged, or lacks an image or its class.
     """
     tables = {"dataset.json": _read_dataset_json, "metadata.csv": _read_csv}
     tables |= {"metadata.jsonl": _read_json_lines}
@@ -165,7 +203,7 @@ def labels_in_files(
             folder, where = member[: -len(name)], f"{path}/{member}"
             text = read_member(member)
             try:
-                labels = parse(text.decode(), column, where)
+                labels = parse(text.decode("utf-8-sig"), column, where)
             except Exception as error:  # a value of the wrong type breaks any step
                 raise InputError(f"{where} is not a file of labels: {reason(error)}") from None
             found |= {folder + image: label for image, label in labels.items()}
@@ -173,41 +211,74 @@ def labels_in_files(
         found = _read_beside(path, members, read_member, names, column)
     if not found:
         return None
-    if missing := [name for name in names if name not in found]:
+    labels = {_normalise(name): label for name, label in found.items()} | found
+    keys = {name: name if name in labels else _normalise(name) for name in names}
+    if missing := [name for name, key in keys.items() if key not in labels]:
         raise InputError(
             f"{path} has files of labels that lack {len(missing)} of its images: {missing[0]}"
         )
-    return [found[name] for name in names]
+    if empty := [name for name, key in keys.items() if labels[key] in (None, "")]:
+        raise InputError(
+            f"{path} has files of labels without a class for {len(empty)} of its images: {empty[0]}"
+        )
+    return [labels[keys[name]] for name in names]
+
+
+def _normalise(name: str) -> str:
+    """Return what is alike for all ways to write the path of a file."""
+    return unicodedata.normalize("NFC", posixpath.normpath(name.replace("\\", "/")))
 
 
 def _read_dataset_json(text: str, column: str, where: str) -> dict[str, Any]:
     del column, where
-    return {str(name): label for name, label in parse_json(text)["labels"] or ()}
+    content = parse_json(text)
+    if not (isinstance(content, dict) and "labels" in content):
+        raise ValueError('expected {"labels": [[name, class], ...]}')
+    return {str(name): label for name, label in content["labels"] or ()}
 
 
 def _read_csv(text: str, column: str, where: str) -> dict[str, Any]:
-    return _choose(list(csv.DictReader(io.StringIO(text))), column, where)
+    delimiter = max(DELIMITERS, key=text.split("\n", 1)[0].count)
+    table = csv.DictReader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True)
+    rows = [row for row in table if any(row.values())]  # spreadsheets end with empty ones
+    for number, row in enumerate(rows, 1):
+        if any(row.pop(None, ())) and "file_name" in row:
+            raise ValueError(
+                f"row {number} is longer than the header; quote what has {delimiter!r}"
+            )
+    return _choose(rows, column, where)
 
 
 def _read_json_lines(text: str, column: str, where: str) -> dict[str, Any]:
-    return _choose([parse_json(line) for line in text.split("\n") if line.strip()], column, where)
+    rows = [parse_json(line) for line in text.split("\n") if line.strip()]
+    if not all(isinstance(row, dict) for row in rows):
+        raise ValueError("expected an object on each line, with the key file_name")
+    return _choose(rows, column, where)
 
 
-def _choose(rows: list[dict[str, Any]], column: str, where: str) -> dict[str, Any]:
-    """Return the class of each file by its name; nothing, with a note, without such a column.
+def _choose(rows: Sequence[dict[str, Any]], column: str, where: str) -> dict[str, Any]:
+    """Return the class of each file by its name; nothing, with a note, without either column.
 
     Raises:
-        ValueError: there are no rows.
+        ValueError: there are no rows, or one has a class and names no file.
     """
     if not rows:
         raise ValueError("it has no rows")
-    columns = list(rows[0])
+    columns = [name for name in dict.fromkeys(name for row in rows for name in row) if name]
+    if "file_name" not in columns:
+        lacks = f"has no column file_name; it has {', '.join(columns)}"
+        if column in columns:
+            raise ValueError(f"it {lacks}")
+        warnings.warn(f"{where} is not read for classes: it {lacks}", stacklevel=2)
+        return {}
+    for number, row in enumerate(rows, 1):
+        if not (isinstance(row.get("file_name"), str) and row["file_name"]):
+            raise ValueError(f"row {number} has no file_name")
     if column not in columns:
-        others = [name for name in columns if name != "file_name"]
-        if others and len(others) < len(columns):
+        if others := [name for name in columns if name != "file_name"]:
             note_columns(where, column, others)
         return {}
-    return {str(row["file_name"]): row[column] for row in rows}
+    return {row["file_name"]: row.get(column) for row in rows}
 
 
 def note_columns(where: object, column: str, others: Sequence[str]) -> None:
@@ -231,7 +302,7 @@ def _read_beside(
     for name in names:
         stem = name.rsplit(".", 1)[0]
         if f"{stem}.cls" in members:
-            text = read(f"{stem}.cls").decode(errors="replace").strip()
+            text = read(f"{stem}.cls").decode("utf-8-sig", errors="replace").strip()
             found[name] = int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else text
         elif f"{stem}.json" in members:
             try:

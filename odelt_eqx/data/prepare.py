@@ -38,6 +38,8 @@ from odelt_eqx.serialize import from_dict, to_dict
 PLAN, SKIPPED = "plan.json", "skipped.jsonl"
 CHUNKS = ".chunks"
 """Folder, among the shards, of the outcome of each finished chunk."""
+ADDED = ("white", "image_column")
+"""What the plans of earlier versions lack: those jobs may be resumed all the same."""
 SPLITS: tuple[Split, ...] = ("train", "held-out")
 Found = TypeVar("Found")
 
@@ -102,8 +104,9 @@ def part_slice(part: str) -> slice:
 def prepare(source: Path, out: Path, config: PrepareConfig) -> list[Path]:
     """Write the images of a source as shards, and their index once all are there.
 
-    Finished shards are not written again, so an interrupted job resumes. Images that cannot be used
-    are listed in `skipped.jsonl` with the reason. The source is only read.
+    Finished shards are not written again unless they are removed, so an interrupted job resumes.
+    Images that cannot be used are listed in `skipped.jsonl` with the reason. The source is only
+    read.
 
     Args:
         source: a folder of images, a zip, uncompressed tars, or Parquet files.
@@ -124,6 +127,7 @@ def prepare(source: Path, out: Path, config: PrepareConfig) -> list[Path]:
     layout = Layout("images", "uint8", (*height_width(config.size), config.channels))
     decode = partial(decode_image, size=config.size, channels=config.channels, white=white)
     plan = {"size": config.size, "channels": config.channels}
+    plan |= {"white": white, "image_column": config.image}
     return write_items(found, layout, decode, out, config, plan)
 
 
@@ -173,9 +177,10 @@ def write_items(
     start_folder(out, plan)
     own = chunks[part_slice(config.part)]
     total = sum(len(chunk.items) for chunk in own)
-    missing = [chunk for chunk in own if not chunk.outcome_path.is_file()]
+    finished = _load_outcomes(own)
+    missing = [chunk for chunk in own if chunk.number not in finished]
     done = total - sum(len(chunk.items) for chunk in missing)
-    failures = sum(len(outcome.skipped) for outcome in _load_outcomes(own))
+    failures = sum(len(outcome.skipped) for outcome in finished.values())
 
     def check_failures() -> None:
         if failures > max(min(1, total - 1), config.max_failures * total):
@@ -193,7 +198,7 @@ def write_items(
                 progress.advance(len(chunk.items))
                 check_failures()
     finally:
-        outcomes = _load_outcomes(chunks)
+        outcomes = list(_load_outcomes(chunks).values())
         skipped = [row for outcome in outcomes for row in outcome.skipped]
         rows = [json.dumps({"name": name, "reason": text}) + "\n" for name, text in skipped]
         with write_errors(out):
@@ -228,7 +233,7 @@ class _Chunk:
 
     @property
     def outcome_path(self) -> Path:
-        """The file that exists once the chunk is finished."""
+        """The file that is written once the shards are."""
         return self.folder / CHUNKS / f"{self.number:05d}.json"
 
     def shard(self, split: Split) -> Path:
@@ -280,7 +285,8 @@ def start_folder(out: Path, plan: dict[str, Any], ignored: Collection[str] = ())
     path, plan = out / PLAN, json.loads(json.dumps({"version": VERSION, **plan}))
     with write_errors(out):
         if path.is_file():
-            previous = from_dict(read_json(path, "a plan of prepare"), dict, str(path))
+            previous = {name: plan.get(name) for name in ADDED}
+            previous |= from_dict(read_json(path, "a plan of prepare"), dict, str(path))
             if different := [name for name in plan if previous.get(name) != plan[name]]:
                 raise InputError(
                     f"{out} was begun with other {', '.join(different)}; choose another folder"
@@ -317,11 +323,16 @@ def _write_chunk(chunk: _Chunk) -> _Outcome:
     return outcome
 
 
-def _load_outcomes(chunks: Sequence[_Chunk]) -> list[_Outcome]:
-    """Return the outcomes of the finished chunks."""
-    paths = [chunk.outcome_path for chunk in chunks if chunk.outcome_path.is_file()]
-    what = "the outcome of a chunk; remove it"
-    return [from_dict(read_json(path, what), _Outcome, str(path)) for path in paths]
+def _load_outcomes(chunks: Sequence[_Chunk]) -> dict[int, _Outcome]:
+    """Return the outcomes, by number, of the finished chunks: those that lack no shard."""
+    what, outcomes = "the outcome of a chunk; remove it", {}
+    for chunk in chunks:
+        if chunk.outcome_path.is_file():
+            document = read_json(chunk.outcome_path, what)
+            outcome = from_dict(document, _Outcome, str(chunk.outcome_path))
+            if all(chunk.shard(split).is_file() for split in SPLITS if outcome.labels[split]):
+                outcomes[chunk.number] = outcome
+    return outcomes
 
 
 def _write_chunks(chunks: Sequence[_Chunk], workers: int) -> Iterator[tuple[_Chunk, _Outcome]]:

@@ -1,15 +1,16 @@
 """Unusual images are decoded as documented, damaged ones are refused with the reason."""
 
+import struct
 import warnings
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 import odelt_eqx as odelt
-from odelt_eqx.data import Folder, HeldOut
-from odelt_eqx.data.decode import BadImageError, decode_image
-from tests.data.bad_images import LEVELS, UNUSABLE, USABLE, encoded
+from odelt_eqx.data import Folder, HeldOut, decode as decode_module
+from odelt_eqx.data.decode import BadImageError, decode_image, find_shape
+from tests.data.bad_images import LEVELS, UNUSABLE, USABLE, encoded, png_of_size
 
 PLAIN = decode_image(USABLE["plain.png"], 16)
 
@@ -60,6 +61,83 @@ def test_unusable_images_are_refused_with_the_reason(name):
         decode_image(data, 8)
     assert "\n" not in str(error.value)
     assert "0x" not in str(error.value)  # no address: the reason is the same in every run
+
+
+@pytest.mark.parametrize(
+    "kind", ["PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF"]
+)
+def test_every_format_that_is_listed_is_read(kind):
+    if kind == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow reads no AVIF")
+    data = encoded(Image.new("RGB", (16, 16), "red"), kind)
+    assert find_shape(data) == (16, 16, 3)
+    assert (np.abs(decode_image(data, 16).astype(int) - (255, 0, 0)) < 8).all()
+
+
+@pytest.mark.parametrize("kind", ["EPS", "ICO", "PCX", "TGA", "SGI"])
+def test_a_file_of_another_format_is_not_opened_whatever_its_name(tmp_path, kind):
+    data = encoded(Image.new("RGB", (16, 16), "red"), kind)
+    assert find_shape(data) is None
+    with pytest.raises(BadImageError, match="cannot identify image file"):
+        decode_image(data, 16)
+    with pytest.raises(odelt.InputError, match="cannot identify image file"):
+        in_folder(tmp_path, {"0.png": data})
+
+
+CORNERS = np.arange(6 * 4 * 3, dtype=np.uint8).reshape(6, 4, 3)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("PNG", {}),
+        ("WEBP", {"lossless": True}),
+        ("TIFF", {}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+    ],
+)
+def test_an_image_is_turned_upright_once_and_its_shape_is_known(kind, options, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    turned = {
+        **{1: CORNERS, 2: CORNERS[:, ::-1], 3: CORNERS[::-1, ::-1], 4: CORNERS[::-1]},
+        **{5: CORNERS.swapaxes(0, 1), 6: np.rot90(CORNERS, -1), 8: np.rot90(CORNERS)},
+        7: CORNERS[::-1, ::-1].swapaxes(0, 1),
+    }[orientation]
+    data = encoded(Image.fromarray(CORNERS), kind, exif=exif, **options)
+    assert find_shape(data) == turned.shape
+    np.testing.assert_array_equal(decode_image(data, turned.shape[:2]), turned)
+
+
+def jpeg_with_exif(*entries):
+    """Return a grey JPEG, 16 wide and 8 high, with EXIF tags: number, type, count, value."""
+    tags = b"".join(struct.pack("<HHI", *head) + value for *head, value in entries)
+    block = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + tags + bytes(4)
+    file = encoded(Image.new("L", (16, 8)), "JPEG")
+    return file[:2] + b"\xff\xe1" + struct.pack(">H", len(block) + 2) + block + file[2:]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [(0x103, 2, 4, b"abc\0"), (0x100, 9, 1, b"\xff" * 4), (0x115, 8, 1, b"\xff" * 4)],
+    ids=["text for a number", "negative long", "negative short"],
+)
+def test_other_tags_do_not_keep_an_image_from_being_turned(odd):
+    data = jpeg_with_exif(odd, (0x112, 3, 1, b"\6\0\0\0"))
+    assert find_shape(data) == (16, 8, 1)
+    assert decode_image(data, (16, 8)).shape == (16, 8, 3)
+
+
+@pytest.mark.parametrize(
+    "orientation",
+    [(0x112, 2, 2, b"6\0\0\0"), (0x112, 3, 1, b"\x09\0\0\0")],
+    ids=["text", "nine"],
+)
+def test_what_is_no_orientation_turns_nothing(orientation):
+    data = jpeg_with_exif(orientation)
+    assert find_shape(data) == (8, 16, 1)
+    assert decode_image(data, (8, 16)).shape == (8, 16, 3)
 
 
 def test_the_central_square_is_resized_without_aliasing():
@@ -151,3 +229,15 @@ def test_a_large_jpeg_is_decoded_at_a_reduced_scale():
         decode_image(encoded(image.convert("1"), "PNG"), 16)
     with pytest.raises(BadImageError, match="12000 x 9000, over 67,108,864 pixels"):
         decode_image(encoded(image, "JPEG", quality=30), 5000)  # only at its full scale
+
+
+def test_a_folder_of_large_jpegs_alone_has_a_shape(tmp_path, monkeypatch):
+    monkeypatch.setattr(decode_module, "MAX_PIXELS", 2**16)
+    image = Image.new("RGB", (640, 400), "red")
+    (tmp_path / "0.jpg").write_bytes(encoded(image, "JPEG"))
+    source = Folder(tmp_path).with_shape()
+    assert (source.size, source.channels) == ((40, 64), 3)
+    assert source.open("train")[0]["x"].shape == (40, 64, 3)
+    for kind, options in (("PNG", {}), ("JPEG", {"progressive": True})):
+        assert find_shape(encoded(image, kind, **options)) is None  # nor can these be decoded
+    assert find_shape(png_of_size(60_000, 60_000)) is None

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import tarfile
+import unicodedata
 import zipfile
 
 import numpy as np
@@ -125,6 +126,44 @@ def test_names_say_what_a_split_is(parts, splits):
     assert split_names(parts) == splits
 
 
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ["airplane", "train", "truck"],
+        ["cat", "test_tube", "train_station"],
+        ["docs", "test", "val"],
+        ["train", "trains", "train_2", "x"],
+    ],
+)
+def test_classes_may_be_called_like_splits(parts):
+    assert split_names(parts) is None
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (["train", "val", "docs"], "train and val are splits, unlike docs beside them: move"),
+        (["Training", "validation", "a", "b", "c", "d", "e"], "unlike a, b, c and 2 more beside"),
+        (["train", "test", ""], "unlike files in no folder beside them"),
+        (["train_images", "test_images", "extra"], "train_images are splits, unlike extra"),
+        (["train2017", "val2017", "art"], "train2017 and val2017 are splits"),
+        (["train-0-of-2.parquet", "test-0-of-1.parquet", "x.parquet"], "unlike x.parquet"),
+    ],
+)
+def test_what_lies_beside_splits_is_named(parts, message):
+    with pytest.raises(odelt.InputError, match=message):
+        split_names(parts)
+
+
+def test_a_split_is_not_trained_on_for_what_lies_beside_it(tmp_path):
+    for split in ("train", "val"):
+        write_images(tmp_path / split, ("cat", "dog"), 3)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "logo.png").write_bytes(png(1))
+    with pytest.raises(odelt.InputError, match="train and val are splits, unlike docs"):
+        Folder(tmp_path, size=4).open("train")
+
+
 @pytest.mark.filterwarnings("ignore:.*'test' is not used")
 @pytest.mark.parametrize("kind", ["folder", "zip"])
 def test_folders_called_train_and_val_are_splits(tmp_path, kind):
@@ -224,13 +263,20 @@ def test_files_of_labels_are_read_in_folders_and_archives(tmp_path, files):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("dataset.json", b"[]", "is not a file of labels"),
+        ("dataset.json", b"[]", r'not a file of labels: expected {"labels": \[\[name, class'),
+        ("dataset.json", b'{"images": []}', r'expected {"labels": \[\[name, class'),
         ("dataset.json", b"[" * 200_000, "is not a file of labels"),
         ("dataset.json", b'{"labels": [["x/0.png", 0]]}', "lack 5 of its images: x/1.png"),
         ("dataset.json", b'{"labels": [["x/0.png", [1]]]}', "lack 5"),
         ("metadata.csv", b"file_name,label\n\xff\xfe,1\n", "is not a file of labels"),
         ("metadata.jsonl", b"null\n", "is not a file of labels"),
-        ("metadata.jsonl", b'{"file_name": 3, "label": 1}\n{"label": 1}', "not a file of labels"),
+        ("metadata.jsonl", b'{"file_name": 3, "label": 1}', "row 1 has no file_name"),
+        ("metadata.jsonl", b'{"file_name": "x", "label": 1}\n{"label": 1}', "row 2 has no file_n"),
+        ("metadata.jsonl", b"[1]\n", "expected an object on each line, with the key file_name"),
+        ("metadata.csv", b"file_name,label\n,1\n", "row 1 has no file_name"),
+        ("metadata.csv", b"file_name,x\n0.png,a,b\n", "row 1 is longer than the header; quote"),
+        ("metadata.csv", b"filename,label\nx/0.png,a\n", "no column file_name; .*filename, label$"),
+        ("metadata.jsonl", b'{"name": "x/0.png", "label": 1}\n', "no column file_name; .*name, la"),
         ("x/0.json", b"{", "0.json is not JSON"),
         ("x/0.cls", b"1", "lack 5 of its images"),
     ],
@@ -240,6 +286,13 @@ def test_a_damaged_file_of_labels_is_one_line(tmp_path, name, content, message):
         with pytest.raises(odelt.InputError, match=message) as error:
             read_all(path)
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("table", [b"camera,place\nx,y\n", b"filename;class\nx/0.png;a\n"])
+def test_a_table_of_something_else_is_left_out_with_a_note(tmp_path, table):
+    path = labelled(tmp_path, {"metadata.csv": table})[0]
+    with pytest.warns(UserWarning, match="is not read for classes: it has no column file_name"):
+        assert set(read_all(path, held_out=HELD_OUT).values()) == {"all"}
 
 
 @pytest.mark.parametrize("values", [[0, "a", 1, 2, 3, 4], [[1]] * 6, [0.5] * 6, [True] * 6])
@@ -259,12 +312,73 @@ def test_a_table_without_the_column_of_classes_names_the_others(tmp_path):
     assert sorted(set(read_all(path, label="kind", held_out=HELD_OUT).values())) == ["0", "1", "2"]
 
 
+@pytest.mark.parametrize("files", LABEL_FILES, ids=lambda files: next(iter(files)))
+def test_files_of_labels_may_begin_with_a_byte_order_mark(tmp_path, files):
+    encoded = {name: text.encode("utf-8-sig") for name, text in files.items()}
+    found = read_all(labelled(tmp_path, encoded)[1], held_out=HELD_OUT)
+    assert [found[10 * i] in "a0" for i in range(6)] == [True, False] * 3
+    assert len(set(found.values())) == 2
+
+
+@pytest.mark.parametrize(
+    ("delimiter", "end"),
+    [(",", "\r\n"), (";", "\r\n"), ("\t", "\n"), (", ", "\n"), (";", "\n;;\n")],
+)
+def test_tables_are_read_as_spreadsheets_write_them(tmp_path, delimiter, end):
+    rows = [("file_name", "label", "note"), *((f"x/{n}", c, "1,5") for n, c in ROWS)]
+    table = end.join(delimiter.join(f'"{cell}"' for cell in row) for row in rows)
+    found = read_all(labelled(tmp_path, {"metadata.csv": table.encode()})[1], held_out=HELD_OUT)
+    assert found == {10 * i: "ab"[i % 2] for i in range(6)}
+
+
+@pytest.mark.parametrize("name", ["dataset.json", "metadata.csv", "metadata.jsonl"])
+@pytest.mark.parametrize("empty", ["", None])
+def test_an_image_without_a_class_is_refused_by_name(tmp_path, name, empty):
+    rows = [(n, c if n != "0.png" else empty) for n, c in ROWS]
+    table = {
+        "dataset.json": json.dumps({"labels": [[f"x/{n}", c] for n, c in rows]}),
+        "metadata.csv": "label,file_name\n" + "".join(f"{c or ''},x/{n}\n" for n, c in rows),
+        "metadata.jsonl": "".join(
+            json.dumps({"file_name": f"x/{n}", "label": c}) + "\n" for n, c in rows
+        ),
+    }[name]
+    path = labelled(tmp_path, {name: table.encode()})[0]
+    with pytest.raises(odelt.InputError, match=r"without a class for 1 of its images: x/0\.png"):
+        read_all(path)
+
+
+def test_an_empty_class_of_parquet_is_refused(tmp_path):
+    columns = {"image": [png(9 * i) for i in range(4)], "label": ["a", "", "b", "a"]}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    with pytest.raises(odelt.InputError, match=r"an empty name of a class \(item 1\)"):
+        read_all(tmp_path / "a.parquet")
+
+
 # Names of files.
 
 
-def test_a_table_of_something_else_is_ignored(tmp_path):
-    path = labelled(tmp_path, {"metadata.csv": b"camera,place\nx,y\n"})[0]
-    assert set(read_all(path, held_out=HELD_OUT).values()) == {"all"}
+@pytest.mark.parametrize("start", ["./x/", "x\\", ".\\x\\", "x//"])
+def test_a_path_may_be_written_in_several_ways(tmp_path, start):
+    content = {"metadata.csv": "file_name,label\n" + "".join(f"{start}{n},{c}\n" for n, c in ROWS)}
+    encoded = {name: text.encode() for name, text in content.items()}
+    for path in labelled(tmp_path, encoded):
+        found = read_all(path, held_out=HELD_OUT)
+        assert found == {10 * i: "ab"[i % 2] for i in range(6)}
+
+
+@pytest.mark.parametrize(("form", "other"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_may_be_composed_or_decomposed(tmp_path, form, other):
+    names = [unicodedata.normalize(form, f"é{i}.png") for i in range(4)]
+    labels = {
+        name: unicodedata.normalize(("NFC", "NFD")[i % 2], "é") for i, name in enumerate(names)
+    }
+    rows = [[unicodedata.normalize(other, name), label] for name, label in labels.items()]
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for i, name in enumerate(names):
+            archive.writestr(name, png(10 * i))
+        archive.writestr("dataset.json", json.dumps({"labels": rows}))
+    found = read_all(tmp_path / "a.zip", held_out=HELD_OUT)
+    assert found == dict.fromkeys((0, 10, 20, 30), "\xe9")
 
 
 def test_a_zip_of_windows_keeps_its_classes(tmp_path):

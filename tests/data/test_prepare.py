@@ -6,10 +6,11 @@ import zipfile
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import odelt_eqx as odelt
 from odelt_eqx.data import Folder, HeldOut, Shards, prepare as prepare_module
-from odelt_eqx.data.prepare import PrepareConfig, prepare
+from odelt_eqx.data.prepare import ADDED, PrepareConfig, prepare
 from odelt_eqx.data.records import load_index
 from tests.data.bad_images import UNUSABLE, USABLE, write_all
 from tests.data.makers import write_images
@@ -178,6 +179,54 @@ def test_a_folder_of_other_work_is_refused(images, tmp_path):
         prepare(images, tmp_path / "thesis", config())
     with pytest.raises(odelt.InputError, match="which is only read"):
         prepare(images, images / "shards", config())
+
+
+def test_shards_of_another_scale_are_refused(tmp_path):
+    source, out = tmp_path / "images", tmp_path / "out"
+    source.mkdir()
+    for i in range(12):
+        levels = np.linspace(0, 255, 64).reshape(8, 8).astype(np.uint16)
+        Image.fromarray(levels).save(source / f"{i:02}.png")
+    prepare(source, out, config(part="1/2"))
+    with pytest.raises(odelt.InputError, match="was begun with other white; choose another"):
+        prepare(source, out, config(part="2/2", white=4095))
+    assert prepare(source, out, config(part="2/2", white=255))[-1] == out / "index.json"  # as found
+
+
+@pytest.mark.filterwarnings("ignore:.*no column 'label'")
+def test_shards_of_another_column_are_refused(tmp_path):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    table = pa.table({"image": [USABLE["plain.png"]] * 3, "mask": [USABLE["bits.png"]] * 3})
+    pq.write_table(table, tmp_path / "a.parquet")
+    prepare(tmp_path / "a.parquet", tmp_path / "out", config())
+    with pytest.raises(odelt.InputError, match="was begun with other image_column; choose"):
+        prepare(tmp_path / "a.parquet", tmp_path / "out", config(image="mask"))
+
+
+def test_a_job_that_an_earlier_version_began_resumes(images, tmp_path):
+    path = tmp_path / "out" / "plan.json"
+    prepare(images, path.parent, config(part="1/2"))
+    plan = json.loads(path.read_text())
+    path.write_text(json.dumps({name: plan[name] for name in plan if name not in ADDED}))
+    prepare(images, path.parent, config(part="2/2"))
+    assert json.loads(path.read_text()) == plan
+    with pytest.raises(odelt.InputError, match="was begun with other white"):
+        prepare(images, path.parent, config(white=4095))
+
+
+@pytest.mark.parametrize("split", ["train", "held-out"])
+def test_a_shard_that_was_removed_is_made_again(images, tmp_path, split):
+    out = tmp_path / "out"
+    prepare(images, out, config())
+    whole = contents(out)
+    times = {path.name: path.stat().st_mtime_ns for path in out.glob("*.array_record")}
+    shard = sorted(out.glob(f"{split}-*"))[-1]
+    shard.unlink()
+    prepare(images, out, config())
+    assert contents(out) == whole
+    remade = {p.name for p in out.glob("*.array_record") if p.stat().st_mtime_ns != times[p.name]}
+    number = shard.name.rsplit("-", 1)[-1]
+    assert remade == {name for name in times if name.endswith(number)}  # those of its chunk alone
 
 
 @pytest.mark.parametrize(
