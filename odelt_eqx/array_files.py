@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from odelt_eqx.errors import InputError, reason
-from odelt_eqx.files import atomic_write, fingerprint
+from odelt_eqx.files import atomic_write, check_packing, fingerprint
 
 UNPACKED, RATIO = 2**26, 100
 """What is compressed may unpack to so many bytes, or to so many times its own size."""
@@ -63,6 +63,7 @@ def read_arrays(
             packed = min(sum(m.compress_size for m in members), path.stat().st_size)
             check_unpacked(sum(member.file_size for member in members), packed)
             for member in members:
+                check_packing(member)
                 _check_header(file.zip, member)
             return {name: file[name] for name in wanted}
     except Exception as error:  # a damaged archive raises errors of many kinds

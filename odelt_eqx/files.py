@@ -6,6 +6,7 @@ import json
 import math
 import os
 import warnings
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PureWindowsPath
@@ -159,6 +160,29 @@ def _parse_float(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"a number is not finite: {text[:20]}")
     return value
+
+
+def check_packing(member: zipfile.ZipInfo) -> None:
+    """Raise a ValueError unless a member of a zip is stored or deflated.
+
+    Python unpacks those alone in steps; any other may fill the memory whatever size it claims.
+    """
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(
+            f"{member.filename} is compressed by another method than deflate; pack it again by "
+            "deflate, which zip -r does, or without compression"
+        )
+
+
+def read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    """Return the content of a member of a zip, no more of it than the size it claims.
+
+    Raises:
+        Exception: of any kind, if the archive is damaged.
+    """
+    check_packing(member)
+    with archive.open(member) as file:
+        return file.read(member.file_size)
 
 
 def _read_bytes(path: Path) -> bytes:

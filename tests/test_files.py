@@ -3,13 +3,14 @@
 import os
 import resource
 import tarfile
+import zipfile
 
 import jax
 import numpy as np
 import pytest
 
 import odelt_eqx as odelt
-from odelt_eqx.array_files import write_arrays
+from odelt_eqx.array_files import read_arrays, write_arrays
 from odelt_eqx.data.raw import find_raw_images
 from odelt_eqx.evaluation.figures import save_figure
 from odelt_eqx.files import write_text
@@ -67,6 +68,21 @@ def test_pipes_devices_and_links_to_nothing_are_left_out(tmp_path):
     with pytest.warns(UserWarning, match=r"labels\.txt and 3 more left out: no file"):
         found = find_raw_images(tmp_path)
     assert found.names == usual.names
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_arrays_that_may_unpack_to_any_size_are_refused_in_one_line(tmp_path, method):
+    """Python unpacks these methods at once, whatever size the member claims."""
+    write_arrays(tmp_path / "a.npz", {"x": np.zeros(10), "y": np.zeros(10)})
+    with (
+        zipfile.ZipFile(tmp_path / "a.npz") as usual,
+        zipfile.ZipFile(tmp_path / "b.npz", "w", method) as other,
+    ):
+        other.writestr("x.npy", usual.read("x.npy"))
+        other.writestr("y.npy", usual.read("y.npy"), zipfile.ZIP_DEFLATED)
+    with pytest.raises(odelt.InputError, match=r"x\.npy is compressed by another method than defl"):
+        read_arrays(tmp_path / "b.npz", "a file of arrays", "x", "y")
+    assert read_arrays(tmp_path / "b.npz", "a file of arrays", "y")["y"].tolist() == [0] * 10
 
 
 def test_a_hard_link_in_a_tar_is_the_file_it_names(tmp_path):

@@ -14,7 +14,7 @@ from odelt_eqx.array_files import check_unpacked, map_array, read_arrays
 from odelt_eqx.data.labels import number_ids
 from odelt_eqx.data.source import ArraySource, DataSet, ImageSource, Split
 from odelt_eqx.data.splits import HeldOut
-from odelt_eqx.errors import InputError, reason
+from odelt_eqx.errors import InputError, check_range, reason
 
 
 def digits(split: Split) -> ArraySource:
@@ -68,6 +68,9 @@ class Idx(DataSet):
     class_names: tuple[str, ...] = ()
     renumber: bool = False
 
+    def __post_init__(self) -> None:
+        check_range(self, "pad", least=0)
+
     def _open(self, split: Split) -> ArraySource:
         images, ids = self._read(split, "images"), self._read(split, "labels")
         images = _check_shapes(images, ids, self.folder)
@@ -81,7 +84,8 @@ class Idx(DataSet):
     def _read(self, split: Split, kind: str) -> UInt8[np.ndarray, "..."]:
         for prefix in PREFIXES[split]:
             for path in sorted(self.folder.glob(f"{prefix}-{kind}*")):
-                return read_idx(path)
+                if path.is_file():  # Kaggle's MNIST has a folder beside each file
+                    return read_idx(path)
         raise InputError(
             f"{self.folder} has no file {PREFIXES[split][0]}-{kind}-idx*; give the folder of the "
             "IDX files by data:idx --data.folder"
@@ -118,7 +122,7 @@ class Npz(DataSet):
 
     Args:
         path: holds `images` (count, height, width) or (count, height, width, channels), bytes or
-            floats in [-1, 1]; optionally `labels` (count,) and `class_names`.
+            floats in [-1, 1]; optionally `labels` (count,) and `class_names` (classes,), strings.
         range: the values of `images` that are black and white; by default 0 and 255 of bytes, -1
             and 1 of floats.
         renumber: number the labels that occur in the training data as classes from 0 on.
@@ -152,11 +156,19 @@ class Npz(DataSet):
         """Return images as bytes or in [-1, 1], labels as they are, and the names of classes."""
         what, others = "a file of images and labels", ("labels", "class_names")
         arrays = read_arrays(path, what, "images", optional=others)
-        labels = arrays.get("labels", np.zeros(len(np.atleast_1d(arrays["images"])), np.int32))
+        labels = arrays.get("labels", np.zeros(arrays["images"].shape[:1], np.int32))
         images = _check_shapes(arrays["images"], labels, path)
         if self.range is not None or images.dtype != np.uint8:
             images = _scale(images, self.range, path)
-        return images, labels, tuple(map(str, arrays.get("class_names", ())))
+        names = arrays.get("class_names", np.array((), str))
+        if names.ndim != 1 or names.dtype.kind not in "US":
+            raise InputError(
+                f"{path} has class_names of shape {names.shape}, {names.dtype}; expected strings "
+                "(classes,)"
+            )
+        if names.dtype.kind == "S":
+            names = np.char.decode(names, "utf-8", "replace")
+        return images, labels, tuple(names.tolist())
 
 
 ADM = "a file of images as ADM writes them (arr_0, bytes)"
@@ -183,7 +195,7 @@ class Adm(DataSet):
     def _open(self, split: Split) -> ImageSource:
         images, identity = map_array(self.path, ADM, "arr_0")
         labels = read_arrays(self.path, ADM, optional=("arr_1",)).get("arr_1")
-        labels = np.zeros(len(images), np.int32) if labels is None else labels
+        labels = np.zeros(images.shape[:1], np.int32) if labels is None else labels
         _check_shapes(images, labels, self.path)
         if images.dtype != np.uint8 or images.shape[3:] not in ((1,), (3,)):
             raise InputError(f"{self.path} is not {ADM}: arr_0 is {images.dtype}, {images.shape}")

@@ -9,9 +9,10 @@ import math
 import os
 import re
 import tarfile
+import unicodedata
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
+from odelt_eqx.array_files import check_unpacked
 from odelt_eqx.data.decode import WHITES, BadImageError, brightest, find_shape
 from odelt_eqx.data.labels import (
     UNLABELLED,
@@ -32,7 +34,7 @@ from odelt_eqx.data.labels import (
 from odelt_eqx.data.source import Indices, Split
 from odelt_eqx.data.splits import HeldOut
 from odelt_eqx.errors import InputError, reason
-from odelt_eqx.files import parse_json
+from odelt_eqx.files import check_packing, parse_json, read_member
 
 SUFFIXES = {
     *(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
@@ -97,9 +99,16 @@ class RawItems:
         Raises:
             InputError: a class is missing.
         """
-        if missing := sorted(set(self.class_names) - set(class_names)):
+        own, numbers = self.class_names, {name: label for label, name in enumerate(class_names)}
+        if own == UNLABELLED and own[0] not in numbers:
+            # A folder that holds all images is taken for no class, unless these names know it.
+            own = tuple(set(numbers).intersection(*map(_folders, self.names)))
+            if len(own) != 1:
+                some = ", ".join(class_names[:3]) + ", ..." * (len(class_names) > 3)
+                raise InputError(f"{self.path} has no classes, the training data have {some}")
+        if missing := sorted(set(own) - numbers.keys()):
             raise InputError(f"{self.path} has a class that the training data lack: {missing[0]}")
-        labels = np.asarray([class_names.index(name) for name in self.class_names], np.int32)
+        labels = np.asarray([numbers[name] for name in own], np.int32)
         return dataclasses.replace(self, labels=labels[self.labels], class_names=class_names)
 
 
@@ -110,7 +119,7 @@ def find_raw_images(
 
     The class of an image is what files of labels say (`odelt_eqx.data.labels`), or else the first
     folder in which the paths of all differ; in Parquet files it is a column. Folders or files
-    called `train` and `val` or `test` are splits, not classes.
+    called `train` and `val` or `test` are splits, not classes. What is hidden is left out.
 
     Args:
         path: a folder of images, a `.zip`, a `.tar`, a `.parquet` or a folder of the last two.
@@ -120,11 +129,14 @@ def find_raw_images(
         renumber: number the integers that occur as classes from 0 on.
 
     Raises:
-        InputError: there are no images, or they cannot be read.
+        InputError: there are no images, they cannot be read, or all of a class are held out.
     """
     how = {"label": label, "renumber": renumber}
+    for opened in (_open_zip, _read_row_group):
+        opened.cache_clear()  # the files may be others than when this process last read them
     if path.is_dir():
         tables = sorted(p for p in path.rglob("*.parquet") if p.is_file())
+        tables = [p for p in tables if not is_hidden(p.relative_to(path).as_posix())]
         if tables:
             return _find_in_parquet(path, tables, image, **how)
         files = list_folder(path)
@@ -140,6 +152,8 @@ def find_raw_images(
         return _find_in_tars(path, [path], **how)
     try:
         with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                check_packing(member)
             # Windows writes backslashes.
             members = {name.replace("\\", "/"): name for name in sorted(archive.namelist())}
     except Exception as error:  # a damaged archive raises anything
@@ -239,7 +253,11 @@ def _find_in_tars(path: Path, files: Sequence[Path], **how: Any) -> RawItems:
         try:
             with tarfile.open(file, "r:") as archive:
                 found: dict[str, Any] = {}
+                last = -1
                 for member in archive:
+                    if member.offset <= last:  # a negative size leads back, again and again
+                        raise ValueError(f"{member.name} does not lie after the member before it")
+                    last = member.offset
                     if member.isreg():
                         found[member.name] = (str(file), member.offset_data, member.size)
                     elif member.islnk() and member.linkname in found:
@@ -265,10 +283,11 @@ def _label_by_path(
 
     Names of several `tars` begin with that of the archive, which may be a split but is no class.
     """
+    members = {name: members[name] for name in members if not is_hidden(name)}
     names = list(filter(is_image, members))
     if not names:
         raise InputError(f"{path} holds no images ({', '.join(sorted(SUFFIXES))})")
-    folders = [name.split("/")[:-1] for name in names]
+    folders = list(map(_folders, names))
     depth = _common(folders)
     tops = [parts[depth] if len(parts) > depth else "" for parts in folders]
     splits, held_out = split_names(tops), None
@@ -292,8 +311,34 @@ def _label_by_path(
                 f"{path} has images beside folders of images: {names[classes.index('')]}; move it "
                 "into a folder, or the folders elsewhere"
             )
+    _check_held_out(path, class_names, labels, held_out)
     locations = [members[name] for name in names]
     return RawItems(path, names, labels, class_names, locations, read, held_out)
+
+
+def _check_held_out(
+    path: Path,
+    class_names: Sequence[str],
+    labels: Int[np.ndarray, " count"],
+    held_out: Bool[np.ndarray, " count"] | None,
+) -> None:
+    """Raise an InputError if all images of a class are held out."""
+    if held_out is None:
+        return
+    lacking = np.setdiff1d(labels[held_out], labels[~held_out])
+    if len(lacking):
+        raise InputError(
+            f"{path} has the class {class_names[lacking[0]]!r} in its held-out split alone; give "
+            "the training images alone, or held-out ones of the same classes"
+        )
+
+
+def _folders(name: str) -> list[str]:
+    """Return the folders in the path of a file, in the form of Unicode that most systems write.
+
+    macOS writes letters and their accents apart.
+    """
+    return unicodedata.normalize("NFC", name).split("/")[:-1]
 
 
 def _common(folders: Sequence[list[str]]) -> int:
@@ -303,9 +348,17 @@ def _common(folders: Sequence[list[str]]) -> int:
 
 
 def is_image(name: str) -> bool:
-    """Return whether a file that has this name is taken for an image."""
-    name = name.rsplit("/", 1)[-1]
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
+    """Return whether a file that has this path is taken for an image."""
+    return os.path.splitext(name)[1].lower() in SUFFIXES and not is_hidden(name)
+
+
+def is_hidden(name: str) -> bool:
+    """Return whether a file that has this path is hidden, or in a hidden folder.
+
+    So are the folders `__MACOSX` in zips of macOS.
+    """
+    hides = lambda part: part == "__MACOSX" or (part.startswith(".") and part not in (".", ".."))
+    return any(map(hides, name.split("/")))
 
 
 def _check_size(size: int) -> None:
@@ -321,8 +374,9 @@ def _read_file(folder: Path, name: str) -> bytes:
 
 def _read_zip(path: Path, name: str) -> bytes:
     archive = _open_zip(path)
-    _check_size(archive.getinfo(name).file_size)
-    return archive.read(name)
+    member = archive.getinfo(name)
+    _check_size(member.file_size)
+    return read_member(archive, member)
 
 
 @lru_cache(maxsize=1)
@@ -358,20 +412,24 @@ def _find_in_parquet(
             groups = [table.metadata.row_group(i).num_rows for i in range(table.num_row_groups)]
             if min(groups, default=0) < 0 or sum(groups) > file.stat().st_size:
                 raise OSError(f"it claims {sum(groups):,} rows, more than it has bytes")
-            image = _image_column(table.schema_arrow, image, file)
+            column = _image_column(table.schema_arrow, image, file)
             columns = table.schema_arrow.names
+            for group in range(len(groups)):
+                _check_column(file, table.metadata, column, [group])
             if label in columns:
                 values += _read_labels(file, label, table.schema_arrow.field(label).type)
                 class_names = class_names or _huggingface_names(table.schema_arrow.metadata, label)
             else:
-                others = [other for other in columns if other != image]
+                others = [other for other in columns if not f"{column}.".startswith(f"{other}.")]
                 if others:
                     note_columns(path, label, others)
         except InputError:
             raise
         except Exception as error:  # a damaged file raises anything
             raise InputError(f"{file} cannot be read: {reason(error)}") from None
-        rows = [(str(file), group, row) for group, n in enumerate(groups) for row in range(n)]
+        rows = [
+            (str(file), column, group, row) for group, n in enumerate(groups) for row in range(n)
+        ]
         names += [f"{name}#{row}" for row in range(len(rows))]
         locations += rows
         held_out += [splits is not None and splits[name]] * len(rows)
@@ -384,9 +442,10 @@ def _find_in_parquet(
                 f"some rows of {path} have no class; name another column by the option label"
             )
         class_names, labels = number_values(values, path, class_names, renumber)
-    read = partial(_read_parquet, image)
     parts = None if splits is None else np.asarray(held_out)
-    return RawItems(path, names, labels, class_names or UNLABELLED, locations, read, parts)
+    class_names = class_names or UNLABELLED
+    _check_held_out(path, class_names, labels, parts)
+    return RawItems(path, names, labels, class_names, locations, _read_parquet, parts)
 
 
 def _splits_of_files(names: Sequence[str], what: Path) -> dict[str, bool] | None:
@@ -399,19 +458,34 @@ def _splits_of_files(names: Sequence[str], what: Path) -> dict[str, bool] | None
 
 
 def _image_column(schema: Any, image: str, file: Path) -> str:
-    """Return the column of images: `image`, or the only one of bytes or of a struct with bytes."""
+    """Return the column of images: `image`, or the only one of bytes or of a struct with bytes.
+
+    Of a struct only the bytes are read: beside them may be lists, which unpack to any length.
+    """
+    from pyarrow import types
+
+    found = {}
+    for field in schema:
+        kind, path = field.type, field.name
+        if types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+            kind, path = kind.field("bytes").type, f"{path}.bytes"
+        if types.is_dictionary(kind):
+            kind = kind.value_type
+        if re.fullmatch("(large_)?binary(_view)?", str(kind)):
+            found[field.name] = path
+    if image in found:
+        return found[image]
     if image in schema.names:
-        return image
-    kinds = {field.name: str(field.type) for field in schema}
-    found = [
-        name for name, kind in kinds.items() if re.match(r"(large_)?binary|struct<.*bytes", kind)
-    ]
+        raise InputError(
+            f"{file} has a column {image!r} of {schema.field(image).type}, not of bytes; name "
+            "another by the option image"
+        )
     if len(found) != 1:
         raise InputError(
             f"{file} has no column {image!r}; it has {', '.join(schema.names)}: name one by the "
             "option image"
         )
-    return found[0]
+    return next(iter(found.values()))
 
 
 def _read_labels(file: Path, label: str, kind: Any) -> list[Any]:
@@ -451,31 +525,44 @@ def _huggingface_names(metadata: dict[bytes, bytes] | None, label: str) -> tuple
     return tuple(names) if known else ()
 
 
-def _read_parquet(image: str, location: tuple[str, int, int]) -> bytes:
-    file, group, row = location
-    value = _read_row_group(file, group, image)[row].as_py()
-    value = value.get("bytes") if isinstance(value, dict) else value
-    if value is not None and not isinstance(value, bytes):
-        raise BadImageError(f"the column {image!r} holds {type(value).__name__}")
-    return value or b""
+def _read_parquet(location: tuple[str, str, int, int]) -> bytes:
+    file, column, group, row = location
+    value = _read_row_group(file, column, group)[row].as_py()
+    value = (value.get("bytes") if isinstance(value, dict) else value) or b""
+    _check_size(len(value))
+    return value
 
 
 @lru_cache(maxsize=1)
-def _read_row_group(file: str, group: int, image: str) -> Any:
-    return _read_column(Path(file), image, group)
+def _read_row_group(file: str, column: str, group: int) -> Any:
+    return _read_column(Path(file), column, group)
 
 
 def _read_column(file: Path, name: str, group: int | None = None) -> Any:
-    """Return a column of a row group, or of all; what a small file repeats often is held once."""
+    """Return a column of a row group, or of all; what a small file repeats often is held once.
+
+    Raises:
+        ValueError: it would unpack to far more than its own size.
+    """
     import pyarrow.parquet as pq
 
     metadata = pq.read_metadata(file)
-    leaves = [metadata.schema.column(i) for i in range(metadata.num_columns)]
-    repeated = [
-        leaf.path
-        for leaf in leaves
-        if f"{leaf.path}.".startswith(f"{name}.") and leaf.physical_type == "BYTE_ARRAY"
-    ]
+    groups = range(metadata.num_row_groups) if group is None else [group]
+    _check_column(file, metadata, name, groups)
+    index = _column_index(metadata, name)
+    repeated = [name] if metadata.schema.column(index).physical_type == "BYTE_ARRAY" else None
     table = pq.ParquetFile(file, metadata=metadata, read_dictionary=repeated)
-    groups = range(table.num_row_groups) if group is None else [group]
-    return table.read_row_groups(groups, [name])[name]
+    return table.read_row_groups(groups, [name]).column(0)
+
+
+def _check_column(file: Path, metadata: Any, name: str, groups: Iterable[int]) -> None:
+    """Raise a ValueError if a column of row groups would unpack to far more than its own size."""
+    index = _column_index(metadata, name)
+    chunks = [metadata.row_group(group).column(index) for group in groups]
+    packed = min(sum(chunk.total_compressed_size for chunk in chunks), file.stat().st_size)
+    check_unpacked(sum(chunk.total_uncompressed_size for chunk in chunks), packed)
+
+
+def _column_index(metadata: Any, name: str) -> int:
+    """Return the place of a column, or of a field of a struct, among those that a file stores."""
+    return [metadata.schema.column(i).path for i in range(metadata.num_columns)].index(name)

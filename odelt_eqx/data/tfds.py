@@ -111,17 +111,19 @@ class Tfds(DataSet):
         try:
             features = parse_example(records[record])
             (encoded,) = features[self.image]
-            (label,) = features.get(self.label, [0])
             pixels = decode_image(encoded, self.size, self.channels)
         except (DecodeError, KeyError, ValueError, TypeError) as error:
             raise InputError(
                 f"example {record} of {self} has no feature {self.image!r} that is an image: "
                 f"{reason(error)}"
             ) from None
-        if not 0 <= label < classes:
+        labels = features.get(self.label, [0])
+        label = labels[0] if len(labels) == 1 else labels
+        if not isinstance(label, int) or not 0 <= label < classes:
             raise InputError(
-                f"example {record} of {self} has the label {label}, which is none of its "
-                f"{classes} classes; {self.label}.labels.txt names them, one a line"
+                f"example {record} of {self} has the label {label!r:.100}, which is none of its "
+                f"{classes} classes, integers from 0; {self.label}.labels.txt names them, one a "
+                "line"
             )
         return pixels, label
 

@@ -20,6 +20,7 @@ more of it than their file has.
 
 import contextlib
 import dataclasses
+import math
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
@@ -31,7 +32,7 @@ import safetensors
 
 from odelt_eqx.array_files import Part, list_zip, map_npy
 from odelt_eqx.data.labels import UNLABELLED, labels_in_files, number_ids, number_values
-from odelt_eqx.data.raw import RawItems, is_image, list_folder
+from odelt_eqx.data.raw import RawItems, is_hidden, is_image, list_folder
 from odelt_eqx.errors import InputError, reason
 from odelt_eqx.interop.named import Stored
 from odelt_eqx.interop.torch_file import open_torch
@@ -40,6 +41,8 @@ from odelt_eqx.nn.autoencoder import PerChannel
 STATISTICS = "latents_stats.pt"
 SUFFIXES = (".npy", ".npz", ".safetensors")
 SAMPLES, MOMENTS, LABELS = ("latents", "latents_flip"), ("mean", "std"), "labels"
+MOST_CHANNELS = 2**16
+"""Channels of which there are statistics, at most."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +66,8 @@ def holds_latents(source: Path) -> bool:
     """Return whether a source has arrays, and no images: whether `find_latents` is for it."""
     names = list(list_folder(source)) if source.is_dir() else [source.name]
     if source.suffix == ".zip" and source.is_file():
-        with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(source) as archive:
+        # A damaged archive raises anything; whoever reads it will say what is wrong.
+        with contextlib.suppress(Exception), zipfile.ZipFile(source) as archive:
             names = archive.namelist()
     others = any(is_image(name) or name.endswith((".tar", ".parquet")) for name in names)
     return not others and any(map(_is_array, names))
@@ -101,8 +105,7 @@ def find_latents(path: Path, label: str = "label", renumber: bool = False) -> St
 
 
 def _is_array(name: str) -> bool:
-    name = name.rsplit("/", 1)[-1]
-    return name.endswith(SUFFIXES) and not name.startswith(".")
+    return name.endswith(SUFFIXES) and not is_hidden(name)
 
 
 def _find_in_files(
@@ -165,7 +168,7 @@ def _find_in_arrays(path: Path, sets: Sequence[Path], renumber: bool) -> StoredL
                 "(count, channels, h, w)"
             )
         count, *shape = shapes[0]
-        labels.append(np.zeros(count, np.int32) if own is None else own[:])
+        labels.append(np.zeros(count, np.int32) if own is None else own[()])
         if labels[-1].shape != (count,) or labels[-1].dtype.kind not in "iu":
             raise InputError(
                 f"{file} has {LABELS} {labels[-1].dtype} {labels[-1].shape} for {count} latents; "
@@ -202,9 +205,13 @@ def _read_factors(file: Path, kind: str) -> tuple[PerChannel, PerChannel] | None
         return (1.0, 0.0) if kind == SAMPLES[0] and file.suffix != ".safetensors" else None
     with open_torch(path) as found:
         stored = [found.get(name) for name in MOMENTS] if isinstance(found, dict) else []
-        values = [one.read().astype(float).ravel() for one in stored if isinstance(one, Stored)]
+        # A view may have more elements than the file.
+        small = [s for s in stored if isinstance(s, Stored) and math.prod(s.shape) <= MOST_CHANNELS]
+        values = [one.read().astype(float).ravel() for one in small]
     if len(values) != 2:
-        raise InputError(f"{path} has no tensors {' and '.join(MOMENTS)}")
+        raise InputError(
+            f"{path} has no tensors {' and '.join(MOMENTS)} of at most {MOST_CHANNELS:,} numbers"
+        )
     mean, std = values
     if not (std > 0).all():
         raise InputError(f"{path} has standard deviations that are not positive")
@@ -218,7 +225,7 @@ class _Rows:
     shape: tuple[int, ...]
     array: Any
 
-    def __getitem__(self, rows: int | slice) -> np.ndarray:
+    def __getitem__(self, rows: int | tuple[()]) -> np.ndarray:
         return np.asarray(self.array[rows])
 
 

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from odelt_eqx.errors import InputError
+from odelt_eqx.files import read_member
 from odelt_eqx.interop.named import Stored
 from odelt_eqx.interop.unpickle import MADE, Inert, Makers, damaged, run_pickle
 
@@ -27,6 +28,8 @@ MAGIC = 0x1950A86A20F9469CFC6C
 
 MOST_AXES = 64
 """Axes of an array of NumPy, at most."""
+MOST_PARTS = 6
+"""Parts of the name of an object outside the pickle, at most."""
 ELEMENTS = {
     "DoubleStorage": np.dtype("f8"),
     "FloatStorage": np.dtype("f4"),
@@ -80,18 +83,23 @@ def _tensor(name: str, storage: Any, offset: Any, shape: Any, strides: Any, *res
     return Stored(tuple(shape), read)
 
 
-def _from_type(name: str, function: Any, kind: Any, arguments: Any, *rest: Any) -> Any:
-    """Stand for tensors of a class of their own: the tensor is what counts."""
-    return TORCH[function.name](function.name, *arguments)
-
-
-TORCH: Makers = {
+TENSORS: Makers = {
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": lambda _, tensor, *rest: tensor,
     "torch._utils._rebuild_parameter_with_state": lambda _, tensor, *rest: tensor,
-    "torch._tensor._rebuild_from_type_v2": _from_type,
 }
+"""Stand-ins for the names that describe tensors of PyTorch's own classes."""
+
+
+def _from_type(name: str, function: Any, kind: Any, arguments: Any, *rest: Any) -> Any:
+    """Stand for tensors of a class of their own: the tensor is what counts."""
+    if not isinstance(arguments, tuple):
+        raise ValueError("it calls an object with arguments that are no tuple")
+    return TENSORS[function.name](function.name, *arguments)
+
+
+TORCH: Makers = {**TENSORS, "torch._tensor._rebuild_from_type_v2": _from_type}
 """Stand-ins for the names that describe tensors."""
 
 
@@ -129,7 +137,7 @@ def _read_zip(file: BinaryIO, path: Path) -> Any:
         info = archive.getinfo(name)
         if info.compress_type != zipfile.ZIP_STORED or info.file_size > size:
             raise ValueError(f"{name} is compressed, or larger than the file")
-        return archive.read(info)  # which compares its checksum
+        return read_member(archive, info)  # which compares its checksum
 
     order = "<"
     if f"{root}byteorder" in archive.namelist():
@@ -193,6 +201,8 @@ def _loader(make: Callable[[np.dtype, str, int], Storage], order: str) -> Callab
     """Return what stands for an object that a pickle names: a storage, or a class as its name."""
 
     def load(named: Any) -> Any:
+        if not isinstance(named, tuple) or len(named) > MOST_PARTS:
+            raise ValueError("an object outside the pickle without a name")
         kind, what, *rest = named
         if kind == "module":
             return what

@@ -27,8 +27,8 @@ DTYPES = {name: np.dtype(name) for name in NUMBERS}
 
 
 MOST_MARKS, MOST_CHARACTERS, COPIES = 1000, 200, 4
-"""Bounds: unfinished containers at a time, the length of a name, and what calls copy, over the size
-of the file."""
+"""Bounds: unfinished containers at a time, the length of a name, and what calls and names copy,
+over the size of the file."""
 
 
 class Inert:
@@ -228,6 +228,7 @@ class _Machine:
             parts = (named, last)
             if not all(isinstance(p, str) and len(p) <= MOST_CHARACTERS for p in parts):
                 raise ValueError("a name that is no short string")
+            self.count_copied(sum(map(len, parts)))
             stack.append(Inert(f"{named}.{last}"))
         elif name == "BUILD" and isinstance(named, dict):
             stack.append(named)  # attributes of a mapping, which hold no arrays
@@ -236,12 +237,18 @@ class _Machine:
         elif name == "BUILD":
             named.state = last
             stack.append(named)
+        elif not isinstance(last, tuple):
+            raise ValueError("it calls an object with arguments that are no tuple")
         else:
             copied = [a for a in (last, *last) if isinstance(a, str | tuple | list | dict)]
-            self.left -= sum(map(len, copied))
-            if self.left < 0:
-                raise ValueError("it copies its objects again and again")
+            self.count_copied(sum(map(len, copied)))
             stack.append(self.made.get(named.name, Inert)(named.name, *last))
+
+    def count_copied(self, count: int) -> None:
+        """Count what is copied, and raise a ValueError if it is far more than the file holds."""
+        self.left -= count
+        if self.left < 0:
+            raise ValueError("it copies its objects again and again")
 
 
 class _Bounded:

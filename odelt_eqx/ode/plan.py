@@ -96,7 +96,8 @@ class FixedSteps(Plan):
         times: the grid points themselves, rising from 0 to 1, instead of a named grid.
 
     Raises:
-        InputError: `steps` is not a positive integer, `times` do not rise from 0 to 1, or a name is unknown.
+        InputError: `steps` is not a positive integer, `times` do not rise from 0 to 1, or a name is
+            unknown.
 
     Example:
         >>> heun = odelt.FixedSteps(steps=4, solver="heun")

@@ -229,11 +229,9 @@ def _which(examples: Bool[Array | np.ndarray, " batch"]) -> str:
 
 def _learned_weights(network: Network, weights: Array) -> Array:
     """Return traced weights of guidance; one that the network has not learned is a RuntimeError."""
-    kind = network.condition_type
-    assert kind is not None and kind.max_guidance is not None  # the caller has checked
-    wrong = ~((weights >= 1) & (weights <= kind.max_guidance))
-    message = f"this network learned guidance from 1 to {kind.max_guidance:g}"
-    return eqx.error_if(weights, wrong, message)
+    most = getattr(network.condition_type, "max_guidance")
+    wrong = ~((weights >= 1) & (weights <= most))
+    return eqx.error_if(weights, wrong, f"this network learned guidance from 1 to {most:g}")
 
 
 def _replace(config: SampleConfig, **values: Any) -> SampleConfig:

@@ -141,6 +141,17 @@ def test_damaged_idx_files_are_refused_in_one_line(tmp_path, damage, message):
     assert "\n" not in str(error.value)
 
 
+def test_folders_that_are_called_like_idx_files_are_passed_over(tmp_path):
+    """Kaggle's MNIST has one beside each file."""
+    write_fashion(tmp_path, suffix="")
+    for path in sorted(tmp_path.iterdir()):
+        path.rename(tmp_path / path.name.replace("-idx", ".idx"))
+        path.mkdir()
+    assert len(Idx(tmp_path).open("held-out")) == 32
+    with pytest.raises(odelt.InputError, match="pad must not be negative; got -1"):
+        Idx(tmp_path, pad=-1)
+
+
 def test_a_truncated_gzip_file_is_refused_in_one_line(tmp_path):
     folder = write_fashion(tmp_path)
     path = folder / "train-images-idx3-ubyte.gz"
@@ -222,6 +233,16 @@ def test_folders_without_images_or_of_two_kinds_are_refused_in_one_line(tmp_path
         Folder(tmp_path / name, size=4).open("train")
 
 
+IMAGES = {"images": np.zeros((2, 3, 3), np.uint8), "labels": np.zeros(2, int)}
+
+
+@pytest.mark.parametrize("names", [["café", "b"], [b"caf\xc3\xa9", b"b"]])
+def test_class_names_of_arrays_are_text(tmp_path, names):
+    np.savez(tmp_path / "a.npz", **IMAGES, class_names=np.array(names))
+    source = Npz(tmp_path / "a.npz", held_out=HeldOut(0.0)).open("train")
+    assert source.class_names == ("café", "b")
+
+
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
@@ -230,6 +251,9 @@ def test_folders_without_images_or_of_two_kinds_are_refused_in_one_line(tmp_path
         ({"images": np.zeros((2, 3, 3)), "labels": np.zeros(2)}, "expected .* and integers"),
         ({"images": np.full((2, 3, 3), 1.5)}, "float64 from 0 to 1.5, outside -1 to 1; say"),
         ({"images": np.array([{}, {}])}, "Object arrays cannot be loaded"),
+        ({**IMAGES, "class_names": np.array("cat")}, r"class_names of shape \(\), <U3; expected"),
+        ({**IMAGES, "class_names": np.array([["a", "b"]])}, r"class_names of shape \(1, 2\)"),
+        ({**IMAGES, "class_names": np.array([0.5])}, r"shape \(1,\), float64; expected strings"),
     ],
 )
 def test_other_arrays_are_refused_in_one_line(tmp_path, arrays, message):
@@ -269,6 +293,7 @@ def test_files_that_are_not_of_adm_are_refused_in_one_line(tmp_path):
         "labels of shape": {"arr_0": images, "arr_1": np.zeros(2, int)},
         "not a file of images as ADM writes them": {"images": images},
         "it claims": {"arr_0": np.array([{}])},
+        r"images of shape \(\)": {"arr_0": np.array(0, np.uint8)},
         "labels go from 0 to 2147483647": {"arr_0": images, "arr_1": np.array([0, 1, 2**31 - 1])},
         "labels go from -1 to 2": {"arr_0": images, "arr_1": np.array([0, -1, 2])},
     }

@@ -9,7 +9,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
 import odelt_eqx as odelt
-from odelt_eqx.data import HeldOut, Tfds
+from odelt_eqx.data import HeldOut, Tfds, tfds
 from odelt_eqx.data.tfds import parse_example
 
 
@@ -93,6 +93,14 @@ def test_a_label_of_no_class_is_refused(tmp_path):
     (folder / "label.labels.txt").unlink()
     with pytest.raises(odelt.InputError, match=r"label 1, which is none of its 1 .*labels\.txt"):
         Tfds(folder, 4).open("train")[1]
+
+
+@pytest.mark.parametrize("labels", [[b"cat"], [0.5], [], [0, 1]])
+def test_a_label_is_one_integer(tmp_path, monkeypatch, labels):
+    parse = lambda record: parse_example(record) | {"label": labels}
+    monkeypatch.setattr(tfds, "parse_example", parse)
+    with pytest.raises(odelt.InputError, match=r"has the label .*, which is none of its 2 classes"):
+        Tfds(write_tfds(tmp_path / "1"), 4).open("train")[0]
 
 
 @pytest.mark.parametrize("classes", ["3", 3])

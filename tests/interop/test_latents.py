@@ -20,6 +20,7 @@ from odelt_eqx.interop import holds_latents, import_latents
 from odelt_eqx.interop.latent_files import find_latents
 from tests.conftest import GOLDEN
 from tests.data.makers import write_images
+from tests.interop.test_torch_file import FOUR, tensor_pickle, zipped
 
 COUNT, SD = 9, 0.18215
 LABELS = np.arange(COUNT) % 3
@@ -199,6 +200,14 @@ def test_images_are_no_latents(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.write(images / "cats" / "0.png", "0.png")
     assert not holds_latents(tmp_path / "a.zip")
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
+        archive.writestr("__MACOSX/a.npy", b"")
+    assert not holds_latents(tmp_path / "b.zip")
+    content = (tmp_path / "b.zip").read_bytes()
+    directory = content.index(b"PK\1\2")
+    of_later_version = content[: directory + 6] + b"\xff" + content[directory + 7 :]
+    (tmp_path / "b.zip").write_bytes(of_later_version)
+    assert not holds_latents(tmp_path / "b.zip")
 
 
 def changed(make, name, change):
@@ -248,6 +257,15 @@ def tensors(statistics=False, **changes):
     return write_tensors
 
 
+def views_of_statistics(folder):
+    """Statistics of a few bytes, which are views of any number of elements."""
+    source = lightning_dit(folder).source
+    view = tensor_pickle(shape=(2**26,), strides=(0,)).split(b"X\1\0\0\0a", 1)[1][:-2]
+    content = b"\x80\x02}(X\4\0\0\0mean" + view + b"X\3\0\0\0std" + view + b"u."
+    zipped(folder, content, **FOUR).rename(folder / "latents_stats.pt")
+    return source
+
+
 def compressed(folder):
     folder.mkdir()
     np.savez_compressed(folder / "a.npz", latents=draw()[0])
@@ -293,6 +311,12 @@ HUGE = (
             r"labels int64 \(8,\) for 9",
         ),
         (arrays(latents=np.zeros((2, 4, 4, 3))), (), r"channels last; store them first"),
+        (
+            arrays(latents=np.zeros((9, 4, 2, 2)), labels=np.int64(3)),
+            (),
+            r"labels int64 \(\) for 9",
+        ),
+        (tensors(labels=np.array(3)), (), r"labels int64 \(\) for 5 latents"),
         (arrays(latents=np.array([Calls()])), (), "is not an array of numbers"),
         (arrays(mean=np.zeros((2, 4, 4, 4))), (), "has no array latents, nor mean and std"),
         (arrays(latents=np.full((9, 4, 2, 2), np.nan)), (), "4 of 9 latents cannot be used"),
@@ -312,6 +336,7 @@ HUGE = (
         (tensors(latents=np.zeros((5, 2, 4, 4), np.float32)), (), "latents_flip of shape"),
         (tensors(True, latents_flip=np.zeros((5, 4, 4, 6), np.int8)[:, :, :0]), (), "expected"),
         (with_text(lightning_dit, "latents_stats.pt", lambda b: b[:800]), (), "latents_stats.pt"),
+        (views_of_statistics, (), "no tensors mean and std of at most 65,536 numbers"),
         (lambda folder: folder, (), "there is no folder or file"),
     ],
 )

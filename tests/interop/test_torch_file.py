@@ -129,6 +129,22 @@ def test_a_tensor_that_does_not_fit_its_file_is_refused(tmp_path, changes, membe
         read(path)
 
 
+HOSTILE = {
+    "a name of many parts": b"(X\6\0\0\0module" + b"N" * 9 + b"tQ.",
+    "a type of itself": b"ctorch._tensor\n_rebuild_from_type_v2\nq\x00"
+    b"(h\x00N(ctorch._utils\n_rebuild_parameter\nNN\x85ttR.",
+    "a type of a list": b"ctorch._tensor\n_rebuild_from_type_v2\n"
+    b"(ctorch._utils\n_rebuild_parameter\nN]NatR.",
+}
+
+
+@pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE)
+def test_what_would_be_copied_without_count_is_refused(tmp_path, content):
+    path = zipped(tmp_path, b"\x80\x02" + content)
+    with pytest.raises(odelt.InputError, match="is damaged or not a checkpoint"), open_torch(path):
+        pass
+
+
 def test_a_compressed_member_is_refused(tmp_path):
     path = zipped(tmp_path, tensor_pickle())
     with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:

@@ -178,6 +178,13 @@ BOMBS = {
     "a string that claims a terabyte": b"\x80\x04\x8e" + struct.pack("<Q", 2**40) + b"x.",
     "a bytearray that claims a terabyte": b"\x80\x05\x96" + struct.pack("<Q", 2**40) + b"x.",
     "a memo key of 2^32 - 1": b"\x80\x04Nr" + struct.pack("<I", 2**32 - 1) + b"0.",
+    "arguments that are bytes": b"\x80\x03ca\nb\nC\x04abcdR.",
+    "arguments that are a list": b"\x80\x02ca\nb\n]R.",
+    "names joined again and again": b"\x80\x04X\xc8\0\0\0"
+    + b"a" * 200
+    + b"\x94("
+    + b"h\0h\0\x93" * 1000
+    + b"l.",
     "a list in itself": b"\x80\x04]\x94h\x00a.",
     "a long text number": b"I" + b"9" * 10_000 + b"\n.",
     "nothing": b"",
