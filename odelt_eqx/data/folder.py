@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from odelt_eqx.data.decode import BadImageError, check_shape, decode_image
-from odelt_eqx.data.raw import RawItems, find_common_shape, find_raw_images, find_white
+from odelt_eqx.data.items import RawItems, find_common_shape, find_white
+from odelt_eqx.data.raw import find_raw_images
 from odelt_eqx.data.source import DataSet, ImageSource, Split
 from odelt_eqx.data.splits import HeldOut
 from odelt_eqx.entry import typed

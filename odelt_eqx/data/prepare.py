@@ -17,8 +17,9 @@ import numpy as np
 from jaxtyping import Bool
 
 from odelt_eqx.data.decode import BadImageError, check_shape, decode_image
+from odelt_eqx.data.items import RawItems, find_white
 from odelt_eqx.data.pipeline import follow_parent
-from odelt_eqx.data.raw import RawItems, find_raw_images, find_white
+from odelt_eqx.data.raw import find_raw_images
 from odelt_eqx.data.records import INDEX, VERSION, Index, Layout, write_shard
 from odelt_eqx.data.source import Split
 from odelt_eqx.data.splits import HeldOut

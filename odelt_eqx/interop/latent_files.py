@@ -31,8 +31,9 @@ import numpy as np
 import safetensors
 
 from odelt_eqx.array_files import Part, list_zip, map_npy
+from odelt_eqx.data.items import RawItems
 from odelt_eqx.data.labels import UNLABELLED, labels_in_files, number_ids, number_values
-from odelt_eqx.data.raw import RawItems, is_hidden, is_image, list_folder
+from odelt_eqx.data.raw import is_hidden, is_image, list_folder
 from odelt_eqx.errors import InputError, reason
 from odelt_eqx.interop.named import Stored
 from odelt_eqx.interop.torch_file import open_torch

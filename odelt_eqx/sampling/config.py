@@ -229,9 +229,12 @@ def _which(examples: Bool[Array | np.ndarray, " batch"]) -> str:
 
 def _learned_weights(network: Network, weights: Array) -> Array:
     """Return traced weights of guidance; one that the network has not learned is a RuntimeError."""
-    most = getattr(network.condition_type, "max_guidance")
-    wrong = ~((weights >= 1) & (weights <= most))
-    return eqx.error_if(weights, wrong, f"this network learned guidance from 1 to {most:g}")
+    kind = network.condition_type
+    assert kind is not None  # for the type checker: the network is told guidance
+    assert kind.max_guidance is not None
+    wrong = ~((weights >= 1) & (weights <= kind.max_guidance))
+    message = f"this network learned guidance from 1 to {kind.max_guidance:g}"
+    return eqx.error_if(weights, wrong, message)
 
 
 def _replace(config: SampleConfig, **values: Any) -> SampleConfig:

@@ -13,10 +13,11 @@ from PIL import Image
 
 import odelt_eqx as odelt
 from odelt_eqx import array_files
-from odelt_eqx.data import raw
+from odelt_eqx.data import items, parquet
 from odelt_eqx.data.decode import BadImageError
+from odelt_eqx.data.items import RawItems
 from odelt_eqx.data.labels import UNLABELLED
-from odelt_eqx.data.raw import RawItems, find_raw_images
+from odelt_eqx.data.raw import find_raw_images
 
 
 def png(grey=0):
@@ -160,7 +161,7 @@ def test_a_parquet_file_that_unpacks_to_far_more_is_refused_in_one_line(
 
 
 def test_images_larger_than_any_image_are_refused_in_parquet_as_in_folders(tmp_path, monkeypatch):
-    monkeypatch.setattr(raw, "MAX_BYTES", 100)
+    monkeypatch.setattr(items, "MAX_BYTES", 100)
     path = write_parquet(tmp_path / "a.parquet", {"image": [bytes(100), bytes(101)]})
     found = find_raw_images(path)
     assert found.read(found.locations[0]) == bytes(100)
@@ -184,7 +185,7 @@ def test_what_lies_beside_bytes_in_a_struct_is_not_read(tmp_path):
     images = pa.array([{"bytes": png(), "more": [7] * 1000}], kind)
     found = find_raw_images(write_parquet(tmp_path / "a.parquet", {"image": images}))
     assert contents(found) == [png()]
-    assert raw._read_row_group(*found.locations[0][:3])[0].as_py() == {"bytes": png()}
+    assert parquet._read_row_group(*found.locations[0][:3])[0].as_py() == {"bytes": png()}
 
 
 # What is found.
@@ -302,6 +303,6 @@ def test_many_classes_are_relabelled_in_no_time(tmp_path):
 
     names = tuple(Name(i) for i in range(1000))
     labels = np.arange(1000, dtype=np.int32)
-    items = RawItems(tmp_path, names, labels, names, names, len)
-    assert items.relabel(names[::-1]).labels.tolist() == labels[::-1].tolist()
+    found = RawItems(tmp_path, names, labels, names, names, len)
+    assert found.relabel(names[::-1]).labels.tolist() == labels[::-1].tolist()
     assert Name.compared < 10_000
