@@ -2,15 +2,17 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
+
+import equinox as eqx
 
 from odelt_eqx.data import Data, Digits, Loading
 from odelt_eqx.errors import InputError, check_numbers, check_range
 from odelt_eqx.files import read_json, write_json
-from odelt_eqx.guidance import check_guidance
 from odelt_eqx.interop.published import PublishedObjective
-from odelt_eqx.network import check_depth
+from odelt_eqx.network import Inputs, check_depth
 from odelt_eqx.nn import DiTConfig, VectorNetConfig
+from odelt_eqx.nn.config import ConfiguredNetwork, NetworkConfig
 from odelt_eqx.objective import (
     DeepSupervision,
     LengthConsistency,
@@ -22,6 +24,7 @@ from odelt_eqx.objective import (
 from odelt_eqx.ode import FixedSteps
 from odelt_eqx.parallel import Layout
 from odelt_eqx.sampling import SampleConfig
+from odelt_eqx.sampling.config import check_fit
 from odelt_eqx.serialize import from_dict, to_dict
 
 Service = Literal["tensorboard", "wandb"]
@@ -231,19 +234,34 @@ class TrainConfig:
             # One depth is trained, and none to guide it.
             sample = dataclasses.replace(self.sample, depth_guidance=0.0)
             object.__setattr__(self, "sample", sample)
-        check_guidance(model.condition_type, self.sample.guidance)
-        for depth in (*self.logging.sample_depths, self.sample.depth):
+        for depth in self.logging.sample_depths:
             check_depth(depth, self.model.depths)
         self.check_sampling(self.sample.diffusion)
+        check_fit(_Unbuilt(model), vars(self.sample))
 
     def check_sampling(self, *diffusion: float) -> None:
         """Raise an InputError unless the network can be sampled with this diffusion.
 
-        The score follows from the velocity along straight paths alone.
+        The score must follow from what the objective teaches, see `Objective.no_score`.
         """
-        path = getattr(innermost(self.objective), "path", "straight")
-        if any(diffusion) and path != "straight":
-            raise InputError(f"diffusion is for straight paths; this run trains along {path} ones")
+        if any(diffusion) and (reason := self.objective.no_score) is not None:
+            raise InputError(
+                "diffusion is for straight paths of independent noise and data; this run "
+                f"{reason}: leave out diffusion"
+            )
+
+
+class _Unbuilt(ConfiguredNetwork):
+    """A network that has no weights yet: what options are checked against."""
+
+    config: NetworkConfig = eqx.field(static=True)
+
+    def __init__(self, config: NetworkConfig):
+        self.config = config
+
+    def velocity(self, inputs: Inputs) -> NoReturn:
+        """Fail: it cannot be evaluated."""
+        raise NotImplementedError
 
 
 def flat(config: TrainConfig) -> dict[str, Any]:

@@ -194,7 +194,7 @@ class Network(eqx.Module):
         *,
         depth: Depth = "full",
         length: Plan | None = None,
-        key: Key[Array, ""] | None = None,
+        key: Key[Array, "*#batch"] | None = None,
         tolerance: float | Float[Array, ""] | None = None,
         guidance: Guidance | None = None,
     ) -> Float[Array, "batch *shape"]:
@@ -212,7 +212,7 @@ class Network(eqx.Module):
                 group runs, masked. "full": the full depth. "plain": every block once, without a
                 length ODE.
             length: how each group's unit of length is solved; None as the network says.
-            key: dropout key, or None for no dropout.
+            key: dropout key, one for all or one per example, or None for no dropout.
             tolerance: an example stops at the first of the `depths`, the second or later, where the
                 velocity changed by less than this share of it, in the root mean square; None runs
                 to `depth`. Only with one depth for all, on an `anytime` network.
@@ -238,7 +238,7 @@ class Network(eqx.Module):
         *,
         depths: Sequence[int] | None = None,
         length: Plan | None = None,
-        key: Key[Array, ""] | None = None,
+        key: Key[Array, "*#batch"] | None = None,
         guidance: Guidance | None = None,
     ) -> Float[Array, "depths batch *shape"]:
         """Return the velocity at each of `depths`, which rise; all of the network's by default.
@@ -264,7 +264,7 @@ class Network(eqx.Module):
         condition: ConditionLike | None = None,
         depth: Depth | tuple[int, ...] = "full",
         length: Plan | None = None,
-        key: Key[Array, ""] | None = None,
+        key: Key[Array, "*#batch"] | None = None,
         tolerance: float | Float[Array, ""] | None = None,
         guidance: Guidance | None = None,
         hidden: int | None = None,
@@ -300,7 +300,7 @@ class Network(eqx.Module):
             check_per_example(x, depth=blocks)
         condition = self.null(len(x)) if learns_null_only(self) else condition
         spread = lambda value: jnp.broadcast_to(jnp.asarray(value, jnp.float32), x.shape[:1])
-        keys = None if key is None else jax.random.split(key, len(x))
+        keys = key if key is None or key.ndim else jax.random.split(key, len(x))
         told = jax.tree.map(spread, as_guidance(self, guidance))
         batch = (spread(t), x, spread(step_index), condition, keys, told)
         order = np.arange(len(x))

@@ -12,6 +12,15 @@ import odelt_eqx as odelt
 from odelt_eqx.config import load_config, save_config
 from odelt_eqx.data import Folder
 from odelt_eqx.evaluation.samples import SampleRequest, save_samples
+from odelt_eqx.objective import (
+    DEPTH_TYPES,
+    TRAIN_TYPES,
+    DeepSupervision,
+    FlowMatching,
+    LengthConsistency,
+    SelfAlignment,
+)
+from odelt_eqx.presets import of_type, preset
 from odelt_eqx.serialize import to_dict
 from odelt_eqx.training.weights import convert
 from tests.conftest import TINY, TINY_RUN
@@ -98,3 +107,69 @@ def test_renoised_samples_differ_from_those_of_the_flow(tiny_run, tmp_path):
     assert np.abs(draw("flow") - draw("renoised", renoise=True)).max() > 0.01
     with pytest.raises(odelt.InputError, match="renoise follows no flow"):
         SampleRequest(renoise=True, trajectory=(0.5,))
+
+
+EIGHT = odelt.FixedSteps(8, "ab2")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"depth_guidance": 1.0, "guide_depth": 5}, "depth must be one of 2, 4, 6 .*; got 5"),
+        ({"depth_guidance": 1.0, "guide_depth": 6}, "the guide must be shallower than depth 6"),
+        ({"depth": (2, 4)}, "there must be a depth for each of 8 steps"),
+        ({"depth": (2, 4), "time": odelt.Adaptive()}, "a depth for every step needs fixed steps"),
+        ({"diffusion": 1.0}, "diffusion needs fixed steps of time"),
+        (
+            {"diffusion": 1.0, "as_published": True, "time": odelt.FixedSteps(8)},
+            "as_published asks for mean velocities",
+        ),
+        ({"depth_tolerance": 0.1, "depth": "plain"}, "a tolerance chooses the depth"),
+    ],
+    ids=str,
+)
+def test_how_a_run_is_sampled_must_fit_its_network_before_it_is_trained(options, message):
+    sample = odelt.SampleConfig(**{"time": EIGHT} | options)
+    with pytest.raises(odelt.InputError, match=message):
+        dataclasses.replace(preset("digits"), sample=sample)
+
+
+def test_a_tolerance_of_the_depth_needs_a_network_that_is_not_told_it():
+    config = of_type(preset("digits"), "length-consistency")
+    with pytest.raises(odelt.InputError, match="this network is told its depth beforehand"):
+        dataclasses.replace(config, sample=odelt.SampleConfig(depth_tolerance=0.1))
+
+
+NO_SCORE = {
+    "icfm": "has sigma 0.01",
+    "otcfm": "has coupling optimal",
+    "sifm": "trains along trigonometric ones",
+    "progressive": "learns mean velocities of steps",
+    "consistency": "learns velocities to the end of a path",
+    "consistency-distillation": "learns velocities to the end of a path",
+}
+"""The training types from whose velocity the score does not follow, and what is said of them."""
+
+
+@pytest.mark.parametrize("depths", ["alone", *DEPTH_TYPES])
+@pytest.mark.parametrize("name", TRAIN_TYPES)
+def test_diffusion_is_refused_where_the_score_does_not_follow_from_the_velocity(name, depths):
+    config = dataclasses.replace(preset("moons"), objective=TRAIN_TYPES[name])
+    config = config if depths == "alone" else of_type(config, depths)
+    config.check_sampling(0.0)
+    if name not in NO_SCORE:
+        config.check_sampling(0.0, 1.0)
+        return
+    with pytest.raises(odelt.InputError, match=f"independent noise and data; .*{NO_SCORE[name]}"):
+        config.check_sampling(0.0, 1.0)
+    with pytest.raises(odelt.InputError, match="leave out diffusion"):
+        dataclasses.replace(config, sample=odelt.SampleConfig(diffusion=1.0))
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("contrast", 0.05), ("sigma_min", 0.5), ("coupling", "nearest")]
+)
+def test_the_option_that_bars_diffusion_is_named(option, value):
+    flow = FlowMatching(**{option: value})
+    for objective in (flow, LengthConsistency(flow), SelfAlignment(DeepSupervision(flow))):
+        assert objective.no_score == f"has {option} {value}"

@@ -195,10 +195,13 @@ class Objective(abc.ABC):
             network or its average, unless a teacher is given. "frozen": a network that must be
             given. "stages": one that must be given and is replaced by a copy of the average
             whenever a stage of the training starts.
+        has_stages: whether the draws depend on which share of the run is done, so that its number
+            of steps cannot change.
     """
 
     trains_steps: ClassVar[bool]
     taught_by: ClassVar[TaughtBy]
+    has_stages: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Check the ranges of the numbers that objectives have in common, where it has them."""
@@ -221,6 +224,15 @@ class Objective(abc.ABC):
         if guidance == 0 or dropout == 1:
             return "null"
         return "condition" if dropout == 0 else "both"
+
+    @property
+    def no_score(self) -> str | None:
+        """What keeps the score from following from the velocity, in words; None if nothing does.
+
+        It does, as `-(x - t v) / (1 - t)`, where the network learns the flow field of straight
+        paths from normal noise that is independent of the data.
+        """
+        return None
 
     @abc.abstractmethod
     def draw(
@@ -268,9 +280,19 @@ class WrappingObjective(Objective):
         return self.objective.taught_by
 
     @property
+    def has_stages(self) -> bool:
+        """Whether the wrapped objective has."""
+        return self.objective.has_stages
+
+    @property
     def learned(self) -> Learned:
         """Which conditions the wrapped objective teaches."""
         return self.objective.learned
+
+    @property
+    def no_score(self) -> str | None:
+        """What keeps the score from following from what the wrapped objective teaches."""
+        return self.objective.no_score
 
 
 def innermost(objective: Objective) -> Objective:

@@ -32,7 +32,13 @@ class Consistency(Objective):
 
     trains_steps: ClassVar[bool] = False
     taught_by: ClassVar[TaughtBy] = "data"
+    has_stages: ClassVar[bool] = True
     class_dropout: float = 0.1
+
+    @property
+    def no_score(self) -> str | None:
+        """What keeps the score from following from the velocity."""
+        return "learns velocities to the end of a path, not a flow field"
 
     def draw(
         self, key: Key[Array, ""], batch_size: int, network: Network, when: TrainingTime
@@ -75,6 +81,11 @@ class ConsistencyDistillation(Objective):
     trains_steps: ClassVar[bool] = False
     taught_by: ClassVar[TaughtBy] = "frozen"
     class_dropout: float = 0.1
+
+    @property
+    def no_score(self) -> str | None:
+        """What keeps the score from following from the velocity."""
+        return "learns velocities to the end of a path, not a flow field"
 
     def draw(
         self, key: Key[Array, ""], batch_size: int, network: Network, when: TrainingTime

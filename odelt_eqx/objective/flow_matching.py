@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
 from odelt_eqx.errors import InputError, check_range
-from odelt_eqx.network import Condition, Network, drop_condition
+from odelt_eqx.network import Condition, Network, drop_condition, learns_null_only
 from odelt_eqx.noise import normal
 from odelt_eqx.objective.base import Networks, Objective, Targets, TaughtBy, TrainingTime, X
 from odelt_eqx.objective.path import (
@@ -24,6 +24,9 @@ from odelt_eqx.objective.path import (
     per_example,
     times_from,
 )
+
+NEGLIGIBLE = 0.01
+"""The largest `sigma_min` whose noise at the end of a path the score may leave out."""
 
 
 class FlowDraws(eqx.Module):
@@ -72,7 +75,8 @@ class FlowMatching(Objective):
         contrast: share `c` of contrastive flow matching (arXiv 2506.05350, which takes 0.05), that
             sets velocities under different conditions apart: the squared error to the velocity of
             another example is subtracted `c` times. Up to a factor that is the squared error to
-            `(v - c v_other) / (1 - c)`. Examples that lose their condition have no contrast.
+            `(v - c v_other) / (1 - c)`. Examples that lose their condition have no contrast, and
+            none has it where the network has no conditions or ignores them.
         sigma: width of the path, in units of the noise.
         sigma_min: share of the noise that is left at the end of a straight path.
 
@@ -104,6 +108,17 @@ class FlowMatching(Objective):
         check_range(self, "sigma", least=0)
         if self.sigma_min and self.path != "straight":
             raise InputError(f"sigma_min belongs to the straight path, not to {self.path}")
+
+    @property
+    def no_score(self) -> str | None:
+        """What keeps the score from following from the velocity."""
+        if self.path != "straight":
+            return f"trains along {self.path} ones"
+        if self.sigma_min > NEGLIGIBLE:
+            return f"has sigma_min {self.sigma_min}"
+        needed = {"coupling": "independent", "contrast": 0, "sigma": 0}
+        others = [name for name, value in needed.items() if getattr(self, name) != value]
+        return f"has {others[0]} {getattr(self, others[0])}" if others else None
 
     def draw(
         self, key: Key[Array, ""], batch_size: int, network: Network, when: TrainingTime
@@ -143,7 +158,7 @@ class FlowMatching(Objective):
         x_t, velocity = jax.jvp(path, (t,), (jnp.ones_like(t),))
         if draws.spread is not None:
             x_t = x_t + self.sigma * draws.spread
-        if self.contrast:
+        if self.contrast and condition is not None and not learns_null_only(network):
             other = jnp.roll(velocity, 1, axis=0)  # a batch is in no order
             apart = (velocity - self.contrast * other) / (1 - self.contrast)
             velocity = jnp.where(per_example(draws.drop, data), velocity, apart)

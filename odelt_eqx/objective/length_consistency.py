@@ -44,8 +44,6 @@ class LengthDraws(eqx.Module):
 class DrawnDepths(WrappingObjective):
     """Another objective, trained at depths that `draw` chooses: abstract."""
 
-    every: int
-
     def targets(
         self, draws: LengthDraws, data: X, condition: Condition | None, networks: Networks
     ) -> Targets:

@@ -7,8 +7,17 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Key
 
+from odelt_eqx.guidance import check_guidance
 from odelt_eqx.network import Condition, Network, drop_condition
-from odelt_eqx.objective.base import Networks, Objective, Targets, TaughtBy, TrainingTime, X
+from odelt_eqx.objective.base import (
+    Networks,
+    Objective,
+    Targets,
+    TaughtBy,
+    TrainingTime,
+    X,
+    asked,
+)
 from odelt_eqx.objective.flow_matching import FlowDraws, FlowMatching
 from odelt_eqx.objective.path import FLOOR, interpolate, on_grid
 from odelt_eqx.objective.shortcut import two_half_steps
@@ -52,8 +61,14 @@ class Progressive(Objective):
 
     trains_steps: ClassVar[bool] = False
     taught_by: ClassVar[TaughtBy] = "stages"
+    has_stages: ClassVar[bool] = True
     guidance: float = 1.0
     class_dropout: float = 0.1
+
+    @property
+    def no_score(self) -> str | None:
+        """What keeps the score from following from the velocity."""
+        return "learns mean velocities of steps, not a flow field"
 
     def draw(
         self, key: Key[Array, ""], batch_size: int, network: Network, when: TrainingTime
@@ -67,16 +82,17 @@ class Progressive(Objective):
         self, draws: StageDraws, data: X, condition: Condition | None, networks: Networks
     ) -> Targets:
         """Return the mean velocity of the teacher's two half steps."""
-        network = networks.student.network
+        network, weight = networks.student.network, self.guidance
+        check_guidance(networks.teacher.network.condition_type, weight)  # before it is traced
+        condition = asked(weight, condition, network)
         condition = drop_condition(network, condition, draws.flow.drop)
         index = jnp.full(len(data), draws.step_index, jnp.int32)
         steps = 2.0 ** index.astype(jnp.float32)
         t = on_grid(draws.flow.time, steps)
         x_t = interpolate(t, draws.flow.noise, data, sigma_min=FLOOR)
-        weight = 1.0
-        if self.guidance != 1:
+        if weight not in (0, 1):
             first_stage = draws.step_index == network.flow_index - 1
-            weight = jnp.where(first_stage, self.guidance, 1.0)
+            weight = jnp.where(first_stage, weight, 1.0)
 
         def velocity(t: Array, x: Array) -> Array:
             return networks.teacher(t, x, index + 1, condition, guidance=weight)

@@ -71,9 +71,11 @@ class SampleConfig(eqx.Module):
         depth_guidance_interval: times between which guidance by depth acts; None for all times.
         diffusion: strength `s` of noise that is added on the way and taken away by the score,
             which leaves the distribution at every time what it is: the SDE
-            `dx = (v - s / 2 (x - t v)) dt + sqrt(s (1 - t)) dW`, for networks trained along
-            straight paths; 0 integrates the ODE. `s` of 1 is SiT's choice (arXiv 2401.08740, the
-            coefficient "sigma"). It takes fixed steps of "euler" or "heun", and a key.
+            `dx = (v - s / 2 (x - t v)) dt + sqrt(s (1 - t)) dW`, for networks that learned the flow
+            field of straight paths from normal noise that is independent of the data: without a
+            coupling, contrast or width (`sigma`). 0 integrates the ODE; `s` of 1 is SiT's choice
+            (arXiv 2401.08740, the coefficient "sigma"). It takes fixed steps of "euler" or "heun",
+            and a key.
         as_published: ask the network for the reference's step index, `floor(log2 steps)` under
             every solver and 0 in adaptive solves, instead of the flow field or, in a step of
             Euler's, the mean velocity over that step.
@@ -127,32 +129,15 @@ def resolve(
     _check_options(options)
     chosen = vars(config) | options
     guidance, by_depth = chosen["guidance"], chosen["depth_guidance"]
-    tolerance = chosen["depth_tolerance"]
+    tolerance, diffuses = chosen["depth_tolerance"], not _is(chosen["diffusion"], 0)
     check_batch(network, x, condition)
+    depth, guide = check_fit(network, chosen)
     guided = isinstance(guidance, Tracer) or np.ndim(guidance) > 0 or guidance not in (0, 1)
-    check_guidance(network.condition_type, guidance)
     if isinstance(guidance, Tracer) and is_told_guidance(network):
         guidance = _learned_weights(network, guidance)
     check_per_example(x, guidance=guidance, depth_guidance=by_depth)
-    diffuses = not _is(chosen["diffusion"], 0)
-    if diffuses:
-        _check_diffusion(chosen["time"])
-        if chosen["as_published"]:
-            raise InputError(
-                "as_published asks for mean velocities, which have no score: leave out diffusion"
-            )
-    depth = network.depth if _is(chosen["depth"], "full") else chosen["depth"]
-    depth = tuple(depth) if isinstance(depth, list) else depth
-    depth = check_depth(depth, network.depths)
-    if isinstance(depth, tuple):
-        _check_depths(depth, chosen["time"])
-    elif not isinstance(depth, str):
+    if not isinstance(depth, tuple | str):
         check_per_example(x, depth=depth)
-    if tolerance is not None:
-        check_tolerance(network, depth, tolerance)
-    guide = None
-    if not _is(by_depth, 0):
-        guide = _guide_depth(network, depth, chosen["guide_depth"])
     length = network.length if chosen["length"] is None else chosen["length"]
     _warn_of_precision(network, time=chosen["time"], length=length)
     if not traced and isinstance(length, FixedSteps):
@@ -173,6 +158,34 @@ def resolve(
         depth_tolerance=None if tolerance is None else as_array(tolerance, jnp.float32),
         diffusion=as_array(chosen["diffusion"], jnp.float32) if diffuses else 0.0,
     )
+
+
+def check_fit(network: Network, chosen: dict[str, Any]) -> tuple[Any, int | None]:
+    """Return the depth at which options run a network, and that of its guide, if it has one.
+
+    Args:
+        network: its properties are used, not its weights.
+        chosen: every field of a `SampleConfig`.
+
+    Raises:
+        InputError: an option does not fit the network, or another option.
+    """
+    check_guidance(network.condition_type, chosen["guidance"])
+    if not _is(chosen["diffusion"], 0):
+        _check_diffusion(chosen["time"])
+        if chosen["as_published"]:
+            raise InputError(
+                "as_published asks for mean velocities, which have no score: leave out diffusion"
+            )
+    depth = network.depth if _is(chosen["depth"], "full") else chosen["depth"]
+    depth = check_depth(tuple(depth) if isinstance(depth, list) else depth, network.depths)
+    if isinstance(depth, tuple):
+        _check_depths(depth, chosen["time"])
+    if chosen["depth_tolerance"] is not None:
+        check_tolerance(network, depth, chosen["depth_tolerance"])
+    if _is(chosen["depth_guidance"], 0):
+        return depth, None
+    return depth, _guide_depth(network, depth, chosen["guide_depth"])
 
 
 def is_traced(*trees: Any) -> bool:

@@ -16,7 +16,8 @@ from odelt_eqx.parallel import deal
 
 Mean = Callable[[Float[Array, " size"]], Float[Array, ""]]
 Value = tuple[Float[Array, ""], dict[str, Float[Array, ""]]]
-Differentiated = Callable[[Network, Targets, Key[Array, ""] | None, Mean], tuple[Value, Any]]
+Keys = Key[Array, "*#batch"] | None
+Differentiated = Callable[[Network, Targets, Keys, Mean], tuple[Value, Any]]
 
 
 def accumulate(
@@ -37,7 +38,7 @@ def accumulate(
             all values are `mean` of one per example and the losses have the names of the targets'.
         weights: the parameters that the gradient is of.
         targets: of the whole batch.
-        key: dropout key, or None for no dropout.
+        key: dropout key, or None for no dropout; examples drop the same values in any part.
     """
     batch_size, depth = len(targets.t), targets.depth
     depths = depth if isinstance(depth, np.ndarray) else np.zeros(batch_size, int)
@@ -55,7 +56,7 @@ def accumulate(
 
     zero = jnp.zeros(())
     nothing = jax.tree.map(jnp.zeros_like, weights)
-    keys = None if key is None else jax.random.split(key, parts)
+    keys = None if key is None else jax.random.split(key, batch_size)[rows]
     dealt = jax.tree.map(lambda leaf: leaf[rows], arrays)
     value = zero, dict.fromkeys(targets.losses, zero)
     return jax.lax.scan(add, (value, nothing), (dealt, counted, keys))[0]

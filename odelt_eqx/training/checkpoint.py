@@ -3,6 +3,7 @@
 Nothing else knows orbax, which is imported where it is used: it takes a third of a second.
 """
 
+import errno
 import logging
 import os
 import re
@@ -47,8 +48,9 @@ class Checkpoints(AbstractContextManager):
     and read together.
 
     A checkpoint is written in the background under a temporary name. One that cannot be read is
-    skipped in favour of the previous one. Snapshots of the averages are written in the same way,
-    and all are kept; those of steps that are done again are deleted first.
+    skipped in favour of the previous one, unless the machine lacks memory or open files: that error
+    is raised. Snapshots of the averages are written in the same way, and all are kept; those of
+    steps that are done again are deleted first.
     """
 
     def __init__(
@@ -241,6 +243,8 @@ class Checkpoints(AbstractContextManager):
         try:
             return read(step, self._snapshots)
         except Exception as error:  # a damaged file raises errors of many kinds
+            if _is_of_machine(error):
+                raise
             path = self._run / SNAPSHOTS / str(step)
             raise InputError(
                 f"the snapshot of step {step} cannot be read ({_reason(error)}); move {path} away "
@@ -268,6 +272,8 @@ class Checkpoints(AbstractContextManager):
             try:
                 value = read(step)
             except Exception as error:  # a damaged file raises errors of many kinds
+                if _is_of_machine(error):
+                    raise
                 damaged[step] = error
                 continue
             for other, error in damaged.items():
@@ -360,8 +366,22 @@ def _by_path(tree: Any) -> dict[str, Any]:
 
 def _reason(error: Exception) -> str:
     """Return why reading or writing failed: the message of the operating system if there is one."""
-    code = re.search(r"os_error_code='(\d+)'", str(error))  # tensorstore's way to pass it on
-    return os.strerror(int(code[1])) if code else reason(error)
+    code = _error_code(error)
+    return reason(error) if code is None else os.strerror(code)
+
+
+def _error_code(error: Exception) -> int | None:
+    """Return the number of the operating system's error that tensorstore passed on, if any."""
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    return int(code[1]) if code else None
+
+
+def _is_of_machine(error: Exception) -> bool:
+    """Whether reading failed for lack of memory or of open files, which says nothing of a file."""
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        return True
+    code = error.errno if isinstance(error, OSError) else _error_code(error)
+    return code in (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 
 
 @contextmanager

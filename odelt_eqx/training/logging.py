@@ -1,8 +1,10 @@
 """Logging of a run: its folder always, TensorBoard and Weights & Biases on request."""
 
+import dataclasses
 import importlib.util
 import json
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
@@ -14,13 +16,13 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from odelt_eqx.config import LoggingConfig, TrainConfig
-from odelt_eqx.errors import InputError
+from odelt_eqx.errors import InputError, SolveError
 from odelt_eqx.files import read_json_lines, read_text, write_text
 from odelt_eqx.images import save_png, sheet
 from odelt_eqx.network import Network
 from odelt_eqx.noise import normal, sample_keys
 from odelt_eqx.ode.plan import FixedSteps
-from odelt_eqx.parallel import on_main_process
+from odelt_eqx.parallel import is_main_process, on_main_process
 from odelt_eqx.sampling import sample
 
 METRICS = "metrics.jsonl"
@@ -210,18 +212,25 @@ def open_loggers(
 def log_previews(logger: Logger, config: TrainConfig, step: int, model: Network) -> None:
     """Log samples, always of the same noise and labels, at each depth and number of Euler steps.
 
-    All else about how the network is run is as `config.sample` says.
+    All else about how the network is run is as `config.sample` says, but that depths which are no
+    deeper than its guide have none. Where a solve fails, a note takes the place of the samples.
     """
     logging, classes = config.logging, config.model.num_classes
     noise = normal(jax.random.key(config.seed), (logging.sample_count, *config.model.shape))
     labels = None if classes is None else jnp.arange(logging.sample_count) % classes
     keys = sample_keys(config.seed, jnp.arange(logging.sample_count))
     for depth in logging.sample_depths or config.model.depths:
+        chosen = dataclasses.replace(config.sample, depth=depth)
+        if chosen.guide_depth is not None and depth <= chosen.guide_depth:
+            chosen = dataclasses.replace(chosen, depth_guidance=0.0)
         for steps in logging.sample_steps:
             time = FixedSteps(steps=steps)
-            samples = np.asarray(
-                sample(model, noise, labels, config.sample, time=time, depth=depth, key=keys)
-            )
+            try:
+                samples = np.asarray(sample(model, noise, labels, chosen, time=time, key=keys))
+            except SolveError as error:
+                if is_main_process():
+                    print(f"note: no preview at depth {depth}: {error}", file=sys.stderr)
+                continue
             images = samples if samples.ndim == 4 else plot_vectors(samples)
             image = sheet(images, min(COLUMNS, len(images)))
             logger.write_image(step, f"depth-{depth}-steps-{steps}", image)

@@ -32,7 +32,7 @@ MUTABLE = (
 )
 """Fields of a config that may change when a run is resumed: none affects the weights.
 
-`steps` may be raised as well, which moves the end of the schedule.
+`steps` may be raised as well, which moves the end of the schedule, unless the objective has stages.
 """
 
 
@@ -56,20 +56,23 @@ def check_run_folder(config: TrainConfig, run: Path, resume: bool, overwrite: bo
 
 @contextmanager
 def open_run(
-    config: TrainConfig, run: Path, resume: bool, contents: Contents
+    config: TrainConfig, run: Path, resume: bool, overwrite: bool, contents: Contents
 ) -> Iterator[Checkpoints]:
     """Lock the run folder, start it unless it is resumed, and open its checkpoints.
 
     Raises:
-        InputError: another process holds the lock, or the run was begun with other data.
+        InputError: another process holds the lock or has changed the folder since it was checked,
+            or the run was begun with other data.
     """
     with write_errors(run, HINT), ExitStack() as stack:
 
         def prepare() -> None:
             with write_errors(run, HINT):
                 stack.enter_context(lock(run))
+                check_run_folder(config, run, resume, overwrite)  # another process may have trained
                 if resume:
                     _check_contents(run, contents)
+                    _note_steps(config, run)
                     save_config(config, run / CONFIG)  # mutable fields may have changed
                 else:
                     start_run(config, run)
@@ -162,12 +165,7 @@ def _check_contents(run: Path, contents: Contents) -> None:
 def _check_same(config: TrainConfig, run: Path) -> None:
     """Raise an InputError that names the first immutable fields that differ from the run's."""
     begun = run_config(run)
-    if begun.steps < config.steps and config.objective.taught_by != "stages":
-        print(
-            f"note: the run now has {config.steps} steps, it had {begun.steps}: the learning rate "
-            "stays until the last tenth of them",
-            file=sys.stderr,
-        )
+    if begun.steps < config.steps and not config.objective.has_stages:
         begun = dataclasses.replace(begun, steps=config.steps)
     asked, saved = flat(config), flat(begun)
     different = [
@@ -177,3 +175,13 @@ def _check_same(config: TrainConfig, run: Path) -> None:
     ]
     if different:
         raise InputError(f"{run} was started with another config: {'; '.join(different[:5])}")
+
+
+def _note_steps(config: TrainConfig, run: Path) -> None:
+    """Say so if a run that is resumed has more steps than it had."""
+    if (before := run_config(run).steps) < config.steps:
+        print(
+            f"note: the run now has {config.steps} steps, it had {before}: the learning rate stays "
+            "until the last tenth of them",
+            file=sys.stderr,
+        )

@@ -69,8 +69,10 @@ class RecentBatches:
         if in_a_row < limit:
             return
         last = step - in_a_row + limit
-        examples = ", ".join(map(str, dict(self._batches)[last].tolist()))
+        examples = ""
+        if last in (batches := dict(self._batches)):  # not where a resumed run has a lower limit
+            examples = f", on the examples {', '.join(map(str, batches[last].tolist()))}"
         raise DivergedError(
             f"the loss or its gradient was not finite in {limit} steps in a row; step {last} was "
-            f"the last of them, on the examples {examples}; {last_good()}"
+            f"the last of them{examples}; {last_good()}"
         )

@@ -19,7 +19,7 @@ from odelt_eqx.network import (
 )
 from odelt_eqx.objective import Networks, Objective, Targets, Teacher, TrainingTime
 from odelt_eqx.parallel import constrain_state, distribute
-from odelt_eqx.training.accumulate import Mean, accumulate
+from odelt_eqx.training.accumulate import Keys, Mean, accumulate
 from odelt_eqx.training.average import PowerAverage
 from odelt_eqx.training.skips import Skips
 
@@ -198,7 +198,7 @@ def held_out_loss(
 
 
 def squared_error(
-    model: Network, targets: Targets, key: Key[Array, ""] | None = None
+    model: Network, targets: Targets, key: Keys = None
 ) -> Float[Array, " batch"] | Float[Array, "depths batch"]:
     """Return the mean squared error of the velocity of each example, at each of several depths.
 
@@ -208,7 +208,7 @@ def squared_error(
 
 
 def _errors(
-    model: Network, targets: Targets, key: Key[Array, ""] | None
+    model: Network, targets: Targets, key: Keys
 ) -> tuple[Float[Array, "*depths batch"], Float[Array, " batch"] | None]:
     """Return what `squared_error` does, and the distance of hidden states that are aligned."""
     inputs = (targets.t, targets.x_t, targets.step_index, targets.condition)
@@ -252,7 +252,7 @@ def weight_errors(
 
 @eqx.filter_value_and_grad(has_aux=True)
 def _differentiate(
-    weights: Network, targets: Targets, key: Key[Array, ""] | None, mean: Mean, rest: Network
+    weights: Network, targets: Targets, key: Keys, mean: Mean, rest: Network
 ) -> tuple[Float[Array, ""], Metrics]:
     """Return what is minimised and the losses by name, each `mean` of one per example.
 

@@ -94,7 +94,7 @@ def train(
         with closing(open_stream(unseen, size)) as batches:
             held_out = to_devices(next(batches))
 
-        checkpoints = stack.enter_context(open_run(config, run, resume, data.contents))
+        checkpoints = stack.enter_context(open_run(config, run, resume, overwrite, data.contents))
         if resume:
             state = place(checkpoints.restore(state), mesh)
         done = int(state.step)

@@ -1,5 +1,8 @@
 """Paths, times and couplings against their formulas."""
 
+import dataclasses
+
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +21,7 @@ from odelt_eqx.objective import (
     TrainingTime,
 )
 from odelt_eqx.objective.path import PathName, check_name, couple, times_from
-from tests.conftest import NETWORK
+from tests.conftest import NETWORK, TINY
 
 N = 24
 IMAGES = jax.random.normal(jax.random.key(3), (N, 8, 8, 1))
@@ -109,6 +112,17 @@ def test_contrast_is_the_least_error_less_a_share_of_that_to_another_example(mod
     loss = lambda v: jnp.sum((v - plain) ** 2) - c * jnp.sum((v - jnp.roll(plain, 1, axis=0)) ** 2)
     assert jnp.abs(jax.grad(loss)(apart))[~drop].max() < 1e-4
     assert jnp.abs(jax.grad(loss)(plain))[~drop].max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("shape", "labels"), [({"num_classes": None}, None), ({"learned": "null"}, LABELS)]
+)
+def test_there_is_no_contrast_without_conditions(shape, labels):
+    config = dataclasses.replace(TINY, **shape)
+    networks = Networks.all(eqx.filter_eval_shape(config.build, key=jax.random.key(0)))
+    draws = FlowDraws(jnp.zeros(N, bool), TIMES, NOISE)
+    found = FlowMatching(contrast=0.2).targets(draws, IMAGES, labels, networks)
+    np.testing.assert_allclose(found.velocity, IMAGES - NOISE, atol=1e-6)
 
 
 def cost(noise, images=IMAGES):

@@ -88,6 +88,33 @@ def test_progressive_steps_follow_two_half_steps_of_the_teacher(networks, index,
     assert_near(targets.velocity, (first + second) / 2)
 
 
+def with_condition(model, learned):
+    """The network of `model` as one that has learned other conditions."""
+    structure = jax.tree.structure(shape_of(learned=learned))
+    return jax.tree.unflatten(structure, jax.tree.leaves(model))
+
+
+@pytest.mark.parametrize("index", [6, 2])
+def test_progressive_steps_of_guidance_0_are_those_without_conditions(model, index):
+    networks = Networks.all(with_condition(model, "null"))
+    draws = StageDraws(jnp.asarray(index), FLOW)
+    make = lambda guidance, labels: eqx.filter_jit(Progressive(guidance=guidance).targets)(
+        draws, IMAGES, labels, networks
+    )
+    without = make(0.0, LABELS)
+    assert (without.condition == TINY.num_classes).all()
+    null = jnp.full(N, TINY.num_classes)
+    np.testing.assert_allclose(without.velocity, make(1.0, null).velocity, atol=1e-6)
+
+
+@pytest.mark.parametrize(("learned", "guidance"), [("null", 1.5), ("condition", 0.0)])
+def test_progressive_guidance_that_a_teacher_has_not_learned_is_named(model, learned, guidance):
+    networks, draws = Networks.all(with_condition(model, learned)), StageDraws(jnp.asarray(6), FLOW)
+    targets = eqx.filter_jit(Progressive(guidance=guidance).targets)
+    with pytest.raises(odelt.InputError, match=f"guidance.*; got {guidance}"):
+        targets(draws, IMAGES, LABELS, networks)
+
+
 def test_consistency_leads_where_the_next_point_of_the_path_leads(networks):
     draws = StageDraws(jnp.asarray(2), FLOW)
     targets = eqx.filter_jit(Consistency().targets)(draws, IMAGES, LABELS, networks)

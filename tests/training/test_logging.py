@@ -160,6 +160,29 @@ def test_previews_of_images_are_guided_as_the_run_samples(model, tmp_path):
     np.testing.assert_array_equal(image, sheet(np.asarray(images), 3))
 
 
+def test_previews_no_deeper_than_the_guide_have_none(model, tmp_path):
+    guided = odelt.SampleConfig(depth_guidance=1.0, guide_depth=2)
+    config = dataclasses.replace(TINY_RUN, logging=PREVIEWS, sample=guided)
+    config = dataclasses.replace(config, logging=dataclasses.replace(PREVIEWS, sample_depths=()))
+    with open_loggers(LoggingConfig(), tmp_path, 0, {}) as log:
+        log_previews(log, config, 3, model)
+    noise = jax.random.normal(jax.random.key(0), (3, 8, 8, 1))
+    for depth, weight in ((2, 0.0), (4, 1.0)):
+        options = {"time": odelt.FixedSteps(2), "depth": depth, "depth_guidance": weight}
+        images = odelt.sample(model, noise, jnp.arange(3), **options)
+        image = read_image(tmp_path / "previews" / f"depth-{depth}-steps-2" / "0000003.png")
+        np.testing.assert_array_equal(image, sheet(np.asarray(images), 3))
+
+
+def test_previews_whose_solve_fails_do_not_stop_the_run(model, tmp_path, capsys):
+    hurried = odelt.SampleConfig(length=odelt.Adaptive(rtol=1e-6, atol=1e-6, max_steps=1))
+    config = dataclasses.replace(TINY_RUN, logging=PREVIEWS, sample=hurried)
+    with open_loggers(LoggingConfig(), tmp_path, 0, {}) as log:
+        log_previews(log, config, 3, model)
+    assert "note: no preview at depth 2: the length axis needed more" in capsys.readouterr().err
+    assert not (tmp_path / "previews").exists()
+
+
 def test_a_plot_has_a_dot_for_each_vector_within_its_range():
     image = plot_vectors(np.array([[-2.99, 2.99], [2.99, -2.99], [0.0, 9.0]], np.float32))
     dots = np.argwhere(image[0, :, :, 0] < 0).tolist()

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from contextlib import nullcontext
 
 import equinox as eqx
 import jax
@@ -17,12 +18,14 @@ from odelt_eqx.data import Folder, HeldOut, Npz, open_source
 from odelt_eqx.interop import PublishedShortcut
 from odelt_eqx.objective import (
     TRAIN_TYPES,
+    Consistency,
     DeepSupervision,
     FlowMatching,
     LengthConsistency,
     LiveReflow,
     MeanFlow,
     Networks,
+    Progressive,
     SelfAlignment,
     Shortcut,
     TrainingTime,
@@ -30,7 +33,7 @@ from odelt_eqx.objective import (
 from odelt_eqx.presets import of_type, preset
 from odelt_eqx.progress import Progress
 from odelt_eqx.training.info import describe
-from odelt_eqx.training.run_folder import open_run
+from odelt_eqx.training.run_folder import check_run_folder, open_run
 from odelt_eqx.training.step import init_state
 from odelt_eqx.training.train import train
 from odelt_eqx.training.weights import init_from
@@ -265,6 +268,38 @@ def test_a_run_may_go_on_for_longer_and_be_saved_otherwise(points_run, tmp_path,
     assert rates[20] < rates[18] == POINTS_RUN.optimizer.learning_rate
 
 
+@pytest.mark.parametrize(
+    ("objective", "changes", "message"),
+    [
+        (FlowMatching(), {"steps": 20}, None),
+        (Consistency(), {"steps": 20}, "another config: steps is 20, was 6$"),
+        (DeepSupervision(Consistency()), {"steps": 20}, "steps is 20, was 6$"),
+        (Progressive(), {"steps": 20}, "steps is 20, was 6$"),
+        (FlowMatching(), {"accumulate": 2}, None),
+    ],
+    ids=str,
+)
+def test_what_decides_the_weights_stays_in_a_resumed_run(tmp_path, objective, changes, message):
+    """The number of steps does where there are stages."""
+    begun = dataclasses.replace(POINTS_RUN, model=ALIGNED, objective=objective)
+    save_config(begun, tmp_path / "config.json")
+    (tmp_path / "checkpoints" / "3" / "optimizer").mkdir(parents=True)
+    refused = nullcontext() if message is None else pytest.raises(odelt.InputError, match=message)
+    with refused:
+        check_run_folder(dataclasses.replace(begun, **changes), tmp_path, True, False)
+
+
+def test_a_run_that_another_process_has_trained_since_the_check_is_kept(points_run, tmp_path):
+    run = shutil.copytree(points_run, tmp_path / "run")
+    contents = open_source(POINTS_RUN.data, "train").contents
+    with (
+        pytest.raises(odelt.InputError, match="exists; use --resume to continue it"),
+        open_run(POINTS_RUN, run, resume=False, overwrite=False, contents=contents),
+    ):
+        pass
+    assert (run / "checkpoints" / "6").is_dir()
+
+
 TYPES = TRAIN_TYPES.values()
 CHANGED = [FlowMatching(0.2), Shortcut(8, 1.5), LengthConsistency(teacher_depth="deeper")]
 CHANGED += [DeepSupervision(Shortcut(), (1.0, 2.0, 3.0), 0.5, "average")]
@@ -322,7 +357,7 @@ def test_a_run_is_not_resumed_with_other_data(points_run, tmp_path, known, messa
     contents = open_source(POINTS_RUN.data, "train").contents
     with (
         pytest.raises(odelt.InputError, match=message),
-        open_run(POINTS_RUN, run, resume=True, contents=contents),
+        open_run(POINTS_RUN, run, resume=True, overwrite=False, contents=contents),
     ):
         pass
 

@@ -1,6 +1,7 @@
 """Runs that are killed, stopped, damaged or refused, by real signals and real files."""
 
 import dataclasses
+import errno
 import json
 import os
 import random
@@ -19,7 +20,7 @@ import pytest
 
 import odelt_eqx as odelt
 from odelt_eqx.config import save_config
-from odelt_eqx.training.checkpoint import Checkpoints
+from odelt_eqx.training.checkpoint import Checkpoints, network_template
 from odelt_eqx.training.run_folder import start_run
 from odelt_eqx.training.train import train
 from tests.training.conftest import POINTS_RUN
@@ -299,6 +300,30 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     assert f"it is now {run}/damaged/6" in notes[0]
     assert complete(run) == [3, 6]
     assert_same_run(run, points_run)
+
+
+LACKS = [
+    MemoryError(),
+    RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 17179869184 bytes"),
+    OSError(errno.EMFILE, "Too many open files"),
+    ValueError("Error opening: Too many open files [os_error_code='24']"),
+]
+
+
+@pytest.mark.parametrize("error", LACKS, ids=repr)
+def test_a_checkpoint_is_not_damaged_because_the_machine_lacks_something(
+    points_run, tmp_path, monkeypatch, error
+):
+    run = shutil.copytree(points_run, tmp_path / "run")
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(Checkpoints, "_read", fail)
+    with pytest.raises(type(error)) as raised, Checkpoints(run) as checkpoints:
+        checkpoints.restore_weights("ema", network_template(POINTS_RUN.model))
+    assert raised.value is error
+    assert complete(run) == [3, 6]
 
 
 def test_where_no_checkpoint_can_be_read_nothing_is_moved(points_run, tmp_path):
