@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import os
+import sys
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -209,6 +210,37 @@ def write_errors(folder: Path, hint: str = "") -> Iterator[None]:
             raise
         hint = f"; {hint}" if hint else ""
         raise InputError(f"{folder} cannot be written: {error}{hint}") from error
+
+
+@contextmanager
+def lock(file: Path, doing: str, otherwise: str) -> Iterator[None]:
+    """Hold a lock, a file in the folder that it is of, which is made if need be.
+
+    The operating system releases it when the process ends, however it ends. Where it cannot lock,
+    as on Windows and on some network file systems, a note says so.
+
+    Args:
+        file: the lock.
+        doing: what is done in the folder meanwhile: "training".
+        otherwise: what a user can do besides waiting.
+
+    Raises:
+        InputError: another process holds it.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w") as opened:
+        try:
+            import fcntl
+
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"another process is {doing} in {file.parent}; wait for it, {otherwise}"
+            ) from None
+        except (ImportError, OSError) as error:
+            unlocked = f"{file.parent} cannot be locked here ({error})"
+            print(f"note: {unlocked}: {doing} there is for one process only", file=sys.stderr)
+        yield
 
 
 def fingerprint(*values: Any) -> str:

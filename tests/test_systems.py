@@ -13,7 +13,7 @@ import odelt_eqx as odelt
 from odelt_eqx.data import Folder, Npz, Shards, open_source
 from odelt_eqx.data.prepare import PrepareConfig, prepare
 from odelt_eqx.evaluation.samples import SampleRequest, save_samples
-from odelt_eqx.training.run_folder import lock
+from odelt_eqx.files import lock
 from odelt_eqx.training.train import train
 from tests.data.makers import write_images, write_shards
 from tests.training.conftest import POINTS_RUN
@@ -85,5 +85,5 @@ def test_a_file_system_without_locks_is_a_note(tmp_path, monkeypatch, capfd, cod
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr("fcntl.flock", refuse)
-    with lock(tmp_path):
+    with lock(tmp_path / ".lock", "training", "or stop it"):
         assert os.strerror(code) in capfd.readouterr().err

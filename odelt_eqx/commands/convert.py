@@ -60,7 +60,7 @@ def run(words: list[str]) -> None:
     if is_on_hub(args.target) and args.source.is_dir():
         from odelt_eqx.evaluation.report import describe_run  # which loads much that is not needed
 
-        card = describe_run(args.source)
+        card = describe_run(args.source, args.depth is None and args.average_width is None)
     average = None
     if args.average_width is not None:
         average = args.average_width, args.average_step

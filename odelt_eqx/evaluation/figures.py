@@ -91,6 +91,15 @@ def depth_colours(depths: Any) -> dict[int, Any]:
     return dict(zip(depths, colours, strict=True))
 
 
+def log_limits(values: Any) -> tuple[float, float]:
+    """Return the ends of a logarithmic axis of values; one value has some width, too.
+
+    matplotlib's own are at times equal for it, and then the axis shows nothing.
+    """
+    positive = [float(value) for value in values if value > 0] or [1.0]
+    return min(positive) / 1.2, 1.2 * max(positive)
+
+
 def save_figure(figure: Any, path: Path) -> None:
     """Write a figure as a PNG file."""
     with atomic_write(path) as temporary:
@@ -133,7 +142,8 @@ def save_grid_samples(grid: Grid, judge: Judge, folder: Path) -> None:
             ticks = (np.array(shown) + 0.5) * (grid.shape[1] + 1)
             names = [judge.class_names[i % judge.classes] for i in shown]
             slant = 40 if max(map(len, names)) > 3 else 0
-            axis.set_xticks(ticks, names, rotation=slant, ha="right" if slant else "center")
+            side = "right" if slant else "center"
+            axis.set_xticks(ticks, names, rotation=slant, ha=side, parse_math=False)
             axis.tick_params(length=0)
         axes[-1, 0].set_xlabel("class asked for")
     else:
@@ -148,7 +158,7 @@ def save_grid_samples(grid: Grid, judge: Judge, folder: Path) -> None:
 def _read_sheet(path: Path) -> UInt8[np.ndarray, "height width 3"] | None:
     """Return the pixels of a sheet; None if it is gone or damaged."""
     try:
-        with Image.open(path) as sheet:
+        with Image.open(path, formats=["PNG"]) as sheet:
             if sheet.width * sheet.height <= 4 * SHEET_PIXELS:
                 return np.asarray(sheet.convert("RGB"))
     except Exception:  # decoders raise anything on a damaged file
@@ -199,7 +209,7 @@ def save_curves(grid: Grid, path: Path) -> None:
                     alpha=alphas[guidance],
                 )
             axis.axhline(getattr(real, metric), color="grey", ls="--")
-            axis.set_xscale("log")
+            axis.set(xscale="log", xlim=log_limits([getattr(row, cost) for row in grid.rows]))
             axis.xaxis.set_major_formatter("{x:g}")
             axis.minorticks_off()
             axis.grid(alpha=0.3)

@@ -35,7 +35,7 @@ PREPROCESSING = {
 
 @dataclasses.dataclass(frozen=True)
 class GridConfig:
-    """Which rows are measured, and how.
+    """Which rows are measured, and how; what is given twice counts once.
 
     Args:
         steps: numbers of time steps, each measured with each of the solvers and grids.
@@ -57,7 +57,7 @@ class GridConfig:
         diffusion: strengths of noise on the way, each measured with the solvers that integrate an
             SDE; 0 for none.
         count: samples per row, classes in turn.
-        batch_size: samples per batch; latency is per sample of such a batch.
+        batch_size: samples per batch, `count` at most; latency is per sample of such a batch.
         length: how each group's unit of length is solved; None as the network says.
         reference: an `.npz` file that samples are compared with, instead of the held-out split:
             statistics as `odelt stats` writes them, images, or a reference batch of ADM, which
@@ -106,7 +106,11 @@ class GridConfig:
             )
         check_range(self, "likelihood", least=0)
         check_range(self, "count", least=2)
-        check_range(self, "batch_size", least=1, most=self.count)
+        check_range(self, "batch_size", least=1)
+        object.__setattr__(self, "batch_size", min(self.batch_size, self.count))
+        for name, value in list(vars(self).items()):
+            if isinstance(value, tuple | list):
+                object.__setattr__(self, name, tuple(dict.fromkeys(value)))
 
     @property
     def plans(self) -> tuple[FixedSteps | Adaptive, ...]:
@@ -120,6 +124,23 @@ class GridConfig:
             for name, tolerance in itertools.product(self.adaptive, self.tolerances)
         ]
         return *fixed, *adaptive
+
+    def check_depths(self, depths: tuple[int, ...]) -> None:
+        """Raise an InputError unless a network with these depths has those of the grid, and a row.
+
+        A guide that is as deep as every row leaves none.
+        """
+        listed = lambda depths: ", ".join(map(str, depths))
+        for name, asked in {"depth": self.depths, "guide_depth": self.guide_depths}.items():
+            if wrong := sorted({*asked} - {*depths}):
+                known = listed(depths)
+                raise InputError(f"{name} must be one of {known} (in blocks); got {wrong[0]}")
+        if not self.sample_configs(depths):
+            raise InputError(
+                "guidance by depth needs a row that is deeper than its guide; got depths "
+                f"{listed(self.depths or depths)} and guide_depths "
+                f"{listed(self.guide_depths or depths[:1])}"
+            )
 
     def sample_configs(
         self, depths: tuple[int, ...], own: SampleConfig | None = None
@@ -455,8 +476,15 @@ def load_grid(path: Path) -> Grid:
 
 
 def load_best_grid(folder: Path) -> Grid:
-    """Return the grid that was searched in a run, or else the evaluated one; see `load_grid`."""
-    return load_grid(folder / SEARCH if (folder / SEARCH / GRID).is_file() else folder)
+    """Return the grid of a run that was searched or evaluated, see `load_grid`.
+
+    Of two, it is that of the newer checkpoint; of the same one, that which was searched.
+    """
+    searched = folder / SEARCH
+    if not (searched / GRID).is_file():
+        return load_grid(folder)
+    grids = [load_grid(each) for each in (searched, folder) if (each / GRID).is_file()]
+    return max(grids, key=lambda grid: grid.step)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -496,7 +524,7 @@ def recommend(
 
     Args:
         measured: the folder that `odelt evaluate` or `odelt search` wrote to, its
-            `grid.json`, or a run, whose search is preferred to its grid.
+            `grid.json`, or a run: what was measured of its newest checkpoint, the search if both.
         milliseconds: limit per sample, in batches of the grid's size.
         memory: limit of the bytes that the program needs at once, for such a batch.
 

@@ -4,7 +4,7 @@ import itertools
 import json
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from time import monotonic, perf_counter
 from typing import Any, TypeVar
@@ -21,7 +21,14 @@ from odelt_eqx.errors import InputError
 from odelt_eqx.evaluation.figures import SAMPLES, save_row_samples, shown_count
 from odelt_eqx.evaluation.grid import Bits, Bounds, GridConfig, Row
 from odelt_eqx.evaluation.quality import Judge
-from odelt_eqx.files import fingerprint, member_path, read_json_lines, write_text
+from odelt_eqx.files import (
+    fingerprint,
+    lock,
+    member_path,
+    read_json_lines,
+    write_errors,
+    write_text,
+)
 from odelt_eqx.network import Classes, Condition, Network
 from odelt_eqx.nn.config import NetworkConfig
 from odelt_eqx.noise import sample_keys, sample_noise
@@ -31,6 +38,7 @@ from odelt_eqx.parallel import (
     describe_devices,
     is_main_process,
     make_mesh,
+    on_main_process,
     place,
     replicate,
 )
@@ -48,7 +56,7 @@ from odelt_eqx.training.load import load, run_config
 from odelt_eqx.training.signals import StopSignals
 from odelt_eqx.training.throughput import memory
 
-ROWS = "rows.jsonl"
+ROWS, LOCK = "rows.jsonl", ".measuring"
 
 SAVE_SECONDS = 30.0  # time between saves of an unfinished row
 TIMED = 5  # batches, at least, whose median is the latency
@@ -91,6 +99,23 @@ def inputs(
     indices = start + np.arange(size, dtype=np.int32)
     labels = indices % class_count(network)
     return sample_noise(seed, indices, network.shape), labels, condition_of(network, labels)
+
+
+@contextmanager
+def lock_results(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder of results, see `lock`; all processes must.
+
+    Raises:
+        InputError: another evaluation or search holds it, or the folder cannot be written.
+    """
+    with ExitStack() as stack:
+
+        def take() -> None:
+            with write_errors(folder):
+                stack.enter_context(lock(folder / LOCK, "measuring", "or give another --out"))
+
+        on_main_process(take)
+        yield
 
 
 class Store:
@@ -143,7 +168,6 @@ class Meter:
         judge: Judge,
         config: GridConfig,
         folder: Path,
-        data: Any,
         own: SampleConfig | None = None,
     ):
         """Read what is known; `own` is a setting that is measured whatever the grid is."""
@@ -155,7 +179,7 @@ class Meter:
         length = network.length if config.length is None else config.length
         self.settings = {
             "weights": fingerprint_weights(network),
-            "data": data,
+            "data": judge.data,
             "classes": judge.classes,
             "features": judge.features.name,
             "second": None if judge.second is None else judge.second.name,

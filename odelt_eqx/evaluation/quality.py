@@ -43,8 +43,14 @@ SUBSET = 5000  # samples, at most, of the kernel distance, and unless real image
 SMALLEST_SET = 20  # fewer samples have no kernel distance, precision or recall
 TRAINING_EXAMPLES = 10_000  # examples, at most, among which nearest neighbours are searched
 NEIGHBOURS = 5
+FINGERPRINTED = 1000  # examples of a split, at most, whose values are in its fingerprint
 
 Labels = Int[np.ndarray, " _"]
+
+
+def as_text(name: str) -> str:
+    r"""Return a name as figures and files of UTF-8 can hold it: other bytes are `\udc..`."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,8 +222,8 @@ class Judge:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names of the classes that samples are asked for."""
-        names = self.train.class_names
+        """Names of the classes that samples are asked for, as text."""
+        names = tuple(map(as_text, self.train.class_names))
         return names if len(names) == self.classes else tuple(map(str, range(self.classes)))
 
     @property
@@ -227,6 +233,15 @@ class Judge:
             return "by the classifier"
         count = min(TRAINING_EXAMPLES, len(self.train))
         return f"by {NEIGHBOURS} nearest of {count} training examples in {self.features.name}"
+
+    @cached_property
+    def data(self) -> str:
+        """Fingerprint of both splits: all names and labels, and the values of some examples."""
+        return fingerprint(*map(self._fingerprint, (self.train, self.held_out)))
+
+    def _fingerprint(self, source: Source) -> str:
+        batches = read_batches(source, sample_indices(source, FINGERPRINTED), self._batch_size)
+        return fingerprint(source.contents, *(fingerprint(*batch) for batch in batches))
 
     def prepare(self) -> None:
         """Compute what samples are compared with; every process must, before the first `add`.
@@ -262,11 +277,8 @@ class Judge:
 
     def quality(self, accumulator: Accumulator) -> Quality:
         """Return the quality of the samples in an accumulator."""
-        parts, found = self._parts(accumulator.rows), {}
-        for name, moments in self._moments.items():
-            distance = jackknife_frechet_distance(groups(parts[name]), moments)
-            found[name], found[f"{name}_error"] = distance
-        rows, real = parts["frechet"], self._parts(self._real.rows)["frechet"]
+        found = self._distances(accumulator)
+        rows, real = (self._parts(each.rows)["frechet"] for each in (accumulator, self._real))
         size = min(SUBSET, len(rows), len(real))
         if size >= SMALLEST_SET:
             found["kernel"], found["kernel_error"] = kernel_distance(rows[:SUBSET], real[:SUBSET])
@@ -279,6 +291,14 @@ class Judge:
         found["accuracy"], found["accuracy_error"] = self._accuracy(accumulator)
         return Quality(**found)
 
+    def _distances(self, accumulator: Accumulator) -> dict[str, Any]:
+        """Return the Fréchet distances and their standard errors, by the field of `Quality`."""
+        parts, found = self._parts(accumulator.rows), {}
+        for name, moments in self._moments.items():
+            distance = jackknife_frechet_distance(groups(parts[name]), moments)
+            found[name], found[f"{name}_error"] = distance
+        return found
+
     def _probabilities(self, rows: Rows) -> Rows:
         """Return the probabilities of the classes that the Inception score is of."""
         logits = self.features.score_logits
@@ -290,14 +310,19 @@ class Judge:
     def real_quality(self, count: int) -> Quality:
         """Return the quality of `count` other real samples, or of as many as there are.
 
-        They are training examples, or held-out ones if a reference is given. The accuracy is that
-        of held-out examples, which no classifier was trained on.
+        They are held-out examples where samples are compared with given statistics or images, and
+        training examples where they are compared with the held-out split. The accuracy is that of
+        held-out examples, which no classifier was trained on.
         """
-        if self._reference is not None or self.images is not None:
+        if self.images is not None:
             return self.quality(self._accumulate(self.held_out, count))
         quality = self.quality(self._accumulate(self.train, count))
-        accuracy, error = self._accuracy(self._real)
-        return dataclasses.replace(quality, accuracy=accuracy, accuracy_error=error)
+        found = dict(zip(("accuracy", "accuracy_error"), self._accuracy(self._real), strict=True))
+        if self._reference is not None:
+            held_out = self._distances(self._accumulate(self.held_out, count))
+            given = ("frechet", "frechet_error", "spatial", "spatial_error")
+            found |= {name: held_out[name] for name in given if name in held_out}
+        return dataclasses.replace(quality, **found)
 
     def _accuracy(self, accumulator: Accumulator) -> tuple[float | None, float | None]:
         """Return the class accuracy and its standard error, if there are classes."""

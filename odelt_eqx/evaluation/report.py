@@ -19,18 +19,16 @@ from odelt_eqx.entry import typed
 from odelt_eqx.evaluation.features import FeaturesConfig, Pixels, decoded_shape, open_autoencoder
 from odelt_eqx.evaluation.figures import SAMPLES, save_curves, save_grid_samples, sheet_columns
 from odelt_eqx.evaluation.grid import GRID, Grid, GridConfig, Row, markdown_table
-from odelt_eqx.evaluation.measure import Meter, class_count, network_on_devices
+from odelt_eqx.evaluation.measure import Meter, class_count, lock_results, network_on_devices
 from odelt_eqx.evaluation.metrics import load_reference
 from odelt_eqx.evaluation.plane import save_density, save_length
-from odelt_eqx.evaluation.quality import Judge
+from odelt_eqx.evaluation.quality import Judge, as_text
 from odelt_eqx.files import member_path, read_text, write_json, write_text
-from odelt_eqx.network import check_depth
 from odelt_eqx.ode.plan import Adaptive, FixedSteps
 from odelt_eqx.parallel import describe_devices, is_main_process, on_main_process
 from odelt_eqx.progress import Progress
 from odelt_eqx.serialize import to_dict
-from odelt_eqx.training.checkpoint import Checkpoints
-from odelt_eqx.training.load import load_contents, run_config
+from odelt_eqx.training.load import latest_step, load_contents, run_config
 
 TABLE = "grid.md"
 
@@ -59,27 +57,27 @@ def evaluate(
         plane also length.png and density.png.
 
     Raises:
-        InputError: the folder is not a run with a checkpoint, the features cannot be read, or the
-            network does not have one of the depths.
+        InputError: the folder is not a run with a checkpoint, the features cannot be read, the
+            network does not have one of the depths, or another process measures in the folder.
         Interrupted: a signal asked for it; the same call resumes the measurement.
     """
     trained, folder = run_config(run), run if out is None else out
     trained.check_sampling(*config.diffusion)
-    for depth in config.depths:
-        check_depth(depth, trained.model.depths)
+    config.check_depths(trained.model.depths)
     judge, figures = open_judge(trained, config, features), []
-    with network_on_devices(run) as network:
-        data = to_dict(trained)["data"]
-        meter = Meter(network, judge, config, folder, data, trained.sample)
+    step = latest_step(run)  # training may go on meanwhile
+    with network_on_devices(run) as network, lock_results(folder):
+        meter = Meter(network, judge, config, folder, trained.sample)
         with Progress("evaluate (samples)", config.count * len(meter.configs)) as progress:
             rows = list(meter.rows(progress, seconds))
         if network.shape == (2,):
             figures = [folder / "length.png", folder / "density.png"]
             save_length(network, judge.held_out, trained.sample, figures[0])
             save_density(network, judge.held_out, trained.sample, figures[1])
-        paths = write_grid(meter, rows, trained, run, folder, command, figures)
+        paths = write_grid(meter, rows, step, trained, run, folder, command, figures)
     measured = {row.config.time.steps for row in rows if isinstance(row.config.time, FixedSteps)}
-    if is_main_process() and (left_out := sorted({*config.steps} - measured)):
+    left_out = sorted({*config.steps} - measured)
+    if seconds is not None and is_main_process() and left_out:
         warnings.warn(
             f"not measured, as it would take over {seconds:.0f} s: {', '.join(map(str, left_out))} "
             f"time steps; {command or typed('evaluate', run)} measures them",
@@ -114,6 +112,7 @@ def open_judge(trained: TrainConfig, config: GridConfig, features: FeaturesConfi
 def write_grid(
     meter: Meter,
     rows: Sequence[Row],
+    step: int,
     trained: TrainConfig,
     run: Path,
     folder: Path,
@@ -122,12 +121,11 @@ def write_grid(
 ) -> list[Path]:
     """Write rows that were measured, with figures and a report; return the files.
 
-    All processes must call it. `figures` are shown in the report besides, if they exist by then.
+    All processes must call it. `step` is that of the checkpoint that was measured; `figures` are
+    shown in the report besides, if they exist by then.
     """
     bounds, bits, config, judge = meter.bounds(), tuple(meter.bits()), meter.config, meter.judge
     names = ("grid.png", TABLE, GRID, "curves.png", "report.html")
-    with Checkpoints(run, write=False) as checkpoints:
-        step = checkpoints.latest or 0
 
     def write() -> None:
         assert bounds is not None  # process 0 has the values
@@ -157,7 +155,7 @@ def write_grid(
         write_json(folder / GRID, to_dict(grid))
         save_curves(grid, folder / "curves.png")
         page = _page(grid, trained, run, folder, command, figures)
-        write_text(folder / "report.html", page)
+        write_text(folder / "report.html", as_text(page))
 
     on_main_process(write)
     return [*(folder / name for name in names), *figures]
@@ -262,13 +260,16 @@ def _embed(path: Path) -> str:
     return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
-def describe_run(run: Path) -> str:
-    """Return the classes and the measured grid of a run as sections of Markdown, if it has them."""
+def describe_run(run: Path, measured: bool = True) -> str:
+    """Return the classes and the measured grid of a run as sections of Markdown, if it has them.
+
+    The grid is that of the EMA weights; it is left out unless what is described was `measured`.
+    """
     contents, grid = load_contents(run), run / TABLE
     sections = ""
     if contents is not None:
-        lines = (f"- {label}: {name}" for label, name in enumerate(contents.class_names))
+        lines = (f"- {i}: {as_text(name)}" for i, name in enumerate(contents.class_names))
         sections += "## Classes\n\n" + "\n".join(lines) + "\n\n"
-    if grid.is_file():
+    if measured and grid.is_file():
         sections += f"## Measured\n\n{read_text(grid, 'a table of a grid').strip()}\n\n"
     return sections

@@ -12,18 +12,18 @@ from jaxtyping import Float
 
 from odelt_eqx.errors import check_range
 from odelt_eqx.evaluation.features import FeaturesConfig, Pixels
-from odelt_eqx.evaluation.figures import depth_colours, new_figure, save_figure
+from odelt_eqx.evaluation.figures import depth_colours, log_limits, new_figure, save_figure
 from odelt_eqx.evaluation.grid import SEARCH, GridConfig, Row
-from odelt_eqx.evaluation.measure import Meter, network_on_devices
+from odelt_eqx.evaluation.measure import Meter, lock_results, network_on_devices
 from odelt_eqx.evaluation.metrics import distance_name
 from odelt_eqx.evaluation.report import open_judge, write_grid
 from odelt_eqx.network import Network
+from odelt_eqx.nn.config import NetworkConfig
 from odelt_eqx.ode.plan import FixedSteps
 from odelt_eqx.parallel import broadcast, is_main_process, on_main_process
 from odelt_eqx.progress import Progress
 from odelt_eqx.sampling import SampleConfig
-from odelt_eqx.serialize import to_dict
-from odelt_eqx.training.load import run_config
+from odelt_eqx.training.load import latest_step, run_config
 from odelt_eqx.training.signals import StopSignals
 
 Rows = dict[SampleConfig, Row | None]
@@ -50,10 +50,11 @@ class SearchConfig:
 
     Args:
         space: the settings that are tried, and the samples of a row that is measured to the end.
-            The guide may have any depth unless it says which.
+            The guide may have any depth unless it says which. What is guided is tried without
+            guidance as well.
         minutes: about how long the search takes. What it has measured is kept: the same command
             goes on from there.
-        first: samples of a row when it is first tried.
+        first: samples of a row when it is first tried, those of the space at most.
 
     Raises:
         InputError: a number is out of range.
@@ -66,7 +67,7 @@ class SearchConfig:
     def __post_init__(self) -> None:
         """Check the ranges."""
         check_range(self, "minutes", above=0)
-        check_range(self, "first", least=2, most=self.space.count)
+        check_range(self, "first", least=2)
 
     @property
     def counts(self) -> list[int]:
@@ -76,10 +77,13 @@ class SearchConfig:
             counts.insert(0, counts[0] // 2)
         return counts
 
-    def settings(self, network: Network) -> dict[SampleConfig, list[SampleConfig]]:
+    def settings(self, network: Network | NetworkConfig) -> dict[SampleConfig, list[SampleConfig]]:
         """Return the settings of a network by what they are without guidance, the cheapest first.
 
-        Those without guidance come first in each list.
+        That without guidance is the first in each list, even if it is not in the space.
+
+        Raises:
+            InputError: the network lacks a depth of the space, or no guide is below a row's depth.
         """
         kind, depths = network.condition_type, network.depths
         space = dataclasses.replace(self.space, guide_depths=self.space.guide_depths or depths[:-1])
@@ -87,14 +91,16 @@ class SearchConfig:
             space = dataclasses.replace(space, guidance=(1.0,))
         if len(depths) == 1:
             space = dataclasses.replace(space, depth_guidance=(0.0,))
+        space.check_depths(depths)
+        usual = min(space.grids, key=lambda grid: grid != "uniform", default="uniform")
         found: dict[SampleConfig, list[SampleConfig]] = {}
         for setting in space.sample_configs(depths):
-            plan = setting.time
-            if isinstance(plan, FixedSteps) and plan.grid != "uniform" and plan.steps <= 2:
+            plan, plain = setting.time, without_guidance(setting)
+            if isinstance(plan, FixedSteps) and plan.grid != usual and plan.steps <= 2:
                 continue  # every grid is the same
-            found.setdefault(without_guidance(setting), []).append(setting)
+            found.setdefault(plain, [plain]).append(setting)
         cheapest = sorted(found, key=_cost)
-        return {plain: sorted(found[plain], key=_guidances) for plain in cheapest}
+        return {plain: sorted(dict.fromkeys(found[plain]), key=_guidances) for plain in cheapest}
 
 
 def without_guidance(config: SampleConfig) -> SampleConfig:
@@ -151,28 +157,32 @@ def search(
         The files written: frontier.png, and those of `evaluate`.
 
     Raises:
-        InputError: the folder is not a run with a checkpoint, or the features cannot be read.
+        InputError: the folder is not a run with a checkpoint, the features cannot be read, the
+            space does not fit the network, or another process measures in the folder.
         Interrupted: a signal asked for it; the same call resumes the search.
     """
     trained, folder = run_config(run), run / SEARCH if out is None else out
     trained.check_sampling(*config.space.diffusion)
+    settings = config.settings(trained.model)
     judge = open_judge(trained, config.space, features)
-    with network_on_devices(run) as network:
-        meter = Meter(network, judge, config.space, folder, to_dict(trained)["data"])
+    step = latest_step(run)  # training may go on meanwhile
+    with network_on_devices(run) as network, lock_results(folder):
+        meter = Meter(network, judge, config.space, folder)
         seconds = 60 * config.minutes
         with StopSignals() as stop, Progress("search (seconds)", round(seconds)) as progress:
             trials = Trials(meter, stop, progress, seconds)
-            published, found = find_frontier(config, config.settings(network), trials)
+            published, found = find_frontier(config, settings, trials)
         figure = folder / "frontier.png"
         judges = [features for features in (judge.features, judge.second) if features is not None]
         names = [distance_name("Fréchet", features.name) for features in judges]
         on_main_process(lambda: save_frontier(published.values(), found.values(), names, figure))
         measured = {**published, **found}.values()
         rows = [row for row in measured if row is not None]
-        paths = write_grid(meter, rows, trained, run, folder, command, [figure])
+        paths = write_grid(meter, rows, step, trained, run, folder, command, [figure])
     if is_main_process():
-        left = sum(map(len, config.settings(network).values())) - len(trials.tried)
-        print(f"note: {len(trials.tried):,} settings tried; the same command tries {left:,} more")
+        tried = len(trials.tried)
+        noun, every = "setting" if tried == 1 else "settings", sum(map(len, settings.values()))
+        print(f"note: {tried:,} {noun} tried; the same command tries {every - tried:,} more")
     return paths
 
 
@@ -326,6 +336,7 @@ def save_frontier(
     for judge, (name, line) in enumerate(zip(names, panels, strict=True)):
         line[0].set_ylabel(name)
         for cost, axis in zip(costs, line, strict=True):
+            axis.set(xscale="log", yscale="log")
             points = lambda rows, cost=cost, judge=judge: np.array(
                 [(getattr(row, cost), *_with_error(row, judge)) for row in rows]
             ).reshape(-1, 3)
@@ -338,11 +349,13 @@ def save_frontier(
             front = front[np.argsort(front[:, 0], kind="stable")]
             lowest = np.minimum.accumulate(front[:, 1])
             axis.plot(*front[front[:, 1] == lowest][:, :2].T, color="k", lw=1)
-            axis.set(xscale="log", yscale="log")
             for side in (axis.xaxis, axis.yaxis):
                 side.set_major_formatter("{x:g}")
                 side.set_minor_locator(LogLocator(subs=(2, 3, 5)))
                 side.set_minor_formatter("{x:g}")
+            spent, distance, error = points([*usual, *others]).T
+            reach = np.concatenate([np.maximum(distance - error, distance / 2), distance + error])
+            axis.set(xlim=log_limits(spent), ylim=log_limits(reach))
             axis.grid(alpha=0.3, which="both")
     for axis, label in zip(panels[-1], costs.values(), strict=True):
         axis.set_xlabel(label)

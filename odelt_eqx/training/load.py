@@ -106,6 +106,13 @@ def load_teacher(run: str | Path) -> AnyNetwork | None:
         return checkpoints.restore_teacher()
 
 
+def latest_step(run: str | Path) -> int:
+    """Return the step of a run's newest checkpoint; raises as `load` does."""
+    with _open_checkpoints(run) as checkpoints:
+        assert checkpoints.latest is not None  # for the type checker: it has been checked
+        return checkpoints.latest
+
+
 def run_config(run: str | Path) -> TrainConfig:
     """Return the config of a run folder; an InputError if it is not a run of this version."""
     path = Path(run) / CONFIG

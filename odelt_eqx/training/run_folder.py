@@ -1,4 +1,4 @@
-"""A run folder: what may be done with it, how it starts, and its lock."""
+"""A run folder: what may be done with it, and how it starts."""
 
 import dataclasses
 import shutil
@@ -10,7 +10,7 @@ from pathlib import Path
 from odelt_eqx.config import TrainConfig, flat, save_config
 from odelt_eqx.data.source import Contents
 from odelt_eqx.errors import InputError
-from odelt_eqx.files import temporary_path, write_errors, write_json
+from odelt_eqx.files import lock, temporary_path, write_errors, write_json
 from odelt_eqx.parallel import on_main_process
 from odelt_eqx.serialize import to_dict
 from odelt_eqx.training.checkpoint import CHECKPOINTS, Checkpoints
@@ -68,7 +68,7 @@ def open_run(
 
         def prepare() -> None:
             with write_errors(run, HINT):
-                stack.enter_context(lock(run))
+                stack.enter_context(lock(run / LOCK, "training", "or stop it"))
                 check_run_folder(config, run, resume, overwrite)  # another process may have trained
                 if resume:
                     _check_contents(run, contents)
@@ -108,29 +108,6 @@ def start_run(config: TrainConfig, run: Path) -> None:
         elif path.name not in (CONFIG, LOCK):
             path.unlink()
     save_config(config, run / CONFIG)
-
-
-@contextmanager
-def lock(run: Path) -> Iterator[None]:
-    """Hold the lock of a run folder; an InputError if another process does.
-
-    The operating system releases it when the process ends, however it ends. Where it cannot lock,
-    as on Windows and on some network file systems, a note says so.
-    """
-    run.mkdir(parents=True, exist_ok=True)
-    with (run / LOCK).open("w") as file:
-        try:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"another process is training in {run}; wait for it or stop it"
-            ) from None
-        except (ImportError, OSError) as error:
-            unlocked = f"{run} cannot be locked here ({error}): train in it with one process only"
-            print(f"note: {unlocked}", file=sys.stderr)
-        yield
 
 
 def _in_use(run: Path) -> bool:

@@ -9,16 +9,18 @@ import numpy as np
 import pytest
 
 import odelt_eqx as odelt
+from odelt_eqx.data import digits
+from odelt_eqx.data.source import ArraySource
 from odelt_eqx.errors import Interrupted
 from odelt_eqx.evaluation.figures import sheet_columns, shown_count
 from odelt_eqx.evaluation.grid import Bounds, GridConfig, Row, load_grid, recommend
-from odelt_eqx.evaluation.measure import Meter, Store, inputs
-from odelt_eqx.evaluation.quality import Quality
+from odelt_eqx.evaluation.measure import Meter, Store, inputs, lock_results
+from odelt_eqx.evaluation.quality import Judge, Quality
 from odelt_eqx.images import tile
 from odelt_eqx.noise import sample_noise
 from odelt_eqx.progress import Progress
 from odelt_eqx.serialize import from_dict, to_dict
-from tests.evaluation.makers import write_grid
+from tests.evaluation.makers import row, write_grid
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*samples do not determine")
 
@@ -35,7 +37,7 @@ class Silent(Progress):
 
 
 def measure(model, judge, config, folder, progress=None):
-    meter = Meter(model, judge, config, folder, "digits")
+    meter = Meter(model, judge, config, folder)
     return list(meter.rows(progress or Silent()))
 
 
@@ -200,9 +202,17 @@ def test_a_signal_is_obeyed_while_samples_are_compared(model, judge, tmp_path, m
 
 def test_a_row_is_known_by_all_that_it_depends_on(model, judge, tmp_path):
     config = GridConfig()
-    settings = lambda model, config: Meter(model, judge, config, tmp_path, "digits").settings
+
+    def settings(model, config, train=judge.train, held_out=judge.held_out):
+        other = Judge(judge.features, train, held_out, classes=10)
+        return Meter(model, other, config, tmp_path).settings
+
     known = settings(model, config)
     assert known == settings(model, config)
+    same, other = (ArraySource(digits("train").x + x, judge.train.condition) for x in (0, 1e-3))
+    assert settings(model, config, train=same) == known
+    assert settings(model, config, train=other)["data"] != known["data"]
+    assert settings(model, config, held_out=other)["data"] != known["data"]
     for change in ({"count": 500}, {"seed": 1}, {"length": odelt.FixedSteps(solver="heun")}):
         assert settings(model, dataclasses.replace(config, **change)) != known
     assert settings(odelt.truncate(model, 2), config)["weights"] != known["weights"]
@@ -216,7 +226,7 @@ def test_a_row_is_known_by_all_that_it_depends_on(model, judge, tmp_path):
         ({"guidance": ()}, "there is nothing to measure"),
         ({"likelihood": -1}, "likelihood must not be negative; got -1"),
         ({"count": 1}, "count must be at least 2; got 1"),
-        ({"count": 100, "batch_size": 300}, r"batch_size must lie in \[1, 100\]; got 300"),
+        ({"batch_size": 0}, "batch_size must be at least 1; got 0"),
     ],
 )
 def test_a_grid_that_cannot_be_measured_is_refused(change, message):
@@ -224,18 +234,31 @@ def test_a_grid_that_cannot_be_measured_is_refused(change, message):
         GridConfig(**change)
 
 
-def row(depth=2, steps=1, distance=9.0, milliseconds=1.0, memory=10, samples="a.png"):
-    config = odelt.SampleConfig(time=odelt.FixedSteps(steps=steps), depth=depth, guidance=1.5)
-    cost = {"accepted": 1.0 * steps, "rejected": 0.0, "evaluations": 1.0, "blocks": 1.0}
-    return Row(
-        config,
-        Quality(distance, kernel=0.1),
-        **cost,
-        milliseconds=milliseconds,
-        memory=memory,
-        device_memory=None,
-        samples=samples,
-    )
+def test_what_is_asked_for_twice_is_measured_once():
+    once = GridConfig(steps=(2, 1), depths=(4,), guidance=(1.0, 2.0), likelihood=1)
+    twice = GridConfig(steps=(2, 1, 2), depths=(4, 4), guidance=(1.0, 2.0, 1.0), likelihood=1)
+    assert twice == once
+    assert len(twice.sample_configs((2, 4))) == 4
+
+
+def test_a_batch_is_no_larger_than_the_samples_of_a_row():
+    assert GridConfig(count=100).batch_size == 100
+    assert GridConfig(count=100, batch_size=30).batch_size == 30
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"depths": (3,)}, r"^depth must be one of 2, 4 \(in blocks\); got 3"),
+        ({"guide_depths": (3,)}, r"^guide_depth must be one of 2, 4 \(in blocks\); got 3"),
+        ({"guide_depths": (4,)}, "deeper than its guide; got depths 2, 4 and guide_depths 4"),
+        ({"depths": (2,)}, "deeper than its guide; got depths 2 and guide_depths 2"),
+    ],
+)
+def test_a_grid_that_does_not_fit_the_network_is_refused(change, message):
+    with pytest.raises(odelt.InputError, match=message):
+        GridConfig(depth_guidance=(1.0,), **change).check_depths((2, 4))
+    GridConfig(depth_guidance=(1.0,)).check_depths((2, 4))
 
 
 @pytest.mark.parametrize(
@@ -260,6 +283,17 @@ def test_a_damaged_line_is_measured_again(tmp_path):
     with store.path.open("a") as file:
         file.write('{"settings": {"at": 2}, "measu')
     assert Store(store.path).known([{"at": 1}, {"at": 2}]).tolist() == [True, False]
+
+
+def test_one_process_measures_in_a_folder_at_a_time(tmp_path):
+    with lock_results(tmp_path / "results"):
+        message = r"another process is measuring in .*results; wait for it, or give another --out"
+        with pytest.raises(odelt.InputError, match=message), lock_results(tmp_path / "results"):
+            pytest.fail("it is locked")
+        with lock_results(tmp_path / "others"):
+            pass
+    with lock_results(tmp_path / "results"):
+        pass
 
 
 @pytest.fixture
@@ -328,6 +362,14 @@ def test_the_best_row_within_a_budget_is_recommended(measured):
         "depth 2, euler, 4 time steps, guidance 1.5: Fréchet distance (pixels) 5.00 at 4 ms per "
         "sample on here"
     )
+
+
+@pytest.mark.parametrize(("evaluated", "best"), [(1, 2.0), (2, 2.0), (3, 1.0)])
+def test_what_was_measured_of_the_newer_checkpoint_answers(tmp_path, evaluated, best):
+    """Of the same one, what was searched, here at step 2."""
+    write_grid(tmp_path / "search", [row(distance=2.0)], step=2)
+    write_grid(tmp_path, [row(distance=1.0)], step=evaluated)
+    assert recommend(tmp_path, memory=10).row.quality.frechet == best
 
 
 def test_a_budget_that_buys_nothing_is_one_line(measured, tmp_path):

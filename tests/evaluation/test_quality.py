@@ -9,6 +9,7 @@ import pytest
 
 from odelt_eqx.array_files import write_arrays
 from odelt_eqx.data import Adm, Toy, digits, open_source
+from odelt_eqx.data.source import ArraySource, read, sample_indices
 from odelt_eqx.errors import InputError
 from odelt_eqx.evaluation.features import Edges, Features, Pixels
 from odelt_eqx.evaluation.metrics import (
@@ -113,7 +114,23 @@ def test_given_statistics_replace_those_of_the_held_out_split(judge):
     ours, theirs = (quality(j, train.x, train.condition) for j in (by_file, judge))
     assert ours.frechet == pytest.approx(theirs.frechet)
     assert by_file.reference.startswith("given statistics (")
-    assert by_file.real_quality(1000).frechet == pytest.approx(0, abs=1e-6)
+    real, without = by_file.real_quality(300), judge.real_quality(300)
+    held_out = quality(by_file, *read(held_out, sample_indices(held_out, 300)))
+    assert (real.frechet, real.frechet_error) == (held_out.frechet, held_out.frechet_error)
+    assert real.frechet < without.frechet
+    same = ("kernel", "kernel_error", "precision", "recall", "second", "second_error", "accuracy")
+    for name in same:  # no sample is compared with itself
+        assert getattr(real, name) == pytest.approx(getattr(without, name), rel=1e-6)
+
+
+def test_the_same_data_have_one_fingerprint_and_other_values_another():
+    x, labels = RNG.standard_normal((30, 2)).astype(np.float32), np.arange(30) % 2
+    source, same, other = (ArraySource(values, labels) for values in (x, x.copy(), -x))
+    named = ArraySource(x, labels, class_names=("a", "b"))
+    fingerprint = lambda *splits: Judge(Pixels().open((2,)), *splits, classes=2).data
+    assert fingerprint(source, source) == fingerprint(same, same)
+    changed = [(other, source), (source, other), (named, source), (source, named)]
+    assert len({fingerprint(*splits) for splits in [(source, source), *changed]}) == 5
 
 
 def quadrants(x):

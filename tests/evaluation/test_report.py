@@ -11,14 +11,22 @@ import pytest
 from PIL import Image
 
 import odelt_eqx as odelt
+from odelt_eqx.commands import convert
 from odelt_eqx.data import Folder, HeldOut
+from odelt_eqx.data.source import ArraySource
+from odelt_eqx.evaluation.features import Pixels
+from odelt_eqx.evaluation.figures import save_grid_samples
 from odelt_eqx.evaluation.grid import GridConfig, load_grid
-from odelt_eqx.evaluation.measure import Meter, _most_steps
-from odelt_eqx.evaluation.report import evaluate
+from odelt_eqx.evaluation.measure import Meter, _most_steps, lock_results
+from odelt_eqx.evaluation.quality import Judge
+from odelt_eqx.evaluation.report import describe_run, evaluate
 from odelt_eqx.evaluation.samples import SampleRequest, save_samples
+from odelt_eqx.files import write_json
+from odelt_eqx.serialize import to_dict
 from odelt_eqx.training.train import train
 from tests.conftest import TINY, TINY_RUN
 from tests.data.makers import write_images
+from tests.evaluation import makers
 
 pytestmark = [pytest.mark.thorough, pytest.mark.filterwarnings("ignore:.*samples do not determine")]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -127,9 +135,51 @@ def test_a_file_without_rows_is_one_line(tiny_run, tmp_path, text):
         evaluate(tiny_run, CONFIG, tmp_path)
 
 
-def test_a_depth_the_run_lacks_is_refused_before_anything_is_measured(tiny_run):
-    with pytest.raises(odelt.InputError, match="depth must be one of 2, 4"):
-        evaluate(tiny_run, GridConfig(depths=(3,)))
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (GridConfig(depths=(3,)), "depth must be one of 2, 4"),
+        (GridConfig(depth_guidance=(1.0,), guide_depths=(4,)), "depths 2, 4 and guide_depths 4"),
+    ],
+)
+def test_a_depth_the_run_lacks_is_refused_before_anything_is_measured(
+    tiny_run, monkeypatch, config, message
+):
+    monkeypatch.setattr(Judge, "prepare", lambda _: pytest.fail("it is measured"))
+    with pytest.raises(odelt.InputError, match=message):
+        evaluate(tiny_run, config)
+
+
+def test_a_folder_that_another_evaluation_writes_to_is_refused(tiny_run, tmp_path):
+    with lock_results(tmp_path), pytest.raises(odelt.InputError, match="another process is meas"):
+        evaluate(tiny_run, CONFIG, tmp_path)
+
+
+def test_names_of_classes_that_are_no_text_are_escaped(tmp_path):
+    """As a folder may be called in Latin-1; in a formula of matplotlib, `$` would be math."""
+    names = ("caf\udce9", r"$\a$")
+    source = ArraySource(np.zeros((8, 4, 4, 1), np.float32), np.arange(8) % 2, class_names=names)
+    judge = Judge(Pixels().open((4, 4, 1)), source, source, classes=2)
+    assert judge.class_names == (r"caf\udce9", r"$\a$")
+    grid = load_grid(makers.write_grid(tmp_path, [makers.row()]))
+    grid = dataclasses.replace(grid, shape=(4, 4, 1), class_names=judge.class_names)
+    save_grid_samples(grid, judge, tmp_path)
+    assert (tmp_path / "grid.png").is_file()
+    write_json(tmp_path / "data.json", to_dict(source.contents))
+    assert describe_run(tmp_path) == "## Classes\n\n- 0: caf\\udce9\n- 1: $\\a$\n\n"
+
+
+@pytest.mark.parametrize("options", [[], ["--depth", "2"], ["--average-width", "0.2"]], ids=str)
+def test_a_published_grid_is_that_of_the_weights(tiny_run, tmp_path, monkeypatch, options):
+    """Those of a part of the network, or of another average, were not measured."""
+    cards, run = [], tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    (run / "grid.md").write_text("| depth |\n")
+    monkeypatch.setattr("odelt_eqx.commands.convert.convert", lambda *args: cards.append(args[6]))
+    convert.run([str(run), "hub:someone/digits", *options])
+    (card,) = cards
+    assert "## Classes" in card
+    assert ("## Measured" in card) == (not options)
 
 
 def test_the_page_needs_no_other_file_and_executes_nothing_else(results):

@@ -1,0 +1,39 @@
+"""The axes of figures."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from odelt_eqx.evaluation import figures, search
+from odelt_eqx.evaluation.grid import Bounds, load_grid
+from odelt_eqx.evaluation.quality import Quality
+from tests.evaluation.makers import row, write_grid
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that are saved."""
+    found = []
+    for module in (figures, search):
+        monkeypatch.setattr(module, "save_figure", lambda figure, _: found.append(figure))
+    return found
+
+
+@pytest.mark.parametrize("found", [False, True])
+def test_axes_show_a_single_row(drawn, tmp_path, found):
+    """matplotlib makes the ends of a logarithmic axis equal, or nearly so, for a single value."""
+    single = dataclasses.replace(row(milliseconds=23.76616038684932), evaluations=73.0, blocks=73.0)
+    single = dataclasses.replace(single, quality=Quality(9.0, accuracy=0.5))
+    grid = load_grid(write_grid(tmp_path, [single]))
+    bounds = Bounds(Quality(1.0, accuracy=0.9), Quality(9.0, accuracy=0.1))
+    figures.save_curves(dataclasses.replace(grid, bounds=bounds), tmp_path)
+    published, others = ([], [single]) if found else ([single], [])
+    search.save_frontier(published, others, ["distance"], tmp_path)
+    assert [len(figure.axes) for figure in drawn] == [4, 2]
+    for figure in drawn:
+        figure.draw_without_rendering()
+        for axis in figure.axes:
+            ends = axis.get_xlim(), axis.get_ylim()
+            assert np.isfinite(ends).all()
+            assert all(high - low > 0.01 * high for low, high in ends)
