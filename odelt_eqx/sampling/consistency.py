@@ -57,7 +57,7 @@ def consistency_sample(
         (10, 8, 8, 1)
     """
     condition = as_condition(model, condition)
-    traced = is_traced(model, noise, condition, config, options)
+    traced = is_traced(model, noise, condition, config, options, key)
     config = resolve(model, noise, condition, config, options, traced)
     if diffuses(config):
         raise InputError("consistency sampling adds noise of its own: leave out diffusion")

@@ -94,7 +94,7 @@ def sample_with_stats(
     """
     weights, structure = _flatten(model)
     condition = as_condition(model, condition)
-    traced = is_traced(weights, noise, condition, config, options)
+    traced = is_traced(weights, noise, condition, config, options, key)
     config = resolve(model, noise, condition, config, options, traced)
     keys = example_keys(config, key, noise)
     samples, _, stats = solve_flow(weights, structure, noise, condition, config, keys, True)
@@ -162,7 +162,7 @@ def _solve(
     """Return the states at the times asked for, or the last; raise a SolveError for failures."""
     weights, structure = _flatten(model)
     condition = as_condition(model, condition)
-    traced = is_traced(weights, start, condition, config, options)
+    traced = is_traced(weights, start, condition, config, options, key)
     config = resolve(model, start, condition, config, options, traced)
     keys = example_keys(config, key, start)
     # Failures of the length axis must be counted.

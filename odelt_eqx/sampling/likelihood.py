@@ -92,7 +92,7 @@ def log_likelihood(
     """
     condition = as_condition(model, condition)
     options = leave_out_what_is_no_flow(config, options, "the likelihood")
-    traced = is_traced(model, data, condition, config, options)
+    traced = is_traced(model, data, condition, config, options, key)
     config = resolve(model, data, condition, config, options, traced)
     signs = None
     if probes != "exact":

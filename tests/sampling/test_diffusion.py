@@ -92,6 +92,13 @@ def test_a_sample_depends_on_its_own_key_alone():
     np.testing.assert_allclose(fewer, shared[:3], atol=1e-6)
 
 
+def test_a_key_may_be_traced():
+    run = lambda key: odelt.sample_with_stats(
+        NETWORK, NOISE[:6], time=EULER, diffusion=1.0, key=key
+    )
+    np.testing.assert_allclose(jax.jit(run)(KEY)[0], run(KEY)[0], atol=1e-6)
+
+
 @pytest.mark.parametrize("key", [0, jax.random.PRNGKey(0)], ids=["number", "old key"])
 def test_a_key_is_a_typed_one(any_types, key):
     with pytest.raises(odelt.InputError, match="key must be one of JAX's typed keys"):
