@@ -25,7 +25,10 @@ def _strict():
     "options",
     [
         {"time": odelt.FixedSteps(3, grid="cosine"), "guidance": 1.5},
-        {"time": odelt.FixedSteps(4, "ab3"), "depth": np.array([2, 4] * 4)},
+        pytest.param(
+            {"time": odelt.FixedSteps(4, "ab3"), "depth": np.array([2, 4] * 4)},
+            marks=pytest.mark.slow,
+        ),
         {"time": odelt.Adaptive(), "length": odelt.Adaptive()},
     ],
     ids=str,

@@ -197,6 +197,7 @@ def test_on_a_gpu_every_block_is_one_fused_attention(monkeypatch, choice):
         assert "cudnn" not in cuda_program(velocity, other)
 
 
+@pytest.mark.thorough
 def test_elsewhere_the_same_network_computes_its_attention_by_xla(monkeypatch):
     x = jax.random.normal(jax.random.key(2), (3, *TINY.shape))
     model = randomised(HALF.build(key=jax.random.key(0)))

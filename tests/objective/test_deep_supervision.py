@@ -118,7 +118,7 @@ def test_numbers_out_of_range_are_refused(arguments, message):
         DeepSupervision(**arguments)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_step_in_parts_is_the_step(tmp_path):
     optimizer, results = optax.sgd(0.1), []
     shallow = dataclasses.replace(CONFIG, depth=2, depth_min=1, depth_group=1)

@@ -221,6 +221,7 @@ def one_step(objective, config, parts=1):
     return step(state, IMAGES, LABELS, jax.random.key(1))
 
 
+@pytest.mark.thorough
 def test_in_parts_as_at_once_it_makes_the_same_step():
     objective = SelfAlignment(DeepSupervision(Shortcut(), share=0.5, teacher="average"))
     config = dataclasses.replace(CONFIG, depth=2, depth_min=1, depth_group=1)

@@ -219,7 +219,7 @@ def test_times_that_do_not_rise_within_the_solve_are_refused(model, at):
         odelt.trajectory(model, NOISE, LABELS, at)
 
 
-@pytest.mark.parametrize("axis", ["time", "length"])
+@pytest.mark.parametrize("axis", ["time", pytest.param("length", marks=pytest.mark.thorough)])
 def test_a_tolerance_that_bfloat16_cannot_meet_is_warned_of(model, axis):
     config = dataclasses.replace(model.config, dtype="bfloat16")
     half = odelt.DiT(config, key=jax.random.key(0))

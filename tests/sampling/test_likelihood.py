@@ -48,7 +48,7 @@ IMAGES = jax.random.uniform(jax.random.key(0), (2, 8, 8, 1), minval=-1)
 LABELS = jnp.array([3, 10])
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_the_density_of_a_network_is_the_volume_that_its_flow_keeps(model):
     """`log p_1 = log p_0 + log |det dx_0 / dx_1|`, the determinant taken of the solve itself."""
     found = odelt.log_likelihood(model, IMAGES, LABELS, time=PLAN, depth=2, guidance=1.5)

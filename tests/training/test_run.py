@@ -111,7 +111,7 @@ def test_a_resumed_run_of_the_newer_blocks_ends_with_the_same_bits(tmp_path, mon
 
 
 @pytest.mark.thorough
-def test_a_resumed_run_that_learns_guidance_ends_with_the_same_bits(tmp_path, monkeypatch):
+def test_a_run_that_learns_guidance_resumes_with_the_same_bits(tmp_path, monkeypatch):
     objective = LengthConsistency(MeanFlow(tangent="network", max_guidance=4.0))
     model = dataclasses.replace(POINTS_RUN.model, ignore_step=False, dropout=0.0)
     config = dataclasses.replace(POINTS_RUN, model=model, objective=objective, steps=2)
@@ -142,7 +142,7 @@ def test_a_network_that_is_told_its_guidance_is_sampled_with_it(tmp_path):
 
 
 @pytest.mark.thorough
-def test_a_resumed_run_that_aligns_hidden_states_ends_with_the_same_bits(tmp_path, monkeypatch):
+def test_a_run_that_aligns_hidden_states_resumes_with_the_same_bits(tmp_path, monkeypatch):
     objective = SelfAlignment(DeepSupervision(POINTS_RUN.objective))
     config = dataclasses.replace(POINTS_RUN, model=ALIGNED, objective=objective, steps=2)
     config = dataclasses.replace(config, log_every=1, save_every=1, eval_every=10)
@@ -279,7 +279,7 @@ def test_a_run_may_go_on_for_longer_and_be_saved_otherwise(points_run, tmp_path,
     ],
     ids=str,
 )
-def test_what_decides_the_weights_stays_in_a_resumed_run(tmp_path, objective, changes, message):
+def test_what_decides_the_weights_stays_when_a_run_goes_on(tmp_path, objective, changes, message):
     """The number of steps does where there are stages."""
     begun = dataclasses.replace(POINTS_RUN, model=ALIGNED, objective=objective)
     save_config(begun, tmp_path / "config.json")

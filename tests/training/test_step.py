@@ -103,7 +103,7 @@ def test_a_step_is_adamw_on_the_mean_squared_error_and_moves_the_average():
 @pytest.mark.parametrize(
     "objective",
     [
-        FlowMatching(),
+        pytest.param(FlowMatching(), marks=pytest.mark.slow),
         pytest.param(LengthConsistency(Shortcut()), marks=pytest.mark.slow),
         DeepSupervision(),
     ],

@@ -161,6 +161,7 @@ def test_a_teacher_that_is_of_no_use_is_refused(tiny_run, flow, objective, chang
         start(objective, **changes)
 
 
+@pytest.mark.thorough
 def test_a_larger_network_may_teach(tmp_path):
     """A teacher that is never replaced only has to share the data, classes and steps."""
     path = str(tmp_path / "large.safetensors")
@@ -179,6 +180,7 @@ def items(run):
     return {p.name for p in (run / "checkpoints" / str(max(steps))).iterdir()}
 
 
+@pytest.mark.thorough
 def test_a_resumed_distillation_ends_with_the_same_bits(points_run, tmp_path, monkeypatch):
     """Its teacher is in the checkpoint: what it was copied from may be gone."""
     monkeypatch.setattr("odelt_eqx.training.train.held_out_loss", lambda *_: 0.0)  # not tested here
