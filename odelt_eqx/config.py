@@ -2,17 +2,14 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal, NoReturn
-
-import equinox as eqx
+from typing import Any, Literal
 
 from odelt_eqx.data import Data, Digits, Loading
 from odelt_eqx.errors import InputError, check_numbers, check_range
 from odelt_eqx.files import read_json, write_json
 from odelt_eqx.interop.published import PublishedObjective
-from odelt_eqx.network import Inputs, check_depth
+from odelt_eqx.network import check_depth
 from odelt_eqx.nn import DiTConfig, VectorNetConfig
-from odelt_eqx.nn.config import ConfiguredNetwork, NetworkConfig
 from odelt_eqx.objective import (
     DeepSupervision,
     LengthConsistency,
@@ -237,7 +234,7 @@ class TrainConfig:
         for depth in self.logging.sample_depths:
             check_depth(depth, self.model.depths)
         self.check_sampling(self.sample.diffusion)
-        check_fit(_Unbuilt(model), vars(self.sample))
+        check_fit(model.condition_type, model.depths, model.anytime, vars(self.sample))
 
     def check_sampling(self, *diffusion: float) -> None:
         """Raise an InputError unless the network can be sampled with this diffusion.
@@ -249,19 +246,6 @@ class TrainConfig:
                 "diffusion is for straight paths of independent noise and data; this run "
                 f"{reason}: leave out diffusion"
             )
-
-
-class _Unbuilt(ConfiguredNetwork):
-    """A network that has no weights yet: what options are checked against."""
-
-    config: NetworkConfig = eqx.field(static=True)
-
-    def __init__(self, config: NetworkConfig):
-        self.config = config
-
-    def velocity(self, inputs: Inputs) -> NoReturn:
-        """Fail: it cannot be evaluated."""
-        raise NotImplementedError
 
 
 def flat(config: TrainConfig) -> dict[str, Any]:

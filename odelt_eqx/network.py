@@ -279,7 +279,7 @@ class Network(eqx.Module):
         full = isinstance(depth, str) and depth == "full"
         blocks: LengthDepth = check_depth(self.depth if full else depth, self.depths)
         if tolerance is not None:
-            check_tolerance(self, blocks, tolerance)
+            check_tolerance(self.anytime, blocks, tolerance)
         if isinstance(blocks, int) and tolerance is not None:
             depths = tuple(d for d in self.depths if d <= blocks)
             found, stats = self.evaluate(
@@ -415,11 +415,11 @@ def check_rising(depths: tuple[int, ...]) -> None:
         raise InputError(f"depths must rise; got {depths}")
 
 
-def check_tolerance(network: Network, depth: Any, tolerance: float | Array) -> None:
+def check_tolerance(anytime: bool, depth: Any, tolerance: float | Array) -> None:
     """Raise an InputError if a network's depth cannot be chosen by this tolerance."""
     if not isinstance(tolerance, Tracer) and not tolerance > 0:
         raise InputError(f"a tolerance of the depth must be positive; got {tolerance}")
-    if not network.anytime:
+    if not anytime:
         raise InputError(
             "this network is told its depth beforehand, so a tolerance cannot choose it: train one "
             "with --model.length-embedding none or edge"

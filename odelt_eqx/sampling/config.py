@@ -14,8 +14,10 @@ from jaxtyping import Array, Bool, Float, Key
 from odelt_eqx.errors import InputError, SolveError, check_numbers, find_by_name
 from odelt_eqx.guidance import check_guidance
 from odelt_eqx.network import (
+    Classes,
     Condition,
     Network,
+    Vector,
     check_batch,
     check_depth,
     check_per_example,
@@ -131,7 +133,8 @@ def resolve(
     guidance, by_depth = chosen["guidance"], chosen["depth_guidance"]
     tolerance, diffuses = chosen["depth_tolerance"], not _is(chosen["diffusion"], 0)
     check_batch(network, x, condition)
-    depth, guide = check_fit(network, chosen)
+    kind = network.condition_type
+    depth, guide = check_fit(kind, network.depths, network.anytime, chosen)
     guided = isinstance(guidance, Tracer) or np.ndim(guidance) > 0 or guidance not in (0, 1)
     if isinstance(guidance, Tracer) and is_told_guidance(network):
         guidance = _learned_weights(network, guidance)
@@ -160,32 +163,36 @@ def resolve(
     )
 
 
-def check_fit(network: Network, chosen: dict[str, Any]) -> tuple[Any, int | None]:
+def check_fit(
+    kind: Classes | Vector | None, depths: tuple[int, ...], anytime: bool, chosen: dict[str, Any]
+) -> tuple[Any, int | None]:
     """Return the depth at which options run a network, and that of its guide, if it has one.
 
     Args:
-        network: its properties are used, not its weights.
+        kind: the network's `condition_type`.
+        depths: those of the network.
+        anytime: whether the network is.
         chosen: every field of a `SampleConfig`.
 
     Raises:
         InputError: an option does not fit the network, or another option.
     """
-    check_guidance(network.condition_type, chosen["guidance"])
+    check_guidance(kind, chosen["guidance"])
     if not _is(chosen["diffusion"], 0):
         _check_diffusion(chosen["time"])
         if chosen["as_published"]:
             raise InputError(
                 "as_published asks for mean velocities, which have no score: leave out diffusion"
             )
-    depth = network.depth if _is(chosen["depth"], "full") else chosen["depth"]
-    depth = check_depth(tuple(depth) if isinstance(depth, list) else depth, network.depths)
+    depth = depths[-1] if _is(chosen["depth"], "full") else chosen["depth"]
+    depth = check_depth(tuple(depth) if isinstance(depth, list) else depth, depths)
     if isinstance(depth, tuple):
         _check_depths(depth, chosen["time"])
     if chosen["depth_tolerance"] is not None:
-        check_tolerance(network, depth, chosen["depth_tolerance"])
+        check_tolerance(anytime, depth, chosen["depth_tolerance"])
     if _is(chosen["depth_guidance"], 0):
         return depth, None
-    return depth, _guide_depth(network, depth, chosen["guide_depth"])
+    return depth, _guide_depth(depths, depth, chosen["guide_depth"])
 
 
 def is_traced(*trees: Any) -> bool:
@@ -280,18 +287,18 @@ def _check_depths(depths: tuple[int, ...], time: Plan) -> None:
         raise InputError(f"there must be a depth for each of {time.count} steps; got {depths}")
 
 
-def _guide_depth(network: Network, depth: Any, asked: int | None) -> int | None:
+def _guide_depth(depths: tuple[int, ...], depth: Any, asked: int | None) -> int | None:
     """Return the depth of the guide; None if it is the smallest, and so is all that it would guide.
 
     Raises:
         InputError: it can guide nothing: the network has one depth, or a guide was asked for that
             is as deep.
     """
-    guide = int(check_depth(network.depths[0] if asked is None else asked, network.depths))
+    guide = int(check_depth(depths[0] if asked is None else asked, depths))
     known = [depth] if isinstance(depth, int) else depth if isinstance(depth, tuple) else [np.inf]
     if max(known) > guide:
         return guide
-    if asked is None and len(network.depths) > 1:
+    if asked is None and len(depths) > 1:
         return None
     raise InputError(f"the guide must be shallower than depth {max(known)}; got {guide}")
 
