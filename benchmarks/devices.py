@@ -14,9 +14,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jaxtyping import Array, Key
 from measure import use_virtual_devices
 
+from odelt_eqx.condition import Condition
 from odelt_eqx.config import TrainConfig
 from odelt_eqx.errors import InputError
-from odelt_eqx.network import Condition, Network
+from odelt_eqx.network import Network
 from odelt_eqx.parallel import BATCH, DATA, FSDP, Layout, make_mesh, state_sharding
 from odelt_eqx.presets import preset
 from odelt_eqx.sampling import SampleConfig, peak_bytes

@@ -5,42 +5,12 @@ from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, Float, Real
 
-from odelt_eqx.errors import InputError
-from odelt_eqx.network import (
-    Classes,
-    Condition,
-    Depth,
-    Guidance,
-    Network,
-    Vector,
-    check_weights,
-    is_told_guidance,
-)
+from odelt_eqx.condition import Condition, Guidance, check_guidance, is_told_guidance
+from odelt_eqx.network import Depth, Network
 from odelt_eqx.ode.length import LengthStats
 from odelt_eqx.ode.plan import Plan
-
-
-def check_guidance(kind: Classes | Vector | None, guidance: Any) -> None:
-    """Raise an InputError if guidance asks for what a network has not learned."""
-    missing = None
-    if kind is None:
-        missing = "without conditions"
-    elif kind.learned == "null":
-        missing = "that was trained without its conditions"
-    number = None if isinstance(guidance, Tracer) or np.ndim(guidance) else float(guidance)
-    if missing and number not in (0, 1):
-        raise InputError(f"a network {missing} has no guidance; got {guidance}")
-    if kind is not None and kind.learned == "condition" and number != 1:
-        raise InputError(
-            "this network never learned the null condition (class_dropout was 0), so guidance must "
-            f"be 1; got {guidance}"
-        )
-    if number != 0:
-        check_weights(kind, guidance)
 
 
 def guided_velocity(
@@ -136,7 +106,7 @@ def class_guided_velocity(
         return one(condition)
     if number == 0:
         return one(null)
-    if is_told_guidance(network):
+    if is_told_guidance(network.condition_type):
         return one(condition, guidance=Guidance(guidance))
     twice = lambda a: jnp.concatenate([a, a]) if jnp.ndim(a) else a
     depth = depth if isinstance(depth, str | tuple) else twice(depth)

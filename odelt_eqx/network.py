@@ -16,94 +16,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Bool, Float, Int, Key, Real
+from jaxtyping import Array, Float, Int, Key, Real
 
-from odelt_eqx.errors import LARGEST_INTEGER, InputError
+from odelt_eqx.condition import (
+    Condition,
+    ConditionLike,
+    ConditionType,
+    Guidance,
+    as_condition,
+    as_guidance,
+    check_condition,
+    learns_null_only,
+)
+from odelt_eqx.errors import InputError
 from odelt_eqx.ode.length import LengthDepth, LengthStats, take_rows
 from odelt_eqx.ode.plan import Adaptive, Plan
 
-Condition = Int[Array, " batch"] | Float[Array, "batch condition_size"]
-ConditionLike = Condition | Sequence[int | float] | Real[Array, "*any"] | Real[np.ndarray, "*any"]
-"""What `as_condition` takes: labels may also be a list, or floats that are whole numbers."""
 Depth = int | Literal["full", "plain"] | Int[np.ndarray, " batch"] | Int[Array, " batch"]
-
-
-Learned = Literal["both", "condition", "null"]
-"""What a network was trained on: conditions, the null condition that stands for none, or both."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Classes:
-    """A condition that is one of `count` classes: labels, (batch,); label `count` is none.
-
-    Args:
-        count: number of classes.
-        learned: what training teaches of it.
-        max_guidance: the largest weight of guidance by the condition that the network has learned
-            to be told; None for a network that is not told.
-
-    Example:
-        >>> model.condition_type
-        Classes(count=10, learned='both', max_guidance=None)
-    """
-
-    count: int
-    learned: Learned = "both"
-    max_guidance: float | None = None
-
-    def null(self, batch_size: int) -> Int[Array, " batch"]:
-        """Return the null label for each example."""
-        return jnp.full(batch_size, self.count, jnp.int32)
-
-
-@dataclasses.dataclass(frozen=True)
-class Vector:
-    """A condition that is a vector of numbers, (batch, size); a row of NaN stands for none.
-
-    Args:
-        size: of a vector.
-        learned: what training teaches of it.
-        max_guidance: see `Classes`.
-
-    Example:
-        >>> config = odelt.VectorNetConfig(
-        ...     size=3, condition_size=2, hidden_size=8, depth=2, depth_min=1, depth_group=1
-        ... )
-        >>> config.condition_type
-        Vector(size=2, learned='both', max_guidance=None)
-    """
-
-    size: int
-    learned: Learned = "both"
-    max_guidance: float | None = None
-
-    def null(self, batch_size: int) -> Float[Array, "batch condition_size"]:
-        """Return the null vector for each example."""
-        return jnp.full((batch_size, self.size), jnp.nan)
-
-
-class Guidance(eqx.Module):
-    """Guidance by the condition that a network is told of, each one for all or one per example.
-
-    Args:
-        weight: 1 is no guidance.
-        start: the time from which on it acts.
-        end: the time until before which it acts; 1 for the end.
-
-    Example:
-        >>> told = dataclasses.replace(model.config, max_guidance=4.0).build(key=jax.random.key(0))
-        >>> guidance = odelt.Guidance(2.0, start=0.2, end=0.7)
-        >>> told(0.5, noise, 0, labels, guidance=guidance).shape
-        (10, 8, 8, 1)
-    """
-
-    weight: float | Float[Array, "*#batch"] = 1.0
-    start: float | Float[Array, "*#batch"] = 0.0
-    end: float | Float[Array, "*#batch"] = 1.0
-
-    def acts(self, t: Float[Array, "*#batch"]) -> Bool[Array, "*#batch"]:
-        """Whether the interval holds a time."""
-        return (self.start <= t) & ((t < self.end) | (jnp.asarray(self.end) == 1))
 
 
 class Inputs(eqx.Module):
@@ -161,7 +90,7 @@ class Network(eqx.Module):
     """
 
     shape: eqx.AbstractVar[tuple[int, ...]]
-    condition_type: eqx.AbstractVar[Classes | Vector | None]
+    condition_type: eqx.AbstractVar[ConditionType | None]
     depths: eqx.AbstractVar[tuple[int, ...]]
     flow_index: eqx.AbstractVar[int]
     length: eqx.AbstractVar[Plan]
@@ -293,15 +222,15 @@ class Network(eqx.Module):
                 one = partial(self.evaluate, t, x, step_index, condition, **inputs)
                 velocities, stats = zip(*(one(depth=d) for d in blocks), strict=True)
                 return jnp.stack(velocities), jax.tree.map(lambda *each: sum(each), *stats)
-        condition = as_condition(self, condition)
+        condition = as_condition(self.condition_type, condition)
         check_batch(self, x, condition)
         check_per_example(x, t=t, step_index=step_index)
         if not isinstance(blocks, tuple | str):
             check_per_example(x, depth=blocks)
-        condition = self.null(len(x)) if learns_null_only(self) else condition
+        condition = self.null(len(x)) if learns_null_only(self.condition_type) else condition
         spread = lambda value: jnp.broadcast_to(jnp.asarray(value, jnp.float32), x.shape[:1])
         keys = key if key is None or key.ndim else jax.random.split(key, len(x))
-        told = jax.tree.map(spread, as_guidance(self, guidance))
+        told = jax.tree.map(spread, as_guidance(self.condition_type, guidance))
         batch = (spread(t), x, spread(step_index), condition, keys, told)
         order = np.arange(len(x))
         if isinstance(blocks, np.ndarray):  # the deepest first: then no hidden state is reordered
@@ -340,47 +269,6 @@ def hidden_state(stats: LengthStats) -> Float[Array, "batch *tokens width"]:
 def predict_hidden(network: Any, stats: LengthStats) -> Float[Array, "batch *tokens width"]:
     """Return what a network's projector makes of the hidden state that was asked for."""
     return network.projector(hidden_state(stats))
-
-
-def is_told_guidance(network: Network) -> bool:
-    """Whether guidance by the condition is a condition itself, and takes one evaluation."""
-    kind = network.condition_type
-    return kind is not None and kind.max_guidance is not None
-
-
-def as_guidance(network: Network, guidance: Guidance | None) -> Guidance | None:
-    """Return what a network is told: none, unless asked for; None where it is not told.
-
-    Raises:
-        InputError: it is asked for, and the network is not told, or of other weights.
-    """
-    if is_told_guidance(network):
-        guidance = Guidance() if guidance is None else guidance
-        check_weights(network.condition_type, guidance.weight)
-        return guidance
-    if guidance is not None:
-        raise InputError(
-            "this network is not told the guidance: train one with max_guidance, or use "
-            "odelt.sample, which evaluates twice"
-        )
-    return None
-
-
-def check_weights(kind: Classes | Vector | None, weights: Any) -> None:
-    """Raise an InputError if a network is told weights of guidance that it has not learned."""
-    if kind is None or kind.max_guidance is None or isinstance(weights, Tracer):
-        return
-    for weight in np.ravel(np.asarray(weights)).tolist():
-        if not 1 <= weight <= kind.max_guidance:
-            raise InputError(
-                f"this network learned guidance from 1 to {kind.max_guidance:g}; got {weight:g}"
-            )
-
-
-def learns_null_only(network: Network) -> bool:
-    """Whether a condition means nothing to a network."""
-    kind = network.condition_type
-    return kind is not None and kind.learned == "null"
 
 
 def index_of_step(length: Float[Array, "*any"], flow_index: int) -> Float[Array, "*any"]:
@@ -440,59 +328,12 @@ def checked_tolerance(stats: LengthStats) -> LengthStats:
     return dataclasses.replace(stats, by_tolerance=False)
 
 
-def as_condition(network: Network, condition: ConditionLike | None) -> Array | None:
-    """Return a condition as an array of the type that the network takes.
-
-    Raises:
-        InputError: labels are not whole numbers.
-    """
-    if condition is None:
-        return None
-    if not isinstance(network.condition_type, Classes):
-        is_vector = isinstance(network.condition_type, Vector)
-        return jnp.asarray(condition, jnp.float32 if is_vector else None)
-    given = condition if isinstance(condition, Array) else np.asarray(condition)
-    if isinstance(given, Array) and jnp.issubdtype(given.dtype, jnp.integer):
-        return given
-    known = not isinstance(given, Tracer) and given.dtype.kind in "iuf"
-    if not known or not np.all((np.round(given) == given) & (np.abs(given) <= LARGEST_INTEGER)):
-        most = f"{LARGEST_INTEGER:,} at most"
-        raise InputError(f"labels must be whole numbers; got {condition} ({most})")
-    return jnp.asarray(np.asarray(given), jnp.int32)
-
-
 def check_batch(network: Network, x: Array, condition: Condition | None) -> None:
-    """Raise an InputError unless states and conditions fit the network.
-
-    Shapes must; and labels that are not traced must be those of classes, or of none, and vectors
-    finite, or all NaN for none.
-    """
+    """Raise an InputError unless states and conditions fit the network, see `check_condition`."""
     if x.ndim == 0 or x.shape[1:] != network.shape:
         wanted = ", ".join(map(str, network.shape))
         raise InputError(f"states must have shape (batch, {wanted}); got {x.shape}")
-    kind, shape = network.condition_type, None if condition is None else condition.shape
-    wanted = None
-    if isinstance(kind, Classes):
-        wanted = (len(x),)
-    elif isinstance(kind, Vector):
-        wanted = (len(x), kind.size)
-    if shape != wanted and not (shape is None and learns_null_only(network)):
-        name = "labels" if isinstance(kind, Classes) else "the condition"
-        if kind is None:
-            raise InputError(f"this network takes no condition; got one of shape {shape}")
-        raise InputError(f"{name} must have shape {wanted}; got {shape}")
-    if condition is None or isinstance(condition, Tracer):
-        return
-    values = np.asarray(condition)
-    if isinstance(kind, Classes):
-        wrong = values[(values < 0) | (values > kind.count)]
-        if wrong.size:
-            raise InputError(
-                f"labels must lie between 0 and {kind.count - 1}, or be {kind.count} for none; "
-                f"got {wrong[0]}"
-            )
-    elif not (np.isfinite(values).all(axis=1) | np.isnan(values).all(axis=1)).all():
-        raise InputError("a vector of the condition must be finite, or all NaN for none")
+    check_condition(network.condition_type, condition, len(x))
 
 
 def check_per_example(x: Float[Array, "batch *shape"], **values: Any) -> None:
@@ -502,16 +343,6 @@ def check_per_example(x: Float[Array, "batch *shape"], **values: Any) -> None:
             raise InputError(
                 f"{name} must be a number or have shape {x.shape[:1]}; got {jnp.shape(value)}"
             )
-
-
-def drop_condition(
-    network: Network, condition: Condition | None, dropped: Bool[Array, " batch"]
-) -> Condition | None:
-    """Return `condition` with the null condition where `dropped`."""
-    null = network.null(len(dropped))
-    if condition is None or null is None:
-        return None
-    return jnp.where(dropped.reshape(-1, *(1,) * (null.ndim - 1)), null, condition)
 
 
 def raise_failures_of_length(

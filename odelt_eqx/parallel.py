@@ -18,8 +18,9 @@ from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from odelt_eqx.condition import ConditionType
 from odelt_eqx.errors import InputError, reason
-from odelt_eqx.network import Classes, Inputs, Network, Vector
+from odelt_eqx.network import Inputs, Network
 from odelt_eqx.ode.length import LengthStats
 from odelt_eqx.ode.plan import Plan
 
@@ -192,7 +193,7 @@ class DistributedNetwork(Network):
         return self.network.shape
 
     @property
-    def condition_type(self) -> Classes | Vector | None:  # noqa: D102
+    def condition_type(self) -> ConditionType | None:  # noqa: D102
         return self.network.condition_type
 
     @property

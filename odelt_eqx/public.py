@@ -1,6 +1,7 @@
 """The public names: what `import odelt_eqx as odelt` gives."""
 
 from odelt_eqx import objective as objective
+from odelt_eqx.condition import Classes as Classes, Guidance as Guidance, Vector as Vector
 from odelt_eqx.errors import InputError as InputError, SolveError as SolveError
 from odelt_eqx.evaluation.grid import Recommendation as Recommendation, recommend as recommend
 from odelt_eqx.interop import (
@@ -11,12 +12,7 @@ from odelt_eqx.interop import (
     save_sit as save_sit,
 )
 from odelt_eqx.interop.truncate import truncate as truncate
-from odelt_eqx.network import (
-    Classes as Classes,
-    Guidance as Guidance,
-    Network as Network,
-    Vector as Vector,
-)
+from odelt_eqx.network import Network as Network
 from odelt_eqx.nn import (
     DiT as DiT,
     DiTConfig as DiTConfig,

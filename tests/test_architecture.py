@@ -18,6 +18,7 @@ ROOMS = [
         "ode",
         "the idea: plans, the length ODE, the time ODE, and the wrapper that counts their cost",
     ),
+    ("condition", "what a network is told: a class or a vector, and guidance by it"),
     ("network", "what the rest knows of a network"),
     ("guidance", "its velocities put together, by condition and by depth"),
     ("parallel", "all of devices and processes"),
@@ -43,7 +44,7 @@ ROOMS = [
 ]
 """The rooms of the package from the ground up: each imports from itself and from those before."""
 
-DEVICE_FREE = ("ode", "nn", "objective", "network", "guidance")
+DEVICE_FREE = ("ode", "nn", "objective", "condition", "network", "guidance")
 """Rooms that compute on arrays and know no mesh and no process."""
 
 

@@ -26,6 +26,7 @@ from PIL import Image
 
 import odelt_eqx as odelt
 from odelt_eqx import cli
+from odelt_eqx.condition import as_condition
 from odelt_eqx.config import LoggingConfig, OptimizerConfig, TrainConfig, load_config, save_config
 from odelt_eqx.data import Adm, Folder, HeldOut, Npz, Shards, Tfds
 from odelt_eqx.data.arrays import read_idx
@@ -48,7 +49,6 @@ from odelt_eqx.interop.named import Stored
 from odelt_eqx.interop.safetensors import load_safetensors, save_safetensors, write_module
 from odelt_eqx.interop.torch_file import open_torch
 from odelt_eqx.interop.unpickle import unpickle
-from odelt_eqx.network import as_condition
 from odelt_eqx.nn.classifier import ConvNet, ConvNetConfig
 from odelt_eqx.objective import DeepSupervision, LiveReflow, MeanFlow, Shortcut
 from odelt_eqx.serialize import to_dict
@@ -771,7 +771,7 @@ def test_the_command_line_refuses_what_is_no_number():
 @pytest.mark.parametrize("labels", [[3.7], [2**33], [NAN], [INF], [-(2**40)], np.array([2**33])])
 def test_labels_that_would_become_others_are_refused(labels):
     with pytest.raises(InputError, match="labels must be whole numbers"):
-        as_condition(NETWORK, labels)
+        as_condition(NETWORK.condition_type, labels)
 
 
 def test_messages_are_one_line_whatever_a_file_says():

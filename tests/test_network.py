@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import odelt_eqx as odelt
+from odelt_eqx.condition import as_condition, drop_condition
 from odelt_eqx.guidance import guided_velocity
-from odelt_eqx.network import as_condition, drop_condition
 from odelt_eqx.ode import LengthStats
 
 
@@ -66,7 +66,7 @@ def test_a_condition_may_be_a_vector_and_is_guided_as_a_class_is():
     np.testing.assert_allclose(odelt.sample(network, X, condition, guidance=0.0), 5.0)
     guided = odelt.sample(network, X, condition, guidance=2.0)
     np.testing.assert_allclose(guided, 2 * condition - 5.0)
-    dropped = drop_condition(network, condition, jnp.array([False, True, False]))
+    dropped = drop_condition(network.condition_type, condition, jnp.array([False, True, False]))
     assert jnp.isnan(dropped).all(axis=1).tolist() == [False, True, False]
 
 
@@ -144,7 +144,7 @@ def test_labels_may_be_a_list_or_floats_that_are_whole_numbers(model, labels):
 @pytest.mark.parametrize("labels", [[1.5, 2], [1, float("nan")], [True, False]])
 def test_other_labels_are_refused(model, labels):
     with pytest.raises(odelt.InputError, match="labels must be whole numbers; got"):
-        as_condition(model, labels)
+        as_condition(model.condition_type, labels)
 
 
 def test_guidance_may_differ_between_examples():

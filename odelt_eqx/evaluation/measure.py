@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from odelt_eqx.array_files import write_arrays
+from odelt_eqx.condition import Classes, Condition
 from odelt_eqx.data.source import read_batches, sample_indices
 from odelt_eqx.errors import InputError
 from odelt_eqx.evaluation.figures import SAMPLES, save_row_samples, shown_count
@@ -29,7 +30,7 @@ from odelt_eqx.files import (
     write_errors,
     write_text,
 )
-from odelt_eqx.network import Classes, Condition, Network
+from odelt_eqx.network import Network
 from odelt_eqx.nn.config import NetworkConfig
 from odelt_eqx.noise import sample_keys, sample_noise
 from odelt_eqx.ode.plan import Adaptive, FixedSteps

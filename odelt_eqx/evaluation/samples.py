@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from odelt_eqx.array_files import read_arrays
+from odelt_eqx.condition import Classes, learns_null_only
 from odelt_eqx.data.source import as_float
 from odelt_eqx.errors import InputError, SolveError, check_numbers, check_range, find_by_name
 from odelt_eqx.evaluation.export import Write, adm_file, arrays_file, png_folder
@@ -22,7 +23,7 @@ from odelt_eqx.evaluation.figures import new_figure, plot_points, save_figure
 from odelt_eqx.evaluation.grid import recommend
 from odelt_eqx.evaluation.measure import class_count, condition_of, network_on_devices
 from odelt_eqx.images import save_png, sheet
-from odelt_eqx.network import Classes, Network, learns_null_only
+from odelt_eqx.network import Network
 from odelt_eqx.noise import sample_keys, sample_noise
 from odelt_eqx.parallel import is_main_process
 from odelt_eqx.progress import Progress
@@ -234,7 +235,7 @@ def _start(
     network: Network, names: Sequence[str], request: SampleRequest, config: SampleConfig
 ) -> tuple[Callable[[Int[np.ndarray, " batch"]], Array], Int[np.ndarray, " count"]]:
     """Return a function from indices to the noise to start from, and the labels to ask for."""
-    if request.labels and learns_null_only(network):
+    if request.labels and learns_null_only(network.condition_type):
         raise InputError("this run was trained without its conditions: leave out labels")
     classes = [_label_of(label, names) for label in request.labels] or range(len(names))
     if request.from_images is None:

@@ -11,13 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, Real
 
+from odelt_eqx.condition import Condition
 from odelt_eqx.data import open_source
 from odelt_eqx.data.source import load_into_memory
 from odelt_eqx.evaluation.figures import depth_colours, new_figure, save_figure
 from odelt_eqx.evaluation.grid import markdown_table
 from odelt_eqx.evaluation.measure import condition_of, network_on_devices
 from odelt_eqx.files import write_json, write_text
-from odelt_eqx.network import Condition, Network
+from odelt_eqx.network import Network
 from odelt_eqx.objective import Networks, Objective, Teacher, TrainingTime, innermost
 from odelt_eqx.parallel import broadcast, distribute, place, replicate
 from odelt_eqx.serialize import to_dict

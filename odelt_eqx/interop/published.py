@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
-from odelt_eqx.network import Condition, Learned, Network
+from odelt_eqx.condition import Condition, Learned
+from odelt_eqx.network import Network
 from odelt_eqx.noise import normal
 from odelt_eqx.objective import LiveReflow, Networks, Objective, Shortcut, ShortcutDraws, Targets
 from odelt_eqx.objective.base import TaughtBy, TrainingTime, X, asked, join, share, split

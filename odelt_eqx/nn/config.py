@@ -7,8 +7,9 @@ from typing import Literal, get_args
 import equinox as eqx
 from jaxtyping import Array, Key
 
+from odelt_eqx.condition import Classes, ConditionType, Learned, Vector
 from odelt_eqx.errors import InputError, check_choice, check_range, check_whole
-from odelt_eqx.network import Classes, Learned, Network, Vector
+from odelt_eqx.network import Network
 from odelt_eqx.ode.length import Wiring
 from odelt_eqx.ode.plan import Adaptive, FixedSteps, Plan
 
@@ -133,7 +134,7 @@ class NetworkConfig(abc.ABC):
         """Return a network of this shape with fresh weights."""
 
     @property
-    def condition_type(self) -> Classes | Vector | None:
+    def condition_type(self) -> ConditionType | None:
         """What a condition is."""
         if self.num_classes is not None:
             return Classes(self.num_classes, self.learned, self.max_guidance)
@@ -173,7 +174,7 @@ class ConfiguredNetwork(Network):
         return self.config.shape
 
     @property
-    def condition_type(self) -> Classes | Vector | None:
+    def condition_type(self) -> ConditionType | None:
         """What a condition is."""
         return self.config.condition_type
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from odelt_eqx.condition import Classes, Condition, ConditionType, Guidance, Vector
 from odelt_eqx.images import ImageSize, height_width
-from odelt_eqx.network import Classes, Condition, Guidance, Vector
 from odelt_eqx.nn.layers import affine, embedding, linear
 
 FREQUENCIES = 256
@@ -92,7 +92,7 @@ class ConditionEmbedding(eqx.Module):
     def __init__(
         self,
         width: int,
-        condition_type: Classes | Vector | None,
+        condition_type: ConditionType | None,
         *,
         keys: tuple[Key[Array, ""], Key[Array, ""], Key[Array, ""]],
     ):

@@ -10,16 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, Real
 
+from odelt_eqx.condition import Condition, Guidance, Learned
 from odelt_eqx.errors import InputError, check_range
 from odelt_eqx.guidance import guided_velocity
-from odelt_eqx.network import (
-    Condition,
-    Guidance,
-    Learned,
-    Network,
-    hidden_state,
-    raise_failures_of_length,
-)
+from odelt_eqx.network import Network, hidden_state, raise_failures_of_length
 from odelt_eqx.ode.plan import without_recomputing
 
 TaughtBy = Literal["data", "student", "average", "frozen", "stages"]

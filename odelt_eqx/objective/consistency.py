@@ -6,7 +6,8 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from odelt_eqx.network import Condition, Network, drop_condition
+from odelt_eqx.condition import Condition, drop_condition
+from odelt_eqx.network import Network
 from odelt_eqx.objective.base import Networks, Objective, Targets, TaughtBy, TrainingTime, X
 from odelt_eqx.objective.flow_matching import FlowDraws, FlowMatching
 from odelt_eqx.objective.path import FLOOR, interpolate, on_grid, per_example
@@ -52,7 +53,8 @@ class Consistency(Objective):
     ) -> Targets:
         """Return the velocities that lead where the next point of the path leads."""
         noise = draws.flow.noise
-        condition = drop_condition(networks.student.network, condition, draws.flow.drop)
+        kind = networks.student.network.condition_type
+        condition = drop_condition(kind, condition, draws.flow.drop)
         index = jnp.full(len(data), draws.step_index, jnp.int32)
         steps = 2.0 ** index.astype(jnp.float32)
         t = on_grid(draws.flow.time, steps)
@@ -99,7 +101,7 @@ class ConsistencyDistillation(Objective):
         """Return the velocities that lead where the next point of the flow leads."""
         network = networks.student.network
         points = 2**network.flow_index
-        condition = drop_condition(network, condition, draws.drop)
+        condition = drop_condition(network.condition_type, condition, draws.drop)
         index = jnp.full(len(data), network.flow_index, jnp.int32)
         t = on_grid(draws.time, points)
         s = t + 1 / points

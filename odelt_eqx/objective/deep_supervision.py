@@ -6,8 +6,9 @@ from typing import Any, Literal
 
 from jaxtyping import Array, Key
 
+from odelt_eqx.condition import Condition
 from odelt_eqx.errors import InputError, check_range
-from odelt_eqx.network import Condition, Network
+from odelt_eqx.network import Network
 from odelt_eqx.objective.base import (
     Edges,
     Networks,

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
+from odelt_eqx.condition import Condition, drop_condition, learns_null_only
 from odelt_eqx.errors import InputError, check_range
-from odelt_eqx.network import Condition, Network, drop_condition, learns_null_only
+from odelt_eqx.network import Network
 from odelt_eqx.noise import normal
 from odelt_eqx.objective.base import Networks, Objective, Targets, TaughtBy, TrainingTime, X
 from odelt_eqx.objective.path import (
@@ -158,7 +159,7 @@ class FlowMatching(Objective):
         x_t, velocity = jax.jvp(path, (t,), (jnp.ones_like(t),))
         if draws.spread is not None:
             x_t = x_t + self.sigma * draws.spread
-        if self.contrast and condition is not None and not learns_null_only(network):
+        if self.contrast and condition is not None and not learns_null_only(network.condition_type):
             other = jnp.roll(velocity, 1, axis=0)  # a batch is in no order
             apart = (velocity - self.contrast * other) / (1 - self.contrast)
             velocity = jnp.where(per_example(draws.drop, data), velocity, apart)
@@ -166,6 +167,6 @@ class FlowMatching(Objective):
             x_t=x_t,
             t=t,
             step_index=jnp.full(len(t), network.flow_index, jnp.int32),
-            condition=drop_condition(network, condition, draws.drop),
+            condition=drop_condition(network.condition_type, condition, draws.drop),
             velocity=velocity,
         )

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Key
 
-from odelt_eqx.network import Condition, Network
+from odelt_eqx.condition import Condition
+from odelt_eqx.network import Network
 from odelt_eqx.objective.base import (
     Networks,
     Targets,

@@ -6,7 +6,8 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from odelt_eqx.network import Condition, Network
+from odelt_eqx.condition import Condition
+from odelt_eqx.network import Network
 from odelt_eqx.objective.base import (
     Networks,
     Objective,

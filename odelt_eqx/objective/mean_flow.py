@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from odelt_eqx.condition import Condition, Guidance, is_told_guidance
 from odelt_eqx.errors import InputError, check_range
-from odelt_eqx.network import Condition, Guidance, Network, index_of_step, is_told_guidance
+from odelt_eqx.network import Network, index_of_step
 from odelt_eqx.objective.base import (
     Networks,
     Objective,
@@ -118,7 +119,7 @@ class MeanFlow(Objective):
                 "mean flow takes a forward derivative, which works only through fixed Euler steps "
                 f"of length; got {plan}"
             )
-        if is_told_guidance(network) != (self.max_guidance is not None):
+        if is_told_guidance(network.condition_type) != (self.max_guidance is not None):
             raise InputError(
                 f"max_guidance is {self.max_guidance}, so it must be that of the network as well"
             )

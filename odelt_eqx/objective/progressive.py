@@ -7,8 +7,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Key
 
-from odelt_eqx.guidance import check_guidance
-from odelt_eqx.network import Condition, Network, drop_condition
+from odelt_eqx.condition import Condition, check_guidance, drop_condition
+from odelt_eqx.network import Network
 from odelt_eqx.objective.base import (
     Networks,
     Objective,
@@ -85,7 +85,7 @@ class Progressive(Objective):
         network, weight = networks.student.network, self.guidance
         check_guidance(networks.teacher.network.condition_type, weight)  # before it is traced
         condition = asked(weight, condition, network)
-        condition = drop_condition(network, condition, draws.flow.drop)
+        condition = drop_condition(network.condition_type, condition, draws.flow.drop)
         index = jnp.full(len(data), draws.step_index, jnp.int32)
         steps = 2.0 ** index.astype(jnp.float32)
         t = on_grid(draws.flow.time, steps)

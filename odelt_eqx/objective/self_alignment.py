@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from odelt_eqx.condition import Condition
 from odelt_eqx.errors import InputError, check_range
-from odelt_eqx.network import Condition, Network, has_projector
+from odelt_eqx.network import Network, has_projector
 from odelt_eqx.objective.base import (
     Alignment,
     Edges,

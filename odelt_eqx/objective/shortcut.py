@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from odelt_eqx.network import Condition, Network
+from odelt_eqx.condition import Condition
+from odelt_eqx.network import Network
 from odelt_eqx.noise import normal
 from odelt_eqx.objective.base import (
     Networks,

@@ -12,13 +12,13 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
+from odelt_eqx.condition import Classes
 from odelt_eqx.errors import InputError, check_numbers, check_range
 from odelt_eqx.evaluation.features import decode, decoded_shape, open_autoencoder
 from odelt_eqx.evaluation.figures import COLUMNS, new_figure, plot_points
 from odelt_eqx.evaluation.measure import condition_of
 from odelt_eqx.evaluation.samples import class_names
 from odelt_eqx.images import rgb, sheet, to_bytes
-from odelt_eqx.network import Classes
 from odelt_eqx.noise import sample_keys, sample_noise
 from odelt_eqx.parallel import make_mesh, place
 from odelt_eqx.sampling import CompiledSamplers, SampleConfig, SolveStats, raise_failures

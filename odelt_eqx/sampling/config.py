@@ -11,19 +11,14 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Key
 
-from odelt_eqx.errors import InputError, SolveError, check_numbers, find_by_name
-from odelt_eqx.guidance import check_guidance
-from odelt_eqx.network import (
-    Classes,
+from odelt_eqx.condition import (
     Condition,
-    Network,
-    Vector,
-    check_batch,
-    check_depth,
-    check_per_example,
-    check_tolerance,
+    ConditionType,
+    check_guidance,
     is_told_guidance,
 )
+from odelt_eqx.errors import InputError, SolveError, check_numbers, find_by_name
+from odelt_eqx.network import Network, check_batch, check_depth, check_per_example, check_tolerance
 from odelt_eqx.ode.plan import (
     STOCHASTIC,
     Adaptive,
@@ -136,7 +131,7 @@ def resolve(
     kind = network.condition_type
     depth, guide = check_fit(kind, network.depths, network.anytime, chosen)
     guided = isinstance(guidance, Tracer) or np.ndim(guidance) > 0 or guidance not in (0, 1)
-    if isinstance(guidance, Tracer) and is_told_guidance(network):
+    if isinstance(guidance, Tracer) and is_told_guidance(network.condition_type):
         guidance = _learned_weights(network, guidance)
     check_per_example(x, guidance=guidance, depth_guidance=by_depth)
     if not isinstance(depth, tuple | str):
@@ -164,7 +159,7 @@ def resolve(
 
 
 def check_fit(
-    kind: Classes | Vector | None, depths: tuple[int, ...], anytime: bool, chosen: dict[str, Any]
+    kind: ConditionType | None, depths: tuple[int, ...], anytime: bool, chosen: dict[str, Any]
 ) -> tuple[Any, int | None]:
     """Return the depth at which options run a network, and that of its guide, if it has one.
 

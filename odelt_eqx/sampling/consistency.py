@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from odelt_eqx.condition import Condition, ConditionLike, as_condition
 from odelt_eqx.errors import InputError
-from odelt_eqx.network import Condition, ConditionLike, Network, as_condition
+from odelt_eqx.network import Network
 from odelt_eqx.noise import normal
 from odelt_eqx.ode.length import LengthStats
 from odelt_eqx.ode.plan import FixedSteps
@@ -56,7 +57,7 @@ def consistency_sample(
         >>> images.shape
         (10, 8, 8, 1)
     """
-    condition = as_condition(model, condition)
+    condition = as_condition(model.condition_type, condition)
     traced = is_traced(model, noise, condition, config, options, key)
     config = resolve(model, noise, condition, config, options, traced)
     if diffuses(config):

@@ -10,15 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from odelt_eqx.condition import Condition, Guidance, is_told_guidance
 from odelt_eqx.guidance import gives_guide, guided_velocity
-from odelt_eqx.network import (
-    Condition,
-    Depth,
-    Guidance,
-    Network,
-    index_of_step,
-    is_told_guidance,
-)
+from odelt_eqx.network import Depth, Network, index_of_step
 from odelt_eqx.ode.length import LengthStats
 from odelt_eqx.ode.plan import FixedSteps, Plan
 from odelt_eqx.ode.time import Noise, TimeSolution
@@ -210,7 +204,7 @@ def velocity_field(
         if config.guidance_interval is None:
             return with_guidance(guidance)
         null_alone = isinstance(guidance, float) and guidance == 0
-        if is_told_guidance(network) and not null_alone:
+        if is_told_guidance(network.condition_type) and not null_alone:
             return with_guidance(Guidance(guidance, *config.guidance_interval))
         inside = _inside(t, config.guidance_interval)
         return jax.lax.cond(inside, partial(with_guidance, guidance), partial(with_guidance, 1.0))

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from odelt_eqx.condition import Condition, ConditionLike, as_condition
 from odelt_eqx.errors import InputError
-from odelt_eqx.network import Condition, ConditionLike, Network, as_condition
+from odelt_eqx.network import Network
 from odelt_eqx.ode.count import integrate_time_counted
 from odelt_eqx.ode.plan import Adaptive
 from odelt_eqx.ode.time import integrate_time
@@ -93,7 +94,7 @@ def sample_with_stats(
         (np.True_, np.False_)
     """
     weights, structure = _flatten(model)
-    condition = as_condition(model, condition)
+    condition = as_condition(model.condition_type, condition)
     traced = is_traced(weights, noise, condition, config, options, key)
     config = resolve(model, noise, condition, config, options, traced)
     keys = example_keys(config, key, noise)
@@ -161,7 +162,7 @@ def _solve(
 ) -> Array:
     """Return the states at the times asked for, or the last; raise a SolveError for failures."""
     weights, structure = _flatten(model)
-    condition = as_condition(model, condition)
+    condition = as_condition(model.condition_type, condition)
     traced = is_traced(weights, start, condition, config, options, key)
     config = resolve(model, start, condition, config, options, traced)
     keys = example_keys(config, key, start)

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from odelt_eqx.condition import Condition, ConditionLike, as_condition
 from odelt_eqx.errors import InputError
-from odelt_eqx.network import Condition, ConditionLike, Network, as_condition
+from odelt_eqx.network import Network
 from odelt_eqx.ode.count import integrate_time_counted
 from odelt_eqx.ode.length import LengthStats
 from odelt_eqx.ode.plan import Adaptive
@@ -90,7 +91,7 @@ def log_likelihood(
         >>> found.log_density.shape
         (10,)
     """
-    condition = as_condition(model, condition)
+    condition = as_condition(model.condition_type, condition)
     options = leave_out_what_is_no_flow(config, options, "the likelihood")
     traced = is_traced(model, data, condition, config, options, key)
     config = resolve(model, data, condition, config, options, traced)

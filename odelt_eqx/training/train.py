@@ -10,10 +10,10 @@ import numpy as np
 from jaxtyping import Array, Key
 from optax import GradientTransformation
 
+from odelt_eqx.condition import Condition
 from odelt_eqx.config import TrainConfig
 from odelt_eqx.data import Batch, Source, open_source, stream
 from odelt_eqx.errors import InputError
-from odelt_eqx.network import Condition
 from odelt_eqx.nn.config import NetworkConfig
 from odelt_eqx.objective import TrainingTime
 from odelt_eqx.parallel import check_batch_size, make_mesh, on_main_process, place, shard_batch
