@@ -11,6 +11,8 @@ import tyro
 from measure import Output, Report, interleaved
 
 from odelt_eqx.entry import run_command
+from odelt_eqx.errors import InputError
+from odelt_eqx.nn import DiTConfig
 from odelt_eqx.nn.block import PUBLISHED as CHOICES, BlockConfig
 from odelt_eqx.presets import preset
 from odelt_eqx.sampling import peak_bytes
@@ -55,6 +57,8 @@ class Config(Output):
 def main(config: Config) -> None:
     """Print the table."""
     trained = preset(config.preset)
+    if not isinstance(trained.model, DiTConfig):
+        raise InputError(f"the preset {config.preset} has no transformer; name one such as digits")
     optimizer = make_optimizer(trained.optimizer, trained.steps)
     rng = np.random.default_rng(0)
     data = jax.numpy.asarray(

@@ -19,6 +19,7 @@ from PIL import Image
 from odelt_eqx.data import Folder, HeldOut, Loading, Shards, Source, stream
 from odelt_eqx.data.latents import prepare_latents
 from odelt_eqx.data.prepare import PrepareConfig, prepare
+from odelt_eqx.entry import run_command
 from odelt_eqx.errors import InputError
 from odelt_eqx.nn.autoencoder import Autoencoder, AutoencoderConfig
 
@@ -125,4 +126,4 @@ def _write_images(folder: Path, config: Config) -> Path:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    run_command(lambda: main(tyro.cli(Config, description=__doc__)))

@@ -16,6 +16,7 @@ from measure import use_virtual_devices
 
 from odelt_eqx.condition import Condition
 from odelt_eqx.config import TrainConfig
+from odelt_eqx.entry import run_command
 from odelt_eqx.errors import InputError
 from odelt_eqx.network import Network
 from odelt_eqx.parallel import BATCH, DATA, FSDP, Layout, make_mesh, state_sharding
@@ -193,4 +194,4 @@ def sent_bytes(program: str) -> Counter[str]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    run_command(lambda: main(tyro.cli(Config, description=__doc__)))

@@ -162,7 +162,7 @@ def save_curves(
 def main(config: Config) -> None:
     """Print the table and write the figure."""
     depths = run_config(config.runs[0]).model.depths
-    judges = [open_judge(run_config(run), GridConfig(), config.features) for run in config.runs]
+    judges = [open_judge(run, GridConfig(), config.features) for run in config.runs]
     for judge in judges:
         judge.prepare()
     names = (judges[0].features.name, *([judges[0].second.name] if judges[0].second else []))

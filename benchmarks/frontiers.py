@@ -6,12 +6,11 @@ from pathlib import Path
 import numpy as np
 import tyro
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
 from measure import Output, Report
 
 from odelt_eqx.entry import run_command
 from odelt_eqx.errors import InputError
-from odelt_eqx.evaluation.figures import save_figure
+from odelt_eqx.evaluation.figures import number_log_axis, save_figure
 from odelt_eqx.evaluation.grid import GRID, SEARCH, Grid, Row, load_grid
 from odelt_eqx.evaluation.metrics import distance_name
 from odelt_eqx.evaluation.search import is_published, scores
@@ -72,10 +71,15 @@ def distances(row: Row) -> list[tuple[float, float]]:
 
 def main(config: Config) -> None:
     """Print the table and write the figure."""
-    grids = {run.name: load_grid(run / SEARCH / GRID) for run in config.runs}
+    names = [run.name for run in config.runs]
+    names = names if len({*names}) == len(names) else [str(run) for run in config.runs]
+    grids = {n: load_grid(run / SEARCH / GRID) for n, run in zip(names, config.runs, strict=True)}
     kinds = {(grid.features, grid.second, grid.count) for grid in grids.values()}
     if len(kinds) > 1:
         raise InputError(f"the runs must be searched by the same features and count; got {kinds}")
+    most, least = max(config.blocks), min(row.blocks for g in grids.values() for row in g.rows)
+    if most < least:
+        raise InputError(f"no row costs at most {most} blocks, one costs {least:g}: raise --blocks")
     (features, second, _) = kinds.pop()
     names = [distance_name("Fréchet", name) for name in (features, second) if name]
     columns = ("training", "blocks at most", "sampling", "depth", "guidance", "blocks")
@@ -107,6 +111,8 @@ def save_curves(grids: dict[str, Grid], names: list[str], config: Config) -> Non
         for number, (run, grid) in enumerate(grids.items()):
             for (way, rows), style in zip(ways(grid).items(), ("--", "-"), strict=True):
                 found = frontier(rows, config.blocks)
+                if not found:  # all rows cost more
+                    continue
                 x = [row.blocks for row in found]
                 y, error = zip(*(distances(row)[judge] for row in found), strict=True)
                 label = f"{run}, {way}"
@@ -115,10 +121,8 @@ def save_curves(grids: dict[str, Grid], names: list[str], config: Config) -> Non
         axis.axhline(distances_of_real(grids)[judge], color="k", lw=0.8, ls=":")
         axis.set(xscale="log", yscale="log", xlabel="block evaluations", ylabel=name)
         for side in (axis.xaxis, axis.yaxis):
-            side.set_major_formatter("{x:g}")
-            side.set_minor_locator(LogLocator(subs=(2, 3, 5)))
-            side.set_minor_formatter("{x:g}")
-        axis.grid(alpha=0.3, which="both")
+            number_log_axis(side)
+        axis.grid(alpha=0.3)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", fontsize=8, ncols=2)
     save_figure(figure, config.figure)

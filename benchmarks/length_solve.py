@@ -14,6 +14,7 @@ from by_hand import Group, apply, run_euler, run_heun, scan_euler, stack
 from jaxtyping import Array
 from measure import Comparison, Report, interleaved
 
+from odelt_eqx.entry import run_command
 from odelt_eqx.nn.block import DiTBlock
 from odelt_eqx.ode import FixedSteps, ODEBlock, Stack, integrate_length
 
@@ -148,4 +149,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    run_command(lambda: main(tyro.cli(Config, description=__doc__)))

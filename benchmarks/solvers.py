@@ -91,8 +91,9 @@ class Measure:
     def __init__(self, network: Network, judge: Judge, config: Config):
         self._network, self._judge, self._config = network, judge, config
         self._sample = SampleConfig(depth=config.depth or "full", guidance=config.guidance)
-        starts = range(0, config.count, config.batch_size)
-        self._batches = [inputs(network, 0, start, config.batch_size) for start in starts]
+        size = min(config.batch_size, config.count)
+        starts = range(0, config.count, size)
+        self._batches = [inputs(network, 0, start, size) for start in starts]
         self._flow = [sample(network, x, c, self._sample, time=FLOW) for x, _, c in self._batches]
         indices = sample_indices(judge.held_out, config.batch_size)
         self._data, labels = next(iter(read_batches(judge.held_out, indices, len(indices))))
@@ -103,12 +104,14 @@ class Measure:
         """Return a row of the table, `COLUMNS`."""
         options = {"time": plan, "as_published": self._config.as_published}
         state, errors, evaluations = self._judge.accumulator(self._config.count), [], 0.0
+        left = self._config.count  # the last batch is filled up with samples that do not count
         for (noise, labels, condition), flow in zip(self._batches, self._flow, strict=True):
             found, stats = sample_with_stats(
                 self._network, noise, condition, self._sample, **options
             )
-            self._judge.add(state, found, labels)
-            errors.append(np.asarray(found - flow))
+            self._judge.add(state, found, labels[:left])
+            errors.append(np.asarray(found - flow)[:left])
+            left -= len(labels)
             evaluations = float(np.mean(stats.evaluations))
         data = jnp.asarray(self._data)
         noise = invert(self._network, data, self._condition, self._sample, **options)

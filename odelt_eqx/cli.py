@@ -1,6 +1,7 @@
 """The arguments of commands, by tyro, and a training run that follows its data."""
 
 import dataclasses
+import itertools
 import math
 import sys
 from typing import Annotated, Any, TypeVar
@@ -10,11 +11,12 @@ import tyro
 
 from odelt_eqx.config import TrainConfig
 from odelt_eqx.data import Folder, open_source
-from odelt_eqx.entry import program
+from odelt_eqx.entry import program, typed
 from odelt_eqx.errors import InputError, check_numbers
 from odelt_eqx.nn import DiTConfig
+from odelt_eqx.objective import DEPTH_TYPES, STATE_TYPES, TRAIN_TYPES
 from odelt_eqx.parallel import is_main_process
-from odelt_eqx.presets import of_type, preset
+from odelt_eqx.presets import PRESETS, of_type, preset
 from odelt_eqx.training.throughput import least_step_seconds
 
 TOKENS = {"cpu": 64}
@@ -43,11 +45,17 @@ def run_of(words: list[str]) -> tuple[str, TrainConfig, list[str]]:
 
     Raises:
         InputError: there is no such preset or training type; the message suggests the closest name.
+            Or one stands behind the options.
     """
     name, config, words = preset_of(words)
     while _starts_with_name(words):
         kind, *words = words
         name, config = f"{name}-{kind}", of_type(config, kind)
+    names = PRESETS | TRAIN_TYPES | DEPTH_TYPES | STATE_TYPES
+    for before, word in itertools.pairwise(words):
+        option = before.startswith("-") and "=" not in before
+        if word in names and not option:
+            raise InputError(f"{word} must come before all options: {typed('train', word)} ...")
     return name, config, words
 
 

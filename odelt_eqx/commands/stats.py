@@ -11,6 +11,7 @@ from odelt_eqx.data import Data, Digits, open_source
 from odelt_eqx.data.source import Split
 from odelt_eqx.evaluation.features import FeaturesConfig, Pixels
 from odelt_eqx.evaluation.metrics import compute_statistics, save_statistics
+from odelt_eqx.files import check_writable
 from odelt_eqx.parallel import Processes, make_mesh, on_main_process
 
 
@@ -41,6 +42,7 @@ def run(words: list[str]) -> None:
     """Read the arguments, compute the statistics, print what they are of and where they are."""
     args = cli.arguments(Stats, words)
     args.processes.join()
+    check_writable(args.out)
     source = open_source(args.data, args.split)
     with jax.set_mesh(make_mesh("dp")):
         found = compute_statistics(args.features.open(source.shape), source, args.batch_size)

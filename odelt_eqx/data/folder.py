@@ -61,6 +61,12 @@ class Folder(DataSet):
         """Return the images of both splits, encoded; an InputError if there are none."""
         return self._find(self.folder)
 
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        """The folder of the images, and that of the held-out ones."""
+        held_out = () if self.held_out_folder is None else (self.held_out_folder,)
+        return self.folder, *held_out
+
     def with_shape(self) -> "Folder":
         """Return this with a size and a number of channels, those of the images where it has none.
 

@@ -3,6 +3,7 @@
 import abc
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal, SupportsIndex, TypedDict
 
 import numpy as np
@@ -168,6 +169,20 @@ class DataSet(abc.ABC):
             advice = "raise --data.held-out.share" if split == "held-out" else "add some"
             raise InputError(f"{self} has no example in the {split} split; {advice}")
         return source
+
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        """Folders of which any file may be read as an example."""
+        return ()
+
+    def check_outside(self, out: Path) -> None:
+        """Raise an InputError if what is written to a path would be read as examples."""
+        for source in self.sources:
+            if out.resolve().is_relative_to(source.resolve()):
+                raise InputError(
+                    f"{out} lies in {source}, where what is written would be read as data; choose "
+                    "a folder elsewhere"
+                )
 
     @abc.abstractmethod
     def _open(self, split: Split) -> Source: ...

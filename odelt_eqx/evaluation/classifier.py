@@ -14,7 +14,7 @@ from jaxtyping import Array
 from odelt_eqx.data import Data, Digits, Loading, Source, open_source, stream
 from odelt_eqx.data.source import read_batches, sample_indices
 from odelt_eqx.errors import InputError, check_numbers, check_range
-from odelt_eqx.files import write_json
+from odelt_eqx.files import check_writable, write_json
 from odelt_eqx.interop.safetensors import write_module
 from odelt_eqx.nn.classifier import ConvNet, ConvNetConfig
 from odelt_eqx.progress import Progress
@@ -69,8 +69,10 @@ def train_classifier(config: ClassifierConfig, out: Path) -> tuple[float, list[P
         The held-out accuracy, and the files written: classifier.safetensors, classifier.json.
 
     Raises:
-        InputError: the data cannot be read, are not images, or have a single class.
+        InputError: the data cannot be read, are not images, or have a single class; the folder
+            cannot be written.
     """
+    check_writable(out / WEIGHTS)
     train, held_out = open_source(config.data, "train"), open_source(config.data, "held-out")
     if len(train.shape) != 3 or train.num_classes < 2:
         raise InputError(

@@ -100,6 +100,19 @@ def log_limits(values: Any) -> tuple[float, float]:
     return min(positive) / 1.2, 1.2 * max(positive)
 
 
+def number_log_axis(side: Any) -> None:
+    """Number the x or y axis of a panel, logarithmic and with its ends set, wherever they lie."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
+    low, high = side.get_view_interval()
+    if high < 5 * low:  # there may be none of 1, 2 and 5 times a power of ten
+        side.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+    else:
+        side.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 500 * low else (1.0,)))
+    side.set_minor_locator(NullLocator())
+    side.set_major_formatter("{x:g}")
+
+
 def save_figure(figure: Any, path: Path) -> None:
     """Write a figure as a PNG file."""
     with atomic_write(path) as temporary:
@@ -124,7 +137,7 @@ def save_grid_samples(grid: Grid, judge: Judge, folder: Path) -> None:
     figure = new_figure(width * columns, height * len(depths) + 0.9)
     axes = figure.subplots(len(depths), columns, squeeze=False)
     for line, depth in zip(axes, depths, strict=True):
-        line[0].set_ylabel(f"depth {depth}")
+        line[0].set_ylabel(f"depth {depth}", rotation=0, ha="right", va="center")
         for axis, time in zip(line, times, strict=False):
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
@@ -189,14 +202,14 @@ def save_curves(grid: Grid, path: Path) -> None:
     for row in grid.rows:
         curves.setdefault((row.depth, row.guidance, row.solver), []).append(row)
     guidances = list(dict.fromkeys(guidance for _, guidance, _ in curves))
-    alphas = {guidance: max(0.25, 1 - 0.3 * i) for i, guidance in enumerate(guidances)}
+    alphas = dict(zip(guidances, np.linspace(1, 0.25, max(2, len(guidances))), strict=False))
     solvers = sorted({solver for _, _, solver in curves}, key=lambda name: (name != "euler", name))
     markers = dict(zip(solvers, itertools.cycle("os^vDPX*"), strict=False))
     colours = depth_colours(sorted({depth for depth, _, _ in curves}))
     figure = new_figure(8.5, 3 * len(metrics))
     panels = figure.subplots(len(metrics), 2, sharey="row", sharex="col", squeeze=False)
     for metric, line in zip(metrics, panels, strict=True):
-        line[0].set_ylabel(names[metric])
+        line[0].set_ylabel(names[metric], fontsize=9)
         for cost, axis in zip(costs, line, strict=True):
             for (depth, guidance, solver), rows in curves.items():
                 axis.errorbar(
@@ -210,13 +223,13 @@ def save_curves(grid: Grid, path: Path) -> None:
                 )
             axis.axhline(getattr(real, metric), color="grey", ls="--")
             axis.set(xscale="log", xlim=log_limits([getattr(row, cost) for row in grid.rows]))
-            axis.xaxis.set_major_formatter("{x:g}")
-            axis.minorticks_off()
+            number_log_axis(axis.xaxis)
             axis.grid(alpha=0.3)
     for axis, label in zip(panels[-1], costs.values(), strict=True):
         axis.set_xlabel(label)
     if max(row.quality.frechet for row in grid.rows) > 10 * real.frechet > 0:
         panels[-1, 0].set_yscale("log")
+        number_log_axis(panels[-1, 0].yaxis)
     else:
         panels[-1, 0].set_ylim(0, None)
     if len(metrics) == 2:
@@ -228,5 +241,7 @@ def save_curves(grid: Grid, path: Path) -> None:
         names = {f"guidance {guidance}": alpha for guidance, alpha in alphas.items()}
         legend |= {name: Line2D([], [], color="k", alpha=alpha) for name, alpha in names.items()}
     legend["real samples"] = Line2D([], [], color="grey", ls="--")
-    figure.legend(legend.values(), legend.keys(), loc="outside lower center", fontsize=8, ncols=4)
+    columns = 4 if max(map(len, legend)) < 26 else 2
+    where = {"loc": "outside lower center", "ncols": columns}
+    figure.legend(legend.values(), legend.keys(), fontsize=8, **where)
     save_figure(figure, path)

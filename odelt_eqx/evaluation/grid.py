@@ -35,7 +35,7 @@ PREPROCESSING = {
 
 @dataclasses.dataclass(frozen=True)
 class GridConfig:
-    """Which rows are measured, and how; what is given twice counts once.
+    """Which rows are measured, and how; what is given twice counts once, and steps rise.
 
     Args:
         steps: numbers of time steps, each measured with each of the solvers and grids.
@@ -110,7 +110,8 @@ class GridConfig:
         object.__setattr__(self, "batch_size", min(self.batch_size, self.count))
         for name, value in list(vars(self).items()):
             if isinstance(value, tuple | list):
-                object.__setattr__(self, name, tuple(dict.fromkeys(value)))
+                once = dict.fromkeys(sorted(value) if name == "steps" else value)
+                object.__setattr__(self, name, tuple(once))
 
     @property
     def plans(self) -> tuple[FixedSteps | Adaptive, ...]:
@@ -178,7 +179,8 @@ class GridConfig:
         depth = None if own is None else depths[-1] if own.depth == "full" else own.depth
         if own is not None and own.depth_guidance and isinstance(depth, int):
             guide = depths[0] if own.guide_depth is None else own.guide_depth
-            own = dataclasses.replace(own, length=self.length, depth=depth, guide_depth=guide)
+            length = own.length if self.length is None else self.length
+            own = dataclasses.replace(own, length=length, depth=depth, guide_depth=guide)
             configs += [own] if guide < depth and own not in configs else []
         return configs
 

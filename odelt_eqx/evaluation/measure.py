@@ -170,11 +170,18 @@ class Meter:
         config: GridConfig,
         folder: Path,
         own: SampleConfig | None = None,
+        command: str = "",
     ):
-        """Read what is known; `own` is a setting that is measured whatever the grid is."""
+        """Read what is known.
+
+        Args:
+            own: a setting that is measured whatever the grid is.
+            command: what resumes the measurement, for the message of a stop.
+        """
         self.judge, self.config = judge, config
         self.configs = config.sample_configs(network.depths, own)
         self._network, self._folder = network, folder
+        self._command = command or "the same call"
         self._store = Store(folder / ROWS)
         self._samplers = CompiledSamplers(network)
         length = network.length if config.length is None else config.length
@@ -210,13 +217,13 @@ class Meter:
         configs, rows, started = self.configs, {}, monotonic()
         with StopSignals() as stop:
             if seconds is not None and (steps := self.config.steps):
-                few = [config for config in configs if _steps(config) == min(steps)]
+                few = [config for config in configs if time_steps(config) == min(steps)]
                 rows = {config: self.row(config, stop, progress) for config in few}
                 used = sum(row.milliseconds for row in rows.values() if row) / 1e3
                 one_step = used * self.config.count / min(steps)
                 most = _most_steps(steps, one_step, seconds - (monotonic() - started))
                 most = int(broadcast(np.array(most)))
-                configs = [config for config in configs if _steps(config) <= most]
+                configs = [config for config in configs if time_steps(config) <= most]
                 progress.expect(self.config.count * len(configs))
             for config in configs:
                 row = rows[config] if config in rows else self.row(config, stop, progress)
@@ -257,7 +264,7 @@ class Meter:
         """
         judge, size = self.judge, self.config.batch_size
         classes, partial = class_count(self._network), self._folder / f".{name}.partial.npz"
-        resume = f"the same command resumes from {self._folder}"
+        resume = f"{self._command} resumes from {self._folder}"
         progress.stage("preparing")
         with stop.at_once(resume):
             judge.prepare()
@@ -406,7 +413,7 @@ def fingerprint_weights(network: Network) -> str:
     return fingerprint(np.asarray(sums(network)))
 
 
-def _steps(config: SampleConfig) -> int:
+def time_steps(config: SampleConfig) -> int:
     """Return the number of time steps of a setting; 0 if a solver chooses it."""
     return config.time.steps if isinstance(config.time, FixedSteps) else 0
 

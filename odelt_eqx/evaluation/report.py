@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import json
+import sys
 import warnings
 from collections.abc import Sequence
 from html import escape
@@ -19,7 +20,13 @@ from odelt_eqx.entry import typed
 from odelt_eqx.evaluation.features import FeaturesConfig, Pixels, decoded_shape, open_autoencoder
 from odelt_eqx.evaluation.figures import SAMPLES, save_curves, save_grid_samples, sheet_columns
 from odelt_eqx.evaluation.grid import GRID, Grid, GridConfig, Row, markdown_table
-from odelt_eqx.evaluation.measure import Meter, class_count, lock_results, network_on_devices
+from odelt_eqx.evaluation.measure import (
+    Meter,
+    class_count,
+    lock_results,
+    network_on_devices,
+    time_steps,
+)
 from odelt_eqx.evaluation.metrics import load_reference
 from odelt_eqx.evaluation.plane import save_density, save_length
 from odelt_eqx.evaluation.quality import Judge, as_text
@@ -28,7 +35,7 @@ from odelt_eqx.ode.plan import Adaptive, FixedSteps
 from odelt_eqx.parallel import describe_devices, is_main_process, on_main_process
 from odelt_eqx.progress import Progress
 from odelt_eqx.serialize import to_dict
-from odelt_eqx.training.load import latest_step, load_contents, run_config
+from odelt_eqx.training.load import latest_step, load_contents, other_examples, run_config
 
 TABLE = "grid.md"
 
@@ -62,12 +69,13 @@ def evaluate(
         Interrupted: a signal asked for it; the same call resumes the measurement.
     """
     trained, folder = run_config(run), run if out is None else out
+    trained.data.check_outside(folder)
     trained.check_sampling(*config.diffusion)
     config.check_depths(trained.model.depths)
-    judge, figures = open_judge(trained, config, features), []
+    judge, figures = open_judge(run, config, features), []
     step = latest_step(run)  # training may go on meanwhile
     with network_on_devices(run) as network, lock_results(folder):
-        meter = Meter(network, judge, config, folder, trained.sample)
+        meter = Meter(network, judge, config, folder, trained.sample, command)
         with Progress("evaluate (samples)", config.count * len(meter.configs)) as progress:
             rows = list(meter.rows(progress, seconds))
         if network.shape == (2,):
@@ -75,8 +83,8 @@ def evaluate(
             save_length(network, judge.held_out, trained.sample, figures[0])
             save_density(network, judge.held_out, trained.sample, figures[1])
         paths = write_grid(meter, rows, step, trained, run, folder, command, figures)
-    measured = {row.config.time.steps for row in rows if isinstance(row.config.time, FixedSteps)}
-    left_out = sorted({*config.steps} - measured)
+    measured = {row.config for row in rows}
+    left_out = sorted({time_steps(each) for each in meter.configs if each not in measured})
     if seconds is not None and is_main_process() and left_out:
         warnings.warn(
             f"not measured, as it would take over {seconds:.0f} s: {', '.join(map(str, left_out))} "
@@ -86,12 +94,17 @@ def evaluate(
     return paths
 
 
-def open_judge(trained: TrainConfig, config: GridConfig, features: FeaturesConfig) -> Judge:
-    """Return what measures the samples of a run.
+def open_judge(run: Path, config: GridConfig, features: FeaturesConfig) -> Judge:
+    """Return what measures the samples of a run; say so if its training examples have changed.
 
     Raises:
-        InputError: the features, the autoencoder or the statistics cannot be read.
+        InputError: the features, the autoencoder or the statistics cannot be read, or the data have
+            other classes than when the run began.
     """
+    trained = run_config(run)
+    train, held_out = open_source(trained.data, "train"), open_source(trained.data, "held-out")
+    if (difference := other_examples(run, train.contents)) and is_main_process():
+        print(f"note: {difference}", file=sys.stderr)
     autoencoder = open_autoencoder(config.autoencoder, trained.model.shape)
     shape = decoded_shape(autoencoder, trained.model.shape)
     reference = images = None
@@ -99,8 +112,8 @@ def open_judge(trained: TrainConfig, config: GridConfig, features: FeaturesConfi
         reference, images = load_reference(config.reference, shape)
     return Judge(
         features.open(shape),
-        open_source(trained.data, "train"),
-        open_source(trained.data, "held-out"),
+        train,
+        held_out,
         classes=class_count(trained.model),
         reference=reference,
         images=images,

@@ -1,6 +1,7 @@
 """Samples of a run, written as images and arrays."""
 
 import dataclasses
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from odelt_eqx.evaluation.features import Samples, decode, decoded_shape, open_a
 from odelt_eqx.evaluation.figures import new_figure, plot_points, save_figure
 from odelt_eqx.evaluation.grid import recommend
 from odelt_eqx.evaluation.measure import class_count, condition_of, network_on_devices
+from odelt_eqx.files import check_writable
 from odelt_eqx.images import save_png, sheet
 from odelt_eqx.network import Network
 from odelt_eqx.noise import sample_keys, sample_noise
@@ -42,6 +44,7 @@ STRIP_ROWS = 10  # images in a film strip, at most
 SHEET_ROWS = 40  # rows of images on a sheet, at most
 
 Format = Literal["npz", "png", "adm"]
+NUMBER = re.compile(r"-?[0-9]{1,9}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +52,8 @@ class SampleRequest:
     """Which samples are generated.
 
     Args:
-        labels: classes by name or number, in turn; all of them by default.
+        labels: classes by name, in turn, or by number where the names are not numbers themselves;
+            all of them by default.
         count: number of samples; with `from_images` all that are in the file are used.
         seed: seed of the noise.
         renoise: predict the data and add noise again at each step instead of following the flow,
@@ -70,7 +74,7 @@ class SampleRequest:
         InputError: a number is not positive, or options exclude each other.
     """
 
-    labels: tuple[int | str, ...] = ()
+    labels: tuple[str | int, ...] = ()  # on a command line all are text: 02 is not 2
     count: int = 100
     seed: int = 0
     renoise: bool = False
@@ -87,6 +91,8 @@ class SampleRequest:
         check_range(self, "count", "batch_size", least=1)
         check_range(self, "seed", least=0)
         check_range(self, "budget_ms", above=0)
+        if self.out is not None and self.out.name in ("", ".."):
+            raise InputError(f"out is the path of the results without suffix; got {self.out}")
         if self.trajectory and self.format != "npz":
             raise InputError("a trajectory is written as arrays: leave out format")
         if self.renoise and (self.trajectory or self.from_images):
@@ -111,12 +117,14 @@ def save_samples(
 
     Raises:
         InputError: the run, a label, the depth or the file of images does not exist or fit, the
-            format holds no such samples, or its folder exists.
+            format holds no such samples, its folder exists, or the path cannot be written.
         SolveError: an adaptive plan ran out of steps for every sample of a batch, or with a
             trajectory for any.
     """
     config = _sample_config(run, request, config)
     out = request.out or run / ("images" if request.format == "png" else "samples")
+    run_config(run).data.check_outside(out)
+    check_writable(out.with_name(f"{out.name}.png"))
     with network_on_devices(run) as network:
         autoencoder = open_autoencoder(request.autoencoder, network.shape)
         names = class_names(run, network)
@@ -279,18 +287,21 @@ def _read_images(
     return jnp.asarray(data), labels.astype(np.int32)
 
 
-def _label_of(label: int | str, class_names: Sequence[str]) -> int:
-    """Return the label of a class that is asked for by its name, or else by its number."""
-    if str(label) in class_names:
-        return class_names.index(str(label))
-    if isinstance(label, int) and 0 <= label < len(class_names):
-        return label
-    if isinstance(label, int):
-        raise InputError(
-            f"labels must lie between 0 and {len(class_names) - 1}, or be names of classes; "
-            f"got {label}"
-        )
-    return find_by_name("class", label, {name: i for i, name in enumerate(class_names)})
+def _label_of(label: str | int, class_names: Sequence[str]) -> int:
+    """Return the label of a class that is asked for by its name, or else by its number.
+
+    Other numbers than the labels, say 01 to 10, are names alone: else 10 could mean either.
+    """
+    name, labels = str(label), {name: i for i, name in enumerate(class_names)}
+    numbers = [int(name) for name in labels if name.isdecimal()]
+    names_alone = len(numbers) == len(labels) and numbers != list(range(len(labels)))
+    if name in labels or names_alone or not NUMBER.fullmatch(name):
+        return find_by_name("class", name, labels)
+    if 0 <= int(name) < len(labels):
+        return int(name)
+    raise InputError(
+        f"labels must lie between 0 and {len(labels) - 1}, or be names of classes; got {name}"
+    )
 
 
 def _save_image(

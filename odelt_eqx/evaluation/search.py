@@ -12,7 +12,13 @@ from jaxtyping import Float
 
 from odelt_eqx.errors import check_range
 from odelt_eqx.evaluation.features import FeaturesConfig, Pixels
-from odelt_eqx.evaluation.figures import depth_colours, log_limits, new_figure, save_figure
+from odelt_eqx.evaluation.figures import (
+    depth_colours,
+    log_limits,
+    new_figure,
+    number_log_axis,
+    save_figure,
+)
 from odelt_eqx.evaluation.grid import SEARCH, GridConfig, Row
 from odelt_eqx.evaluation.measure import Meter, lock_results, network_on_devices
 from odelt_eqx.evaluation.metrics import distance_name
@@ -162,12 +168,13 @@ def search(
         Interrupted: a signal asked for it; the same call resumes the search.
     """
     trained, folder = run_config(run), run / SEARCH if out is None else out
+    trained.data.check_outside(folder)
     trained.check_sampling(*config.space.diffusion)
     settings = config.settings(trained.model)
-    judge = open_judge(trained, config.space, features)
+    judge = open_judge(run, config.space, features)
     step = latest_step(run)  # training may go on meanwhile
     with network_on_devices(run) as network, lock_results(folder):
-        meter = Meter(network, judge, config.space, folder)
+        meter = Meter(network, judge, config.space, folder, command=command)
         seconds = 60 * config.minutes
         with StopSignals() as stop, Progress("search (seconds)", round(seconds)) as progress:
             trials = Trials(meter, stop, progress, seconds)
@@ -325,8 +332,6 @@ def save_frontier(
     Lines join the published way's rows of a depth; points are other settings, with a line through
     those that no other beats by that judge.
     """
-    from matplotlib.ticker import LogLocator
-
     usual = [row for row in published if row is not None]
     others = [row for row in found if row is not None]
     colours = depth_colours(sorted({row.depth for row in (*usual, *others)}))
@@ -349,14 +354,12 @@ def save_frontier(
             front = front[np.argsort(front[:, 0], kind="stable")]
             lowest = np.minimum.accumulate(front[:, 1])
             axis.plot(*front[front[:, 1] == lowest][:, :2].T, color="k", lw=1)
-            for side in (axis.xaxis, axis.yaxis):
-                side.set_major_formatter("{x:g}")
-                side.set_minor_locator(LogLocator(subs=(2, 3, 5)))
-                side.set_minor_formatter("{x:g}")
             spent, distance, error = points([*usual, *others]).T
             reach = np.concatenate([np.maximum(distance - error, distance / 2), distance + error])
             axis.set(xlim=log_limits(spent), ylim=log_limits(reach))
-            axis.grid(alpha=0.3, which="both")
+            for side in (axis.xaxis, axis.yaxis):
+                number_log_axis(side)
+            axis.grid(alpha=0.3)
     for axis, label in zip(panels[-1], costs.values(), strict=True):
         axis.set_xlabel(label)
     handles = [axis.plot([], [], "o-", color=c, alpha=0.6)[0] for c in colours.values()]

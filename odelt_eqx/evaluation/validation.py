@@ -22,7 +22,7 @@ from odelt_eqx.network import Network
 from odelt_eqx.objective import Networks, Objective, Teacher, TrainingTime, innermost
 from odelt_eqx.parallel import broadcast, distribute, place, replicate
 from odelt_eqx.serialize import to_dict
-from odelt_eqx.training.load import load_teacher, run_config
+from odelt_eqx.training.load import load_teacher, other_examples, run_config
 from odelt_eqx.training.step import squared_error
 
 TIME_BINS = 8
@@ -56,9 +56,12 @@ def validate(run: Path, out: Path | None = None, *, seconds: float | None = None
         The files written, to `out` or to the run folder: validation.md, .json and .png.
 
     Raises:
-        InputError: the folder is not a run with a checkpoint.
+        InputError: the folder is not a run with a checkpoint, or its data have other classes than
+            when it began.
     """
     config, folder = run_config(run), run if out is None else out
+    config.data.check_outside(folder)
+    other_examples(run, open_source(config.data, "train").contents)
     objective = innermost(config.objective)
     when = TrainingTime(config.steps - 1, config.steps)
     source = load_into_memory(open_source(config.data, "held-out"), DRAWS)

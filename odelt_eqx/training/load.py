@@ -133,6 +133,29 @@ def load_contents(run: str | Path) -> Contents | None:
     return from_dict(read_json(path, "a description of data"), Contents, str(path))
 
 
+def other_examples(run: str | Path, contents: Contents) -> str | None:
+    """Say how the training examples differ from those that a run began with; None if not at all.
+
+    Raises:
+        InputError: they have other classes.
+    """
+    known = load_contents(run)
+    if known is None or known == contents:
+        return None
+    if known.class_names == contents.class_names:
+        change = f"{known.count:,} of them, now {contents.count:,}"
+        if known.count == contents.count:
+            change = f"{known.count:,} of other names or labels"
+        return f"{run} was begun with other training examples, {change}"
+    old, new = set(known.class_names), set(contents.class_names)
+    changes = {"is new": new - old, "is gone": old - new}
+    listed = [f"{min(names)!r} {what}" for what, names in changes.items() if names]
+    raise InputError(
+        f"{run} was begun with other classes: {', '.join(listed) or 'their order differs'}; "
+        "labels would mean something else"
+    )
+
+
 def can_resume(run: Path) -> bool:
     """Whether a run folder has a checkpoint of training, not of weights alone."""
     return any(run.glob(f"{CHECKPOINTS}/[0-9]*/optimizer"))

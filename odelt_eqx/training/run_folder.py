@@ -5,6 +5,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 
 from odelt_eqx.config import TrainConfig, flat, save_config
@@ -13,8 +14,15 @@ from odelt_eqx.errors import InputError
 from odelt_eqx.files import lock, temporary_path, write_errors, write_json
 from odelt_eqx.parallel import on_main_process
 from odelt_eqx.serialize import to_dict
-from odelt_eqx.training.checkpoint import CHECKPOINTS, Checkpoints
-from odelt_eqx.training.load import CONFIG, CONTENTS, can_resume, load_contents, run_config
+from odelt_eqx.training.checkpoint import CHECKPOINTS, DAMAGED, SNAPSHOTS, Checkpoints
+from odelt_eqx.training.load import (
+    CONFIG,
+    CONTENTS,
+    can_resume,
+    other_examples,
+    run_config,
+)
+from odelt_eqx.training.logging import METRICS, PREVIEWS
 
 LOCK = ".lock"
 HINT = "existing checkpoints are intact; --resume continues from there"
@@ -33,6 +41,19 @@ MUTABLE = (
 """Fields of a config that may change when a run is resumed: none affects the weights.
 
 `steps` may be raised as well, which moves the end of the schedule, unless the objective has stages.
+"""
+
+
+WRITTEN = (
+    *(CHECKPOINTS, SNAPSHOTS, DAMAGED, f".{CHECKPOINTS}.overwritten", CONTENTS),
+    *(METRICS, PREVIEWS, "tensorboard", "wandb", "wandb-id.txt"),
+    *("samples", "samples.*", "samples-strip.png", "images", "images.png"),
+    *("search", "rows.jsonl", "grid.*", "curves.png", "report.html", "validation.*"),
+    *("length.png", "density.png", ".measuring", ".*.partial*"),
+)
+"""Names of all that training, sampling and evaluation write into a run folder, besides its config.
+
+Nothing else is deleted when a run is overwritten.
 """
 
 
@@ -85,7 +106,7 @@ def open_run(
 
 
 def start_run(config: TrainConfig, run: Path) -> None:
-    """Make a run folder that holds only the config.
+    """Make a run folder that holds only the config, besides what is not of a run.
 
     Of an overwritten run, all checkpoints go first, in one rename, and the old config last, as the
     new one replaces it. Whenever this is interrupted, the folder is empty or a run without
@@ -103,9 +124,11 @@ def start_run(config: TrainConfig, run: Path) -> None:
             shutil.rmtree(discarded)
         (run / CHECKPOINTS).rename(discarded)
     for path in run.iterdir():
+        if not any(fnmatch(path.name, name) for name in WRITTEN):
+            continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-        elif path.name not in (CONFIG, LOCK):
+        else:
             path.unlink()
     save_config(config, run / CONFIG)
 
@@ -119,24 +142,10 @@ def _in_use(run: Path) -> bool:
 
 def _check_contents(run: Path, contents: Contents) -> None:
     """Raise an InputError if the data have other classes or examples than when the run began."""
-    known = load_contents(run)
-    if known is None or known == contents:
-        return
-    if known.class_names != contents.class_names:
-        old, new = set(known.class_names), set(contents.class_names)
-        changes = {"is new": new - old, "is gone": old - new}
-        listed = [f"{min(names)!r} {what}" for what, names in changes.items() if names]
+    if difference := other_examples(run, contents):
         raise InputError(
-            f"{run} was begun with other classes: {', '.join(listed) or 'their order differs'}; "
-            "labels would mean something else"
+            f"{difference}: bring them back, or begin another run with --init-from {run}"
         )
-    change = f"{known.count:,} of them, now {contents.count:,}"
-    if known.count == contents.count:
-        change = f"{known.count:,} of other names or labels"
-    raise InputError(
-        f"{run} was begun with other training examples, {change}: bring them back, or begin "
-        f"another run with --init-from {run}"
-    )
 
 
 def _check_same(config: TrainConfig, run: Path) -> None:

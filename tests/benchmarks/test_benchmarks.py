@@ -5,6 +5,7 @@ import importlib
 import json
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +30,7 @@ from tests.training.conftest import POINTS_RUN
 pytestmark = pytest.mark.thorough
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+WAYS = ("published", "any")
 TINY = ("--hidden-size", 64, "--tokens", 4, "--rounds", 1)
 
 
@@ -237,7 +239,7 @@ def test_solvers(benchmark, tiny_run, tmp_path):
     out = tmp_path / "solvers.json"
     words = ("--evaluations", 2, "--solvers", "euler", "heun", "--grids", "cosine")
     printed = benchmark(
-        "solvers.py", tiny_run, *words, "--count", 40, "--batch-size", 20, "--out", out
+        "solvers.py", tiny_run, *words, "--count", 45, "--batch-size", 20, "--out", out
     )
     columns = ("time solver", "steps", "network evaluations", "distance to the flow")
     columns += ("class accuracy", "its error", "Fréchet distance", "error of that")
@@ -247,7 +249,7 @@ def test_solvers(benchmark, tiny_run, tmp_path):
     assert rows[0]["distance to the flow"] == 0 < rows[-1]["distance to the flow"]
 
 
-def test_frontiers_are_of_what_a_number_of_blocks_can_buy(benchmark, tmp_path):
+def test_frontiers_are_of_what_a_number_of_blocks_can_buy(benchmark, capsys, tmp_path):
     def row(solver, depth, steps, frechet, second, **options):
         time = odelt.FixedSteps(steps, solver)
         config = odelt.SampleConfig(time=time, depth=depth, **options)
@@ -289,6 +291,22 @@ def test_frontiers_are_of_what_a_number_of_blocks_can_buy(benchmark, tmp_path):
         ),
     ]
     assert figure.stat().st_size > 10_000
+    with pytest.raises(SystemExit):
+        benchmark("frontiers.py", *runs, "--blocks", 5)
+    assert "no row costs at most 5 blocks, one costs 6: raise --blocks" in capsys.readouterr().err
+    same = tmp_path / "other" / "first"
+    shutil.copytree(runs[0], same)
+    benchmark("frontiers.py", runs[0], same, "--blocks", 6, "--out", out, "--figure", figure)
+    trainings = [row["training"] for row in json.loads(out.read_text())["rows"]]
+    assert trainings == [f"{run}, {way} sampling" for run in (runs[0], same) for way in WAYS]
+
+
+@pytest.mark.parametrize("words", [("devices.py", "digitss"), ("block.py", "--preset", "moons")])
+def test_what_a_benchmark_cannot_measure_is_one_line(benchmark, capsys, words):
+    with pytest.raises(SystemExit):
+        benchmark(*words)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
 
 
 @pytest.mark.slow

@@ -37,3 +37,21 @@ def test_axes_show_a_single_row(drawn, tmp_path, found):
             ends = axis.get_xlim(), axis.get_ylim()
             assert np.isfinite(ends).all()
             assert all(high - low > 0.01 * high for low, high in ends)
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(1.1, 1.9), (4.7, 7.6), (0.3, 2.1), (6.1, 640), (1, 1e6)]
+)
+def test_a_logarithmic_axis_has_numbers_wherever_it_ends(low, high):
+    figure = figures.new_figure(4, 3)
+    axis = figure.subplots()
+    axis.set(xscale="log", xlim=(low, high))
+    figures.number_log_axis(axis.xaxis)
+    figure.draw_without_rendering()
+    shown = [
+        float(label.get_text())
+        for label, tick in zip(axis.get_xticklabels(), axis.get_xticks(), strict=True)
+        if low <= tick <= high
+    ]
+    assert 2 <= len(shown) <= 9
+    assert all(low <= number <= high for number in shown)

@@ -80,6 +80,11 @@ def test_a_grid_has_a_row_for_each_depth_and_time_plan(model, judge, tmp_path):
     assert all((tmp_path / "samples" / row.samples).exists() for row in rows)
 
 
+def test_numbers_of_steps_rise_however_they_are_given():
+    config = GridConfig(steps=(64, 1, 8, 1), depths=(2,))
+    assert [row.time.steps for row in config.sample_configs((2,))] == [1, 8, 64]
+
+
 def test_how_a_run_samples_by_itself_is_a_row_if_it_is_guided_by_depth():
     config = GridConfig(steps=(1, 3))
     grid, time = config.sample_configs((2, 4)), odelt.FixedSteps(steps=8, solver="ab2")
@@ -87,6 +92,10 @@ def test_how_a_run_samples_by_itself_is_a_row_if_it_is_guided_by_depth():
     *others, last = config.sample_configs((2, 4), own)
     assert others == grid
     assert last == dataclasses.replace(own, depth=4, guide_depth=2)
+    heun = odelt.FixedSteps(steps=2, solver="heun")
+    assert config.sample_configs((2, 4), dataclasses.replace(own, length=heun))[-1].length == heun
+    given = dataclasses.replace(config, length=time).sample_configs((2, 4), own)
+    assert given[-1].length == time
     asked = GridConfig(steps=(8,), solvers=("ab2",), depth_guidance=(0.5,))
     assert asked.sample_configs((2, 4), own).count(last) == 1
     for alike in (
@@ -161,7 +170,7 @@ def test_an_interrupted_grid_is_resumed(model, judge, tmp_path, at, after):
             if sum(self.new) == at:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.raises(Interrupted, match="SIGTERM: the same command resumes from"):
+    with pytest.raises(Interrupted, match="SIGTERM: the same call resumes from"):
         measure(model, judge, config, tmp_path, Stopping())
     assert (tmp_path / "rows.jsonl").read_text().count("\n") == 1
     assert len(list(tmp_path.glob(".*.partial.npz"))) == 1
@@ -191,7 +200,7 @@ def test_a_signal_is_obeyed_while_samples_are_compared(model, judge, tmp_path, m
     monkeypatch.setattr("odelt_eqx.evaluation.measure.SAVE_SECONDS", 0.0)
     with monkeypatch.context() as patch:
         patch.setattr(judge, "quality", compare)
-        with pytest.raises(Interrupted, match="SIGTERM: the same command resumes from"):
+        with pytest.raises(Interrupted, match="SIGTERM: the same call resumes from"):
             measure(model, judge, config, tmp_path)
     assert signal.getsignal(signal.SIGTERM) is usual
     progress = Silent()

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+from fnmatch import fnmatch
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 
 import odelt_eqx as odelt
 from odelt_eqx.commands import convert
+from odelt_eqx.config import save_config
 from odelt_eqx.data import Folder, HeldOut
 from odelt_eqx.data.source import ArraySource
 from odelt_eqx.evaluation.features import Pixels
@@ -19,10 +21,13 @@ from odelt_eqx.evaluation.figures import save_grid_samples
 from odelt_eqx.evaluation.grid import GridConfig, load_grid
 from odelt_eqx.evaluation.measure import Meter, _most_steps, lock_results
 from odelt_eqx.evaluation.quality import Judge
-from odelt_eqx.evaluation.report import describe_run, evaluate
+from odelt_eqx.evaluation.report import describe_run, evaluate, open_judge
 from odelt_eqx.evaluation.samples import SampleRequest, save_samples
+from odelt_eqx.evaluation.search import SearchConfig, search
+from odelt_eqx.evaluation.validation import validate
 from odelt_eqx.files import write_json
 from odelt_eqx.serialize import to_dict
+from odelt_eqx.training.run_folder import WRITTEN
 from odelt_eqx.training.train import train
 from tests.conftest import TINY, TINY_RUN
 from tests.data.makers import write_images
@@ -48,7 +53,9 @@ def page_data(page):
 
 
 def test_evaluation_writes_a_grid_two_figures_and_a_page(results):
-    _, (figure, markdown, data, curves, page) = results
+    folder, (figure, markdown, data, curves, page) = results
+    for path in folder.iterdir():  # it goes with its run
+        assert any(fnmatch(path.name, name) for name in WRITTEN), path
     rows = [line for line in markdown.read_text().splitlines() if line.startswith("|")]
     assert len(rows) == 2 + 8 + 2
     document = json.loads(data.read_text())
@@ -104,22 +111,79 @@ def test_images_that_are_no_squares_are_trained_sampled_and_shown(tmp_path):
     assert Image.open(next(paths[1].rglob("*.png"))).size == (12, 8)
 
 
+def test_data_with_other_classes_than_a_run_began_with_are_not_measured(tiny_run, tmp_path):
+    """Where only the examples have changed, a note says so."""
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    known = json.loads((run / "data.json").read_text())
+    names = [*known["class_names"][:9], "ten"]
+    write_json(run / "data.json", known | {"class_names": names})
+    for measure in (
+        lambda: evaluate(run, CONFIG),
+        lambda: search(run, SearchConfig(GridConfig(count=20))),
+        lambda: validate(run),
+    ):
+        with pytest.raises(odelt.InputError, match="other classes: '9' is new, 'ten' is gone"):
+            measure()
+    assert not list(run.glob("*.md"))
+
+
+def test_a_note_says_that_the_training_examples_have_changed(tiny_run, tmp_path, capsys):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    assert open_judge(run, CONFIG, Pixels()).classes == 10
+    assert not capsys.readouterr().err
+    known = json.loads((run / "data.json").read_text())
+    write_json(run / "data.json", known | {"count": known["count"] - 1})
+    open_judge(run, CONFIG, Pixels())
+    assert f"{known['count'] - 1:,} of them, now {known['count']:,}" in capsys.readouterr().err
+
+
+def test_results_among_the_images_of_the_data_are_refused(tmp_path):
+    """They would be read as images: of a class of their own, or beside the folders of classes."""
+    images = write_images(tmp_path / "images", count=60)
+    model = dataclasses.replace(TINY, image_size=(8, 12), patch_size=4, num_classes=2)
+    data = Folder(images, (8, 12), 1, held_out=HeldOut(0.3))
+    config = dataclasses.replace(TINY_RUN, model=model, data=data, steps=2)
+    with pytest.raises(odelt.InputError, match=r"lies in .*images.*choose a folder elsewhere"):
+        train(config, images / "runs" / "here")
+    run = tmp_path / "run"
+    run.mkdir()
+    save_config(config, run / "config.json")
+    out = images / "cat" / "out"
+    for write in (
+        lambda: evaluate(run, CONFIG, out),
+        lambda: search(run, SearchConfig(), out),
+        lambda: validate(run, out),
+        lambda: save_samples(run, SampleRequest(out=out)),
+    ):
+        with pytest.raises(odelt.InputError, match="choose a folder elsewhere"):
+            write()
+    assert not out.exists()
+    assert not (images / "runs").exists()
+
+
 def test_little_time_leaves_out_the_largest_numbers_of_steps(tiny_run, tmp_path, monkeypatch):
-    """And says what measures them, which then measures nothing twice."""
-    config = GridConfig(steps=(2, 1, 4), count=20, batch_size=20)
-    with pytest.warns(UserWarning, match=r"over 0 s: 2, 4 time steps; evaluate\.py RUN measures"):
-        evaluate(tiny_run, config, tmp_path, seconds=0.0, command="evaluate.py RUN")
+    """And says what measures them, which then measures nothing twice.
+
+    How the run samples by itself is one of them.
+    """
+    config, run = GridConfig(steps=(2, 1, 4), count=20, batch_size=20), tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    own = odelt.SampleConfig(time=odelt.FixedSteps(steps=8), depth_guidance=0.5)
+    save_config(dataclasses.replace(TINY_RUN, sample=own), run / "config.json")
+    with pytest.warns(UserWarning, match=r"over 0 s: 2, 4, 8 time steps; evaluate\.py RUN meas"):
+        evaluate(run, config, tmp_path, seconds=0.0, command="evaluate.py RUN")
     rows = load_grid(tmp_path).rows
     assert [(row.depth, row.config.time.steps) for row in rows] == [(2, 1), (4, 1)]
     measured = []
     whole = Meter._measure_row
     count = lambda self, config, *rest: measured.append(config) or whole(self, config, *rest)
     monkeypatch.setattr(Meter, "_measure_row", count)
-    evaluate(tiny_run, config, tmp_path, seconds=1e6)
+    evaluate(run, config, tmp_path, seconds=1e6)
     assert [(config.depth, config.time.steps) for config in measured] == [
-        (d, s) for d in (2, 4) for s in (2, 4)
+        *((d, s) for d in (2, 4) for s in (2, 4)),
+        (4, 8),
     ]
-    assert len(load_grid(tmp_path).rows) == 6
+    assert len(load_grid(tmp_path).rows) == 7
 
 
 def test_the_time_of_a_grid_is_told_by_its_first_rows():

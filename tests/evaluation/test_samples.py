@@ -16,6 +16,7 @@ import safetensors.numpy
 from PIL import Image
 
 import odelt_eqx as odelt
+from odelt_eqx.commands import sample
 from odelt_eqx.data import HeldOut, Shards
 from odelt_eqx.data.latents import prepare_latents
 from odelt_eqx.data.prepare import PrepareConfig
@@ -75,6 +76,32 @@ def test_classes_are_asked_for_by_name(tiny_run, tmp_path):
     for label, message in (("cta", "'cta'; did you mean cat"), (99, "names of classes; got 99")):
         with pytest.raises(odelt.InputError, match=message):
             save_samples(run, dataclasses.replace(request, labels=(label,)), FOUR_STEPS)
+
+
+@pytest.mark.parametrize(
+    ("first", "labels", "found"),
+    [("01", ("02", "10", "1"), [1, 9, None]), ("a", ("2", "02", "a"), [2, 2, 0])],
+)
+def test_numbers_with_zeros_before_them_are_names(tiny_run, tmp_path, first, labels, found):
+    """On the command line, too. A number that could be a name and a label is neither."""
+    names = [first, *(f"{number:02}" for number in range(2, 11))]
+    if first == "a":
+        names = [*"abcdefghij"]
+    run, out = name_classes(tiny_run, tmp_path / "run", names), tmp_path / "out"
+    for label, expected in zip(labels, found, strict=True):
+        words = ["--labels", label, "--count", "2", "--out", str(out)]
+        if expected is None:
+            with pytest.raises(odelt.InputError, match="no class is called '1'"):
+                sample.run([str(run), *words])
+            continue
+        sample.run([str(run), *words])
+        assert np.load(f"{out}.npz")["labels"].tolist() == [expected] * 2
+
+
+@pytest.mark.parametrize("out", [".", "..", "/"])
+def test_a_path_without_a_name_is_refused_at_once(out):
+    with pytest.raises(odelt.InputError, match="the path of the results without suffix"):
+        SampleRequest(out=Path(out))
 
 
 @pytest.mark.parametrize("renoise", [False, True])

@@ -331,6 +331,12 @@ MISTAKES = [
     (("prepare.py", "RUN", "out", "--part", "4/3"), "like 3/16; got 4/3"),
     (("train.py", "digit"), "no preset is called 'digit'; did you mean digits?"),
     (("train.py", "digits", "--run", "RUN"), "exists; use --resume to continue it"),
+    (("train.py", "--run", "nowhere", "moons", "--steps", "1"), "moons must come before all opt"),
+    (("train.py", "digits", "--run=x", "rfm"), "rfm must come before all options: "),
+    (("stats.py", "."), ". is a folder; give the path of a file"),
+    (("stats.py", "/dev/null/x.npz", "--batch-size", "8"), "/dev/null/x.npz cannot be written"),
+    (("classifier.py", "/dev/null/x", "--steps", "1"), "classifier.safetensors cannot be written"),
+    (("sample.py", "RUN", "--out", "/dev/null/x/y"), "/dev/null/x/y.png cannot be written"),
     (("train.py", "digits", "meanflow"), "called 'meanflow'; did you mean mean-flow?"),
     (
         ("train.py", "digits", "progressive", "--run", "nowhere"),

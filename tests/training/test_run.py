@@ -33,7 +33,7 @@ from odelt_eqx.objective import (
 from odelt_eqx.presets import of_type, preset
 from odelt_eqx.progress import Progress
 from odelt_eqx.training.info import describe
-from odelt_eqx.training.run_folder import check_run_folder, open_run
+from odelt_eqx.training.run_folder import check_run_folder, open_run, start_run
 from odelt_eqx.training.step import init_state
 from odelt_eqx.training.train import train
 from odelt_eqx.training.weights import init_from
@@ -232,6 +232,20 @@ def test_only_a_run_is_ever_deleted(tmp_path):
     with pytest.raises(odelt.InputError, match="is not a run folder"):
         train(TINY_RUN, tmp_path, overwrite=True)
     assert (tmp_path / "thesis.tex").exists()
+
+
+def test_what_is_not_of_a_run_stays_when_it_is_overwritten(tiny_run, tmp_path):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    written = {path.name for path in run.iterdir()} - {"config.json", ".lock"}
+    shutil.copytree(tiny_run, run / "fine-tuned")
+    (run / "notes.txt").write_text("years of work")
+    for name in ("grid.json", "samples.npz", ".grid.partial.png"):
+        (run / name).write_text("old")
+    start_run(TINY_RUN, run)
+    left = {path.name for path in run.iterdir()}
+    assert left == {"config.json", ".lock", "fine-tuned", "notes.txt"}
+    assert written >= {"checkpoints", "data.json", "metrics.jsonl"}
+    odelt.load(run / "fine-tuned")
 
 
 def test_there_must_be_something_to_resume(tiny_run, tmp_path):
