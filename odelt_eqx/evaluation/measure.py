@@ -3,6 +3,7 @@
 import itertools
 import json
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -216,12 +217,15 @@ class Meter:
         """
         configs, rows, started = self.configs, {}, monotonic()
         with StopSignals() as stop:
-            if seconds is not None and (steps := self.config.steps):
-                few = [config for config in configs if time_steps(config) == min(steps)]
+            numbers = Counter(time_steps(config) for config in configs if time_steps(config))
+            if seconds is not None and numbers:
+                least = min(numbers)
+                few = [config for config in configs if time_steps(config) == least]
                 rows = {config: self.row(config, stop, progress) for config in few}
                 used = sum(row.milliseconds for row in rows.values() if row) / 1e3
-                one_step = used * self.config.count / min(steps)
-                most = _most_steps(steps, one_step, seconds - (monotonic() - started))
+                one_step = used * self.config.count / (least * len(few))
+                costs = {steps: one_step * steps * number for steps, number in numbers.items()}
+                most = _most_steps(costs, seconds - (monotonic() - started))
                 most = int(broadcast(np.array(most)))
                 configs = [config for config in configs if time_steps(config) <= most]
                 progress.expect(self.config.count * len(configs))
@@ -415,21 +419,20 @@ def fingerprint_weights(network: Network) -> str:
 
 def time_steps(config: SampleConfig) -> int:
     """Return the number of time steps of a setting; 0 if a solver chooses it."""
-    return config.time.steps if isinstance(config.time, FixedSteps) else 0
+    return int(config.time.count) if isinstance(config.time, FixedSteps) else 0
 
 
-def _most_steps(steps: Sequence[int], one_step: float, seconds: float) -> int:
+def _most_steps(costs: dict[int, float], seconds: float) -> int:
     """Return the largest number of steps that is measured in a time, with all that are smaller.
 
     Args:
-        steps: the numbers asked for; the smallest is measured already.
-        one_step: seconds that the rows of one number of steps take together, per step.
+        costs: seconds that the rows of each number take; the smallest is measured already.
         seconds: what is left.
     """
-    first, *others = sorted(steps)
+    first, *others = sorted(costs)
     fitting = [first]
     for more in others:
-        seconds -= one_step * more
+        seconds -= costs[more]
         if seconds < 0:
             break
         fitting.append(more)

@@ -83,7 +83,7 @@ def evaluate(
             save_length(network, judge.held_out, trained.sample, figures[0])
             save_density(network, judge.held_out, trained.sample, figures[1])
         paths = write_grid(meter, rows, step, trained, run, folder, command, figures)
-    measured = {row.config for row in rows}
+    measured = [row.config for row in rows]
     left_out = sorted({time_steps(each) for each in meter.configs if each not in measured})
     if seconds is not None and is_main_process() and left_out:
         warnings.warn(

@@ -124,7 +124,6 @@ def test_data_with_other_classes_than_a_run_began_with_are_not_measured(tiny_run
     ):
         with pytest.raises(odelt.InputError, match="other classes: '9' is new, 'ten' is gone"):
             measure()
-    assert not list(run.glob("*.md"))
 
 
 def test_a_note_says_that_the_training_examples_have_changed(tiny_run, tmp_path, capsys):
@@ -188,7 +187,7 @@ def test_little_time_leaves_out_the_largest_numbers_of_steps(tiny_run, tmp_path,
 
 def test_the_time_of_a_grid_is_told_by_its_first_rows():
     """Rows of 1 step take 1 s: those of 2 and 4 take 6 s more, those of 16 another 16 s."""
-    most = lambda seconds: _most_steps((16, 1, 2, 4), 1.0, float(seconds))
+    most = lambda seconds: _most_steps({16: 16.0, 1: 1.0, 2: 2.0, 4: 4.0}, float(seconds))
     assert [most(s) for s in (-5, 1, 2, 5.9, 6, 21, 22)] == [1, 1, 2, 2, 4, 4, 16]
 
 
