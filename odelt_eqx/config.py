@@ -227,6 +227,7 @@ class TrainConfig:
                 raise InputError("mean flow takes a forward derivative: give --model.attention xla")
             model = dataclasses.replace(model, attention="xla")
         object.__setattr__(self, "model", model)
+        self.objective.check_network(model.condition_type, model.flow_index)
         if not self.objective.trains_depths or len(model.depths) < 2:
             # One depth is trained, and none to guide it.
             sample = dataclasses.replace(self.sample, depth_guidance=0.0)

@@ -5,6 +5,7 @@ from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Real
 
 from odelt_eqx.condition import Condition, Guidance, check_guidance, is_told_guidance
@@ -108,17 +109,27 @@ def class_guided_velocity(
         return one(null)
     if is_told_guidance(network.condition_type):
         return one(condition, guidance=Guidance(guidance))
-    twice = lambda a: jnp.concatenate([a, a]) if jnp.ndim(a) else a
-    depth = depth if isinstance(depth, str | tuple) else twice(depth)
-    both = jnp.concatenate([condition, null])
+    both, states = jnp.concatenate([condition, null]), jnp.concatenate([x, x])
+    depth = depth if isinstance(depth, str | tuple) else _twice(depth)
     velocity, stats = network.evaluate(
-        twice(t), twice(x), twice(step_index), both, depth, **options
+        _twice(t), states, _twice(step_index), both, depth, **options
     )
     batch_axis = int(isinstance(depth, tuple))
     conditional, unconditional = jnp.split(velocity, 2, axis=batch_axis)
     stats = jax.tree.map(lambda s: sum(jnp.split(s, 2)), stats)
     weight = _per_example(guidance, x)
     return unconditional + weight * (conditional - unconditional), stats
+
+
+def _twice(value: Any) -> Any:
+    """Return one value for all as it is, and one per example for both halves of a batch.
+
+    Depths of NumPy stay known while tracing.
+    """
+    if np.shape(value) in ((), (1,)):
+        return value
+    join = np.concatenate if isinstance(value, np.ndarray) else jnp.concatenate
+    return join([value, value])
 
 
 def _per_example(weight: float | Float[Array, "*#batch"], x: Float[Array, "batch *shape"]) -> Any:

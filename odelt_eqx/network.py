@@ -6,7 +6,6 @@ depth can be chosen. How it is built is its own business; `odelt_eqx.nn` has two
 
 import abc
 import dataclasses
-import itertools
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
@@ -29,7 +28,7 @@ from odelt_eqx.condition import (
     learns_null_only,
 )
 from odelt_eqx.errors import InputError
-from odelt_eqx.ode.length import LengthDepth, LengthStats, take_rows
+from odelt_eqx.ode.length import LengthDepth, LengthStats, check_rising, take_rows
 from odelt_eqx.ode.plan import Adaptive, Plan
 
 Depth = int | Literal["full", "plain"] | Int[np.ndarray, " batch"] | Int[Array, " batch"]
@@ -73,6 +72,9 @@ class Network(eqx.Module):
         anytime: whether the velocity at a depth is the same whatever depth an integration stops at,
             so that one gives the velocities at all depths on its way.
 
+    Raises:
+        InputError: `shape` or `depths` is no tuple, or the depths do not rise.
+
     Example:
         >>> class Still(odelt.Network):
         ...     shape, condition_type, depths, flow_index = (2,), None, (1,), 0
@@ -95,6 +97,12 @@ class Network(eqx.Module):
     flow_index: eqx.AbstractVar[int]
     length: eqx.AbstractVar[Plan]
     anytime: eqx.AbstractVar[bool]
+
+    def __check_init__(self) -> None:
+        for name in ("shape", "depths"):
+            if not isinstance(value := getattr(self, name), tuple):
+                raise InputError(f"{name} of a network must be a tuple of integers; got {value!r}")
+        check_rising(self.depths)
 
     @abc.abstractmethod
     def velocity(self, inputs: Inputs) -> tuple[Float[Array, "*batch_shape"], LengthStats]:
@@ -131,7 +139,7 @@ class Network(eqx.Module):
 
         Args:
             t: time, 0 noise and 1 data, one for all or one per example.
-            x: states, (batch, *shape).
+            x: states, (batch, *shape); integers are taken as float32.
             step_index: the mean velocity over a step of `2 ** -step_index` is asked for, by
                 `flow_index` the flow field; one for all or one per example.
             condition: class labels (batch,), vectors (batch, size), or None without a condition. A
@@ -141,15 +149,16 @@ class Network(eqx.Module):
                 group runs, masked. "full": the full depth. "plain": every block once, without a
                 length ODE.
             length: how each group's unit of length is solved; None as the network says.
-            key: dropout key, one for all or one per example, or None for no dropout.
+            key: dropout key, one for all or one per example, or None for no dropout; see
+                `typed_key`.
             tolerance: an example stops at the first of the `depths`, the second or later, where the
                 velocity changed by less than this share of it, in the root mean square; None runs
                 to `depth`. Only with one depth for all, on an `anytime` network.
             guidance: what a network is told that learned guidance as a condition; None for none.
 
         Raises:
-            InputError: a shape, a label, the depth, a tolerance or guidance does not fit this
-                network.
+            InputError: a shape, a label, the depth, a key, a tolerance or guidance does not fit
+                this network.
             RuntimeError: a traced depth does not, or an adaptive `length` ran out of steps.
         """
         velocity, stats = self.evaluate(
@@ -205,7 +214,9 @@ class Network(eqx.Module):
         has the velocity where it did at all depths that follow. With a tuple on an `anytime`
         network with a `projector`, the statistics have the hidden state at the depth `hidden`.
         """
+        x = as_states(x)
         full = isinstance(depth, str) and depth == "full"
+        depth = np.asarray(depth) if isinstance(depth, list) else depth
         blocks: LengthDepth = check_depth(self.depth if full else depth, self.depths)
         if tolerance is not None:
             check_tolerance(self.anytime, blocks, tolerance)
@@ -227,9 +238,10 @@ class Network(eqx.Module):
         check_per_example(x, t=t, step_index=step_index)
         if not isinstance(blocks, tuple | str):
             check_per_example(x, depth=blocks)
+            blocks = one_per_example(blocks, len(x))
         condition = self.null(len(x)) if learns_null_only(self.condition_type) else condition
         spread = lambda value: jnp.broadcast_to(jnp.asarray(value, jnp.float32), x.shape[:1])
-        keys = key if key is None or key.ndim else jax.random.split(key, len(x))
+        keys = None if key is None else _split_key(typed_key(key), x)
         told = jax.tree.map(spread, as_guidance(self.condition_type, guidance))
         batch = (spread(t), x, spread(step_index), condition, keys, told)
         order = np.arange(len(x))
@@ -297,12 +309,6 @@ def check_depth(depth: Depth | tuple[int, ...], depths: tuple[int, ...]) -> Any:
     return depth if isinstance(depth, tuple) or np.ndim(depth) else int(depth)
 
 
-def check_rising(depths: tuple[int, ...]) -> None:
-    """Raise an InputError unless there are depths and they rise."""
-    if not depths or any(a >= b for a, b in itertools.pairwise(depths)):
-        raise InputError(f"depths must rise; got {depths}")
-
-
 def check_tolerance(anytime: bool, depth: Any, tolerance: float | Array) -> None:
     """Raise an InputError if a network's depth cannot be chosen by this tolerance."""
     if not isinstance(tolerance, Tracer) and not tolerance > 0:
@@ -343,6 +349,43 @@ def check_per_example(x: Float[Array, "batch *shape"], **values: Any) -> None:
             raise InputError(
                 f"{name} must be a number or have shape {x.shape[:1]}; got {jnp.shape(value)}"
             )
+
+
+def one_per_example(value: Any, batch_size: int) -> Any:
+    """Return an array of shape (1,), which is one value for all, as one per example.
+
+    Other values are returned as they are. An array of NumPy stays one.
+    """
+    if np.shape(value) != (1,):
+        return value
+    broadcast = np.broadcast_to if isinstance(value, np.ndarray) else jnp.broadcast_to
+    return broadcast(value, (batch_size,))
+
+
+def as_states(x: Any) -> Float[Array, "batch *shape"]:
+    """Return states as an array; integers as float32, since layers compute in the dtype of `x`."""
+    x = jnp.asarray(x)
+    return x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(jnp.float32)
+
+
+def typed_key(key: Any) -> Key[Array, "*keys"]:
+    """Return a key as one of JAX's typed keys, also for the raw ones of `jax.random.PRNGKey`.
+
+    Raises:
+        InputError: it is no key.
+    """
+    if isinstance(key, Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return key
+    raw = isinstance(key, Array | np.ndarray) and key.dtype == jnp.uint32
+    if raw and key.shape[-1:] == jax.random.PRNGKey(0).shape:
+        return jax.random.wrap_key_data(jnp.asarray(key))
+    raise InputError(f"key must be one of JAX's typed keys, like jax.random.key(0); got {key}")
+
+
+def _split_key(key: Key[Array, "*keys"], x: Float[Array, "batch *shape"]) -> Key[Array, " batch"]:
+    """Return a dropout key for each example."""
+    check_per_example(x, key=key)
+    return key if key.shape == x.shape[:1] else jax.random.split(key.reshape(()), len(x))
 
 
 def raise_failures_of_length(

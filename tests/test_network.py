@@ -10,6 +10,7 @@ import pytest
 import odelt_eqx as odelt
 from odelt_eqx.condition import as_condition, drop_condition
 from odelt_eqx.guidance import guided_velocity
+from odelt_eqx.nn.layers import affine, linear
 from odelt_eqx.ode import LengthStats
 
 
@@ -101,6 +102,122 @@ def test_a_condition_of_another_kind_is_refused(kind, condition, message, run):
 def test_a_call_needs_one_value_for_all_or_one_for_each_example(any_types, arguments, message):
     with pytest.raises(odelt.InputError, match=message):
         Constant()(**{"t": 0.5, "x": X, "step_index": 0} | arguments)
+
+
+class Growing(Constant):
+    """A network of a user: blocks that grow, one a group, and `depth` times as fast at it."""
+
+    depths = (1, 2)
+
+    def velocity(self, inputs):
+        groups = [odelt.ODEBlock((lambda h, c, key=None: 2 * h,))] * 2
+        given = inputs.x, inputs.t[:, None], inputs.depth, inputs.length
+        read = lambda u, depth: u * jnp.reshape(depth, (-1, 1))
+        return odelt.integrate_length(groups, *given, read, tolerance=inputs.tolerance)
+
+
+@pytest.mark.parametrize("array", [np.array, jnp.array])
+def test_an_array_of_one_depth_is_the_depth_of_all(any_types, array):
+    x = jnp.arange(1.0, 7.0).reshape(3, 2)
+    for depth in (1, 2):
+        expected = Growing()(0.5, x, 0, depth=depth)
+        np.testing.assert_array_equal(Growing()(0.5, x, 0, depth=array([depth])), expected)
+
+
+def test_arrays_of_one_value_are_for_all_where_examples_have_their_own_steps(any_types):
+    x, condition, one = X + 1, jnp.arange(6.0).reshape(3, 2), np.ones(1)
+    network, time = Constant(odelt.Vector(2)), odelt.Adaptive(per_example=True)
+    found = odelt.sample(network, x, condition, time=time, guidance=2 * one, depth=one.astype(int))
+    np.testing.assert_allclose(found, x + 2 * condition - 5, atol=1e-5)
+
+
+def test_guidance_keeps_depths_known_while_tracing(any_types):
+    depths = []
+
+    class Recorded(Constant):
+        def velocity(self, inputs):
+            depths.append(inputs.depth)
+            return super().velocity(inputs)
+
+    network, one = Recorded(odelt.Vector(2)), np.ones(3, int)
+    for depth, t in ((one, jnp.zeros(3)), (one[:1], jnp.zeros(1))):
+        guided_velocity(network, t, X, 0, jnp.ones((3, 2)), 1.5, depth)
+        assert isinstance(depths[-1], np.ndarray)
+        assert depths[-1].tolist() == [1] * 6
+
+
+@pytest.mark.parametrize("dtype", [jnp.uint8, bool, np.int64])
+def test_integers_are_states_as_the_same_floats_are(any_types, dtype):
+    class Affine(Constant):
+        layer = linear(2, 2, jax.random.key(0))
+
+        def velocity(self, inputs):
+            _, stats = super().velocity(inputs)
+            return affine(self.layer, inputs.x), stats
+
+    x = np.array([[1, 0], [1, 1]]).astype(dtype)
+    x = x if dtype is np.int64 else jnp.asarray(x)
+    expected = Affine()(0.5, jnp.asarray(x, jnp.float32), 0)
+    np.testing.assert_array_equal(Affine()(0.5, x, 0), expected)
+    np.testing.assert_array_equal(odelt.sample(Affine(), x), x + expected)
+    found, _ = odelt.consistency_sample(Affine(), x, None, jax.random.key(0))
+    np.testing.assert_array_equal(found, x + expected)
+
+
+def test_a_dropout_key_is_one_for_all_or_one_for_each_example(any_types):
+    keys = []
+
+    class Recorded(Constant):
+        def velocity(self, inputs):
+            keys.append(jax.random.key_data(inputs.keys).tolist())
+            return super().velocity(inputs)
+
+    key = jax.random.key(0)
+    for given in (key, key[None], jax.random.PRNGKey(0), np.asarray(jax.random.PRNGKey(0))):
+        Recorded()(0.5, X, 0, key=given)
+    assert keys == [jax.random.key_data(jax.random.split(key, 3)).tolist()] * 4
+    each = jax.random.split(key, 3)[::-1]
+    for given in (each, jax.random.key_data(each)):
+        Recorded()(0.5, X, 0, key=given)
+        assert keys[-1] == jax.random.key_data(each).tolist()
+    for given, message in (
+        (0, "key must be one of JAX's typed keys, like jax.random.key"),
+        (jnp.zeros(2), "key must be one of JAX's typed keys"),
+        (each[:2], r"key must be a number or have shape \(3,\); got \(2,\)"),
+    ):
+        with pytest.raises(odelt.InputError, match=message):
+            Recorded()(0.5, X, 0, key=given)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("shape", [2], r"shape of a network must be a tuple of integers; got \[2\]"),
+        ("shape", 2, "shape of a network must be a tuple of integers; got 2"),
+        ("depths", [2, 4], r"depths of a network must be a tuple of integers; got \[2, 4\]"),
+        ("depths", (4, 2), r"depths must rise; got \(4, 2\)"),
+        ("depths", (), r"depths must rise; got \(\)"),
+    ],
+)
+def test_a_network_has_its_shape_and_its_depths_as_tuples(name, value, message):
+    wrong = type("Wrong", (Constant,), {name: value})
+    with pytest.raises(odelt.InputError, match=message):
+        wrong()
+
+
+@pytest.mark.parametrize("depth", [1, 8])
+def test_a_network_whose_groups_do_not_give_a_depth_is_refused(depth):
+    class Short(Growing):
+        depths = (1, 2, 4, 8)
+
+        def velocity(self, inputs):
+            groups = [odelt.ODEBlock((lambda h, c, key=None: h,) * 2)] * 2
+            return odelt.integrate_length(
+                groups, inputs.x, inputs.t[:, None], inputs.depth, inputs.length
+            )
+
+    with pytest.raises(odelt.InputError, match=f"depth must lie between 2 and 4 .*; got {depth}"):
+        Short()(0.5, X, 0, depth=depth)
 
 
 def test_a_sample_needs_one_depth_for_all_or_one_for_each_example():

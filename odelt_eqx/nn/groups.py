@@ -86,10 +86,15 @@ def integrate_groups(
     def tell(depth: Any) -> Array:
         return c + jnp.broadcast_to(network.length_embedding.weight[jnp.asarray(depth)], c.shape)
 
+    def edge(depth: Any) -> Any:
+        if depth is None or isinstance(depth, str):
+            return depth
+        if isinstance(depth, tuple):
+            return tuple(map(edge, depth))
+        return depth // config.depth_group * config.depth_group
+
     def read_edge(u: Array, depth: LengthDepth) -> Array:
-        if told != "edge":
-            return read(u, c)
-        return read(u, tell(depth // config.depth_group * config.depth_group))
+        return read(u, tell(depth) if told == "edge" else c)
 
     if told == "edge":
         edges = range(config.depth_group, config.depth + 1, config.depth_group)
@@ -100,12 +105,12 @@ def integrate_groups(
         groups,
         h,
         condition,
-        depth,
+        edge(depth),
         inputs.length,
         read_edge,
         keys=inputs.keys if config.dropout > 0 else None,
         tolerance=inputs.tolerance,
-        hidden=inputs.hidden,
+        hidden=edge(inputs.hidden),
     )
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, Real
 
-from odelt_eqx.condition import Condition, Guidance, Learned
+from odelt_eqx.condition import Condition, ConditionType, Guidance, Learned
 from odelt_eqx.errors import InputError, check_range
 from odelt_eqx.guidance import guided_velocity
 from odelt_eqx.network import Network, hidden_state, raise_failures_of_length
@@ -212,6 +212,20 @@ class Objective(abc.ABC):
         return False
 
     @property
+    def needs_steps(self) -> bool:
+        """Whether it trains steps, or at times on their grid: with one time step there are none."""
+        return self.trains_steps or self.has_stages
+
+    def check_network(self, condition_type: ConditionType | None, flow_index: int) -> None:
+        """Raise an InputError unless it can train a network with these properties."""
+        if self.needs_steps and flow_index < 1:
+            raise InputError(
+                f"{type(self).__name__} trains steps, or at times on their grid, which needs "
+                "denoise_timesteps of at least 2, a flow_index of at least 1; got a flow_index "
+                f"of {flow_index}"
+            )
+
+    @property
     def learned(self) -> Learned:
         """Which conditions it teaches, by its `class_dropout` and `guidance`, if it has them."""
         dropout, guidance = getattr(self, "class_dropout", None), getattr(self, "guidance", 1)
@@ -234,10 +248,11 @@ class Objective(abc.ABC):
     ) -> Any:
         """Draw all randomness for one batch, and what the schedule says.
 
-        Of `network` the shape, depths and flow index are used, not the weights.
+        Of `network` the shape, depths and the like are used, not the weights.
 
         Raises:
-            InputError: the batch is too small for the objective's shares of it.
+            InputError: the batch is too small for the objective's shares of it, or `check_network`
+                refuses the network.
         """
 
     @abc.abstractmethod
@@ -277,6 +292,15 @@ class WrappingObjective(Objective):
     def has_stages(self) -> bool:
         """Whether the wrapped objective has."""
         return self.objective.has_stages
+
+    @property
+    def needs_steps(self) -> bool:
+        """Whether the wrapped objective does."""
+        return self.objective.needs_steps
+
+    def check_network(self, condition_type: ConditionType | None, flow_index: int) -> None:
+        """Raise an InputError unless the wrapped objective can train such a network."""
+        self.objective.check_network(condition_type, flow_index)
 
     @property
     def learned(self) -> Learned:

@@ -45,6 +45,7 @@ class Consistency(Objective):
         self, key: Key[Array, ""], batch_size: int, network: Network, when: TrainingTime
     ) -> StageDraws:
         """Draw dropout, times and noise; the step index follows from the stage."""
+        self.check_network(network.condition_type, network.flow_index)
         flow = FlowMatching(self.class_dropout).draw(key, batch_size, network, when)
         return StageDraws(when.stage(network.flow_index), flow)
 
@@ -85,6 +86,11 @@ class ConsistencyDistillation(Objective):
     class_dropout: float = 0.1
 
     @property
+    def needs_steps(self) -> bool:
+        """Whether times lie on the grid of the steps: they do."""
+        return True
+
+    @property
     def no_score(self) -> str | None:
         """What keeps the score from following from the velocity."""
         return "learns velocities to the end of a path, not a flow field"
@@ -93,6 +99,7 @@ class ConsistencyDistillation(Objective):
         self, key: Key[Array, ""], batch_size: int, network: Network, when: TrainingTime
     ) -> FlowDraws:
         """Draw dropout, times and noise."""
+        self.check_network(network.condition_type, network.flow_index)
         return FlowMatching(self.class_dropout).draw(key, batch_size, network, when)
 
     def targets(

@@ -8,7 +8,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
-from odelt_eqx.condition import Condition, drop_condition, learns_null_only
+from odelt_eqx.condition import (
+    Condition,
+    ConditionType,
+    Vector,
+    drop_condition,
+    learns_null_only,
+)
 from odelt_eqx.errors import InputError, check_range
 from odelt_eqx.network import Network
 from odelt_eqx.noise import normal
@@ -70,8 +76,8 @@ class FlowMatching(Objective):
             for: the square root of how many times as many there are (arXiv 2403.03206).
         path: "straight", or "trigonometric", which preserves variance.
         coupling: "independent"; "optimal": noise and data of a batch are paired by optimal
-            transport, among examples of the same class; or "nearest": each example has the nearest
-            of several draws of noise, see `choose_nearest`.
+            transport, among examples of the same class, and not where conditions are vectors; or
+            "nearest": each example has the nearest of several draws of noise, see `choose_nearest`.
         candidates: how many, for "nearest".
         contrast: share `c` of contrastive flow matching (arXiv 2506.05350, which takes 0.05), that
             sets velocities under different conditions apart: the squared error to the velocity of
@@ -111,6 +117,25 @@ class FlowMatching(Objective):
             raise InputError(f"sigma_min belongs to the straight path, not to {self.path}")
 
     @property
+    def needs_steps(self) -> bool:
+        """Whether times lie on the grid of the steps."""
+        return self.times == "grid"
+
+    def check_network(self, condition_type: ConditionType | None, flow_index: int) -> None:
+        """Raise an InputError unless it can train a network with these properties.
+
+        No two examples share a vector, so that pairs by optimal transport would bind each vector to
+        a part of the noise, see `couple`.
+        """
+        super().check_network(condition_type, flow_index)
+        ignored = learns_null_only(condition_type) or self.learned == "null"
+        if self.coupling == "optimal" and isinstance(condition_type, Vector) and not ignored:
+            raise InputError(
+                "coupling optimal would bind each vector of a condition to a part of the noise: "
+                "give coupling independent, or a condition of classes"
+            )
+
+    @property
     def no_score(self) -> str | None:
         """What keeps the score from following from the velocity."""
         if self.path != "straight":
@@ -125,6 +150,7 @@ class FlowMatching(Objective):
         self, key: Key[Array, ""], batch_size: int, network: Network, when: TrainingTime
     ) -> FlowDraws:
         """Draw dropout of conditions, times and noise, each from a key of its own."""
+        self.check_network(network.condition_type, network.flow_index)
         spread = candidates = None
         shape = (batch_size, *network.shape)
         if self.sigma:

@@ -137,6 +137,7 @@ def choose_nearest(candidates: Float[Array, "candidates batch *shape"], data: X)
 
     The noise of an example is then no longer normal, the less so the more candidates there are:
     the flow is straighter, and sampling starts where training did less often (arXiv 2505.18521).
+    Nor is it independent of the condition, whether that is a class or a vector.
     """
     distances = jnp.sum((candidates - data) ** 2, range(2, candidates.ndim))
     return candidates[jnp.argmin(distances, 0), jnp.arange(len(data))]

@@ -11,7 +11,9 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import norm
 
 import odelt_eqx as odelt
+from odelt_eqx.config import TrainConfig
 from odelt_eqx.objective import (
+    DeepSupervision,
     FlowDraws,
     FlowMatching,
     LiveReflow,
@@ -188,3 +190,23 @@ def test_the_width_of_a_path_has_draws_of_its_own():
     draws = FlowMatching(sigma=0.1).draw(jax.random.key(0), 8, NETWORK, TrainingTime(0, 1))
     assert abs(np.corrcoef(np.ravel(draws.noise), np.ravel(draws.spread))[0, 1]) < 0.2
     assert FlowMatching().draw(jax.random.key(0), 8, NETWORK, TrainingTime(0, 1)).spread is None
+
+
+def test_vectors_are_not_coupled_by_optimal_transport():
+    """Each vector would see a part of the noise alone, which sampling does not know."""
+    config = odelt.VectorNetConfig(
+        size=2, hidden_size=8, depth=2, depth_min=1, depth_group=1, condition_size=1
+    )
+    draw = lambda flow, network: flow.draw(jax.random.key(0), 8, network, TrainingTime(0, 1))
+    vectors = eqx.filter_eval_shape(config.build, key=jax.random.key(0))
+    message = "coupling optimal would bind each vector of a condition to a part of the noise"
+    optimal = FlowMatching(coupling="optimal")
+    for flow in (optimal, DeepSupervision(optimal)):
+        with pytest.raises(odelt.InputError, match=message):
+            TrainConfig(dataclasses.replace(config, length_embedding="none"), flow)
+    with pytest.raises(odelt.InputError, match=message):
+        draw(optimal, vectors)
+    for flow in (dataclasses.replace(optimal, class_dropout=1.0), FlowMatching()):
+        assert draw(flow, vectors).noise.shape == (8, 2)
+    classes = dataclasses.replace(config, condition_size=None, num_classes=2)
+    assert draw(optimal, eqx.filter_eval_shape(classes.build, key=jax.random.key(0))) is not None

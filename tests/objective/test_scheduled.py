@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import odelt_eqx as odelt
+from odelt_eqx.config import TrainConfig
 from odelt_eqx.interop import PublishedLiveReflow
 from odelt_eqx.objective import (
     Consistency,
@@ -17,8 +18,10 @@ from odelt_eqx.objective import (
     FlowMatching,
     LengthConsistency,
     LiveReflow,
+    MeanFlow,
     Networks,
     Progressive,
+    Shortcut,
     ShortcutDraws,
     StageDraws,
     Teacher,
@@ -192,10 +195,35 @@ def test_a_run_has_equal_stages(steps):
     assert TrainingTime(steps, steps).stage(7) == 6
 
 
-def test_a_schedule_needs_steps_to_halve():
-    network = shape_of(denoise_timesteps=1)
-    with pytest.raises(odelt.InputError, match="needs denoise_timesteps of at least 2"):
-        Progressive().draw(jax.random.key(0), 8, network, TrainingTime(0, 1))
+@pytest.mark.parametrize(
+    "objective",
+    [
+        Progressive(),
+        Consistency(),
+        ConsistencyDistillation(),
+        Shortcut(),
+        LiveReflow(times="uniform"),
+        MeanFlow(),
+        FlowMatching(times="grid"),
+        LengthConsistency(FlowMatching(times="grid")),
+        PublishedLiveReflow(),
+    ],
+    ids=str,
+)
+def test_steps_and_their_grid_need_more_than_one_time_step(objective):
+    one = dataclasses.replace(TINY, denoise_timesteps=1)
+    message = "needs denoise_timesteps of at least 2, a flow_index of at least 1; got .* of 0"
+    with pytest.raises(odelt.InputError, match=message):
+        objective.draw(jax.random.key(0), 8, shape_of(denoise_timesteps=1), TrainingTime(0, 1))
+    with pytest.raises(odelt.InputError, match=message):
+        TrainConfig(one, objective, steps=10)
+
+
+def test_flow_matching_at_any_times_needs_no_steps():
+    one, objective = shape_of(denoise_timesteps=1), LengthConsistency(FlowMatching())
+    assert TrainConfig(dataclasses.replace(TINY, denoise_timesteps=1), objective).model.ignore_step
+    draws = objective.draw(jax.random.key(0), 8, one, TrainingTime(0, 1))
+    assert len(draws.objective.time) == 8
 
 
 def test_a_deeper_teacher_is_never_shallower_than_its_student():

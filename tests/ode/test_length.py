@@ -400,6 +400,37 @@ def test_the_program_of_stacked_blocks_does_not_grow_with_their_number():
     assert lines(8, tuple) > 1.5 * lines(3, tuple)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"groups": []}, "groups must be at least one ODEBlock; got none"),
+        ({"condition": (0, 0)}, "one for each of 3 groups; got 2"),
+        ({"depth": "plane"}, "depth must be a number of blocks or \"plain\"; got 'plane'"),
+        ({"depth": "full"}, "depth must be a number of blocks or \"plain\"; got 'full'"),
+        ({"depth": None}, 'depth must be a number of blocks or "plain"; got None'),
+        ({"depth": (6, 2)}, r"depths must rise; got \(6, 2\)"),
+        ({"depth": ()}, r"depths must rise; got \(\)"),
+        ({"depth": 1}, r"depth must lie between 2 and 6 \(in blocks\), .*; got 1"),
+        ({"depth": 7}, r"depth must lie between 2 and 6 \(in blocks\), .*; got 7"),
+        ({"depth": (2, 8)}, r"depth must lie between 2 and 6 \(in blocks\), .*; got 8"),
+        ({"depth": np.array([2, 0, 2, 2])}, "depth must lie between 2 and 6 .*; got 0"),
+        ({"depth": jnp.array([2, 7, 2, 2])}, "depth must lie between 2 and 6 .*; got 7"),
+        ({"depth": np.array([2])}, r"depth must be a number or have shape \(4,\); got \(1,\)"),
+        ({"tolerance": 0.1}, "a tolerance needs a tuple of depths; got 2"),
+        ({"hidden": 2}, "hidden needs a tuple of depths; got 2"),
+        ({"depth": (2, 4), "tolerance": 0.0}, "a tolerance of the depth must be positive; got 0"),
+        ({"depth": (2, 4), "tolerance": 0.1, "hidden": 2}, "leave out the tolerance"),
+        ({"depth": (2, 4), "hidden": 6}, "hidden must lie between 2 and 4; got 6"),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_the_groups_is_refused(any_types, groups, tokens, change, message):
+    inputs = {"groups": groups, "h": jnp.asarray(tokens), "condition": jnp.zeros((BATCH, WIDTH))}
+    inputs |= {"depth": 2, "plan": odelt.FixedSteps()}
+    with pytest.raises(odelt.InputError, match=message):
+        integrate_length(**inputs | change)
+
+
 class WideBlock(eqx.Module):
     """`tokens + tanh(tokens A) A^T / 256`."""
 

@@ -5,8 +5,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+import odelt_eqx as odelt
 from odelt_eqx.config import OptimizerConfig, TrainConfig
 from odelt_eqx.objective import (
     DeepSupervision,
@@ -123,6 +125,12 @@ def test_training_learns_and_the_held_out_loss_sees_it(objective):
         key = jax.random.fold_in(jax.random.key(1), step)
         state, _ = train_step(state, IMAGES, LABELS, key)
     assert held_out() < 0.7 * before
+
+
+def test_a_key_of_a_step_is_one_of_jax(any_types):
+    step = make_train_step(FlowMatching(), optax.sgd(0.1), steps=1)
+    with pytest.raises(odelt.InputError, match="key must be one of JAX's typed keys"):
+        step(NETWORK, IMAGES, LABELS, 0)
 
 
 def test_the_same_key_gives_the_same_step():
