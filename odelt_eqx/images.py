@@ -36,8 +36,8 @@ def to_bytes(images: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]
 
 
 def rgb(image: Shaped[np.ndarray, "*axes channels"]) -> Shaped[np.ndarray, "*axes 3"]:
-    """Return three channels: grey levels repeated, or the first three."""
-    return np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image[..., :3]
+    """Return three channels: the first three, or of fewer the first one, repeated."""
+    return np.repeat(image[..., :1], 3, axis=-1) if image.shape[-1] < 3 else image[..., :3]
 
 
 def sheet(

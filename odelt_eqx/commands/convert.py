@@ -13,9 +13,13 @@ from odelt_eqx import cli
 from odelt_eqx.config import TrainConfig
 from odelt_eqx.errors import InputError
 from odelt_eqx.interop.hub import is_on_hub
-from odelt_eqx.presets import PRESETS
+from odelt_eqx.objective import DEPTH_TYPES, STATE_TYPES, TRAIN_TYPES
+from odelt_eqx.presets import PRESETS, of_type
 from odelt_eqx.training.load import CONFIG, run_config
 from odelt_eqx.training.weights import WeightFormat, convert
+
+TYPES = TRAIN_TYPES | DEPTH_TYPES | STATE_TYPES
+"""The training types by name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +27,7 @@ class Convert:
     """Convert weights for a preset, changed by the options.
 
     Where the first word is no preset but a run folder, that is the source, and its config is kept.
+    Words behind a preset may name other training types, as those of `train`.
 
     Args:
         source: a pickle of the reference, a checkpoint of SiT or REPA (.pt or .safetensors), a run
@@ -55,6 +60,8 @@ def run(words: list[str]) -> None:
         config = run_config(words[0])
     else:
         _, config, words = cli.preset_of(words)
+        while words and words[0] in TYPES:
+            config, words = of_type(config, words[0]), words[1:]
     args = cli.parse(Convert, config, words)
     card = ""
     if is_on_hub(args.target) and args.source.is_dir():

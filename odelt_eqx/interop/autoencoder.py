@@ -134,13 +134,20 @@ def _read_config(path: Path) -> AutoencoderConfig:
 
 def _read_factors(found: Mapping[str, Any]) -> tuple[PerChannel, PerChannel]:
     """Return scale and shift; statistics per channel are applied before the scale."""
-    scale = float(found.get("scaling_factor", AutoencoderConfig.scaling_factor))
+    scale = _number(found.get("scaling_factor", AutoencoderConfig.scaling_factor))
     shift, mean, std = (found.get(name) for name in ("shift_factor", "latents_mean", "latents_std"))
     if mean is None and std is None:
-        return scale, float(shift or 0)
+        return scale, 0.0 if shift is None else _number(shift)
     if mean is None or std is None or shift is not None:
         raise ValueError("latents_mean and latents_std go together, and without shift_factor")
-    return tuple(scale / float(value) for value in std), tuple(map(float, mean))
+    return tuple(scale / _number(value) for value in std), tuple(map(_number, mean))
+
+
+def _number(value: Any) -> float:
+    """Return a number of a JSON file; a ValueError if it is something else, as true or a text."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"expected a number; got {value!r}")
+    return float(value)
 
 
 def _infer_config(weights: Mapping[str, np.ndarray], file: Path) -> AutoencoderConfig:

@@ -14,7 +14,7 @@ import safetensors
 import safetensors.numpy
 
 from odelt_eqx.errors import InputError, reason
-from odelt_eqx.files import atomic_write
+from odelt_eqx.files import atomic_write, write_errors
 
 Module = TypeVar("Module", bound=eqx.Module)
 
@@ -83,6 +83,22 @@ def flatten(tree: Mapping[str, Any], strict: bool = True) -> dict[str, np.ndarra
     return flat
 
 
+def read_tensor(file: Any, name: str) -> np.ndarray:
+    """Return an array of an open `.safetensors` file.
+
+    Raises:
+        InputError: NumPy has no type for its elements.
+        Exception: of any kind, if it is damaged.
+    """
+    try:
+        return file.get_tensor(name)
+    except AttributeError:
+        raise InputError(
+            f"elements of type {file.get_slice(name).get_dtype()} are not read ({name}): convert "
+            "them to float16 or float32"
+        ) from None
+
+
 @contextlib.contextmanager
 def open_safetensors(path: Path) -> Iterator[dict[str, Stored]]:
     """Yield the arrays of a `.safetensors` file by name, to be read while it is open.
@@ -97,12 +113,14 @@ def open_safetensors(path: Path) -> Iterator[dict[str, Stored]]:
     def in_one_line() -> Iterator[None]:
         try:
             yield
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
         except (safetensors.SafetensorError, OSError, TypeError, ValueError) as error:
             raise InputError(f"{path} is not a .safetensors file: {reason(error)}") from None
 
     def read(name: str) -> np.ndarray:
         with in_one_line():
-            return file.get_tensor(name)
+            return read_tensor(file, name)
 
     with in_one_line():
         file: Any = safetensors.safe_open(path, framework="numpy")
@@ -128,7 +146,7 @@ def write_safetensors(path: Path, arrays: dict[str, np.ndarray], metadata: dict[
     Raises:
         InputError: it cannot be written.
     """
-    with atomic_write(path) as temporary:
+    with write_errors(path), atomic_write(path) as temporary:
         try:
             safetensors.numpy.save_file(arrays, temporary, metadata)
         except safetensors.SafetensorError as error:  # as which it reports the system's, too

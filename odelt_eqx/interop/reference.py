@@ -88,7 +88,8 @@ def dit_from_reference(weights: Weights, config: DiTConfig) -> DiT:
     Args:
         weights: the reference's parameters by slashed name; without the length table, a fresh one
             is drawn.
-        config: the shape of the network they belong to.
+        config: the shape of the network they belong to, which has no projector: `projector`
+            becomes false.
 
     Raises:
         InputError: parameters are missing, left over or of another shape; all are listed.
@@ -99,6 +100,7 @@ def dit_from_reference(weights: Weights, config: DiTConfig) -> DiT:
             f"got {config.length_embedding} and {config.wiring}"
         )
     config.check_published("the reference")
+    config = dataclasses.replace(config, projector=False)
     apart = dataclasses.replace(config, stacked=False)
     template = eqx.filter_eval_shape(DiT, apart, key=jax.random.key(0))
     if LENGTH_TABLE not in weights:

@@ -13,7 +13,13 @@ import safetensors
 from odelt_eqx.errors import InputError, reason
 from odelt_eqx.files import parse_json
 from odelt_eqx.interop.hub import download, is_on_hub, upload
-from odelt_eqx.interop.named import Module, check_finite, write_safetensors
+from odelt_eqx.interop.named import (
+    Module,
+    check_finite,
+    check_names,
+    read_tensor,
+    write_safetensors,
+)
 from odelt_eqx.nn import AnyNetworkConfig, DiT, VectorNet, unstacked
 from odelt_eqx.serialize import from_dict, to_dict
 
@@ -31,11 +37,17 @@ def save_safetensors(model: DiT | VectorNet, path: str | Path, card: str | None 
         card: on the hub, the text of the page, Markdown; by default the config and how to sample.
 
     Raises:
-        InputError: the repository cannot be written.
+        InputError: the network is not one of this package, or the file or the repository cannot be
+            written.
 
     Example:
         >>> odelt.save_safetensors(odelt.load("runs/digits"), "trained.safetensors")
     """
+    if not isinstance(model, DiT | VectorNet):
+        raise InputError(
+            f"only a DiT or a VectorNet has a config to write; got a {type(model).__name__}: write "
+            "its arrays by eqx.tree_serialise_leaves"
+        )
     model = unstacked(model)
     if not is_on_hub(path):
         write_module(model, model.config, Path(path), AnyNetworkConfig)
@@ -73,10 +85,13 @@ def model_card(model: DiT | VectorNet, path: str, sections: str = "") -> str:
     config = json.dumps(to_dict(model.config, AnyNetworkConfig), indent=2)
     depths = ", ".join(map(str, model.depths))
     shallow = f"depth={model.depths[0]}"
-    labels, given = "", f"model, noise, {shallow}"
+    condition, given = "", f"model, noise, {shallow}"
     if model.config.num_classes is not None:
-        labels = f"labels = jax.numpy.arange(4) % {model.config.num_classes}\n"
+        condition = f"labels = jax.numpy.arange(4) % {model.config.num_classes}\n"
         given = f"model, noise, labels, {shallow}"
+    elif model.config.condition_size is not None:
+        condition = f"condition = jax.numpy.zeros((4, {model.config.condition_size}))\n"
+        given = f"model, noise, condition, {shallow}"
     return f"""---
 library_name: odelt-eqx
 tags: [flow-matching, jax, equinox]
@@ -91,7 +106,7 @@ import odelt_eqx as odelt
 
 model = odelt.load_safetensors("{path}")
 noise = jax.random.normal(jax.random.key(0), (4, *model.shape))
-{labels}samples = odelt.sample({given})
+{condition}samples = odelt.sample({given})
 ```
 
 On the command line: `odelt convert PRESET {path} runs/model`, then `odelt sample runs/model`.
@@ -134,10 +149,11 @@ def read_module(path: Path, build: Callable[..., Module], config_type: Any) -> M
                 raise ValueError(f"its config says {depth} blocks, and it has {count} arrays")
             template = eqx.filter_eval_shape(build, config, key=jax.random.key(0))
             wanted = dict(_named_arrays(template))
+            check_names(wanted, file.keys(), "its arrays are not those of its config")
             for name, leaf in wanted.items():
                 if tuple(file.get_slice(name).get_shape()) != leaf.shape:
                     raise ValueError(f"{name} has another shape than its config says")
-            arrays = {name: file.get_tensor(name) for name in wanted}
+            arrays = {name: read_tensor(file, name) for name in wanted}
     except Exception as error:  # damage can break any step
         raise InputError(f"{path} is no network of this package: {reason(error)}") from None
     leaves = iter(

@@ -5,7 +5,9 @@ from typing import TypeVar
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 
+from odelt_eqx.errors import InputError
 from odelt_eqx.network import check_depth
 from odelt_eqx.nn import DiT, VectorNet
 from odelt_eqx.nn.groups import with_config
@@ -21,7 +23,7 @@ def truncate(model: AnyNetwork, depth: int) -> AnyNetwork:
     projector is left out.
 
     Raises:
-        InputError: the network does not have that depth.
+        InputError: the network is not one of this package, or does not have that depth.
 
     Example:
         >>> small = odelt.truncate(model, 2)
@@ -29,7 +31,11 @@ def truncate(model: AnyNetwork, depth: int) -> AnyNetwork:
         >>> bool((ours == theirs).all())
         True
     """
-    check_depth(depth, model.depths)
+    if not isinstance(model, DiT | VectorNet):
+        raise InputError(f"a DiT or a VectorNet can be truncated; got a {type(model).__name__}")
+    if np.ndim(depth) or isinstance(depth, str):
+        raise InputError(f"depth must be one number of blocks; got {depth!r}")
+    depth = check_depth(depth, model.depths)
     config, group = model.config, model.config.depth_group
     old = [d for d in model.depths if d <= depth]
     new = [d // group * group for d in old]

@@ -86,7 +86,7 @@ class BlockConfig(NetworkConfig):
         return self.hidden_size // self.num_heads
 
     def check_published(self, owner: str, *also: str) -> None:
-        """Raise an InputError if its blocks compute something else than the published ones.
+        """Raise an InputError if its blocks or its condition are not as the published ones.
 
         Args:
             owner: whose networks have the published block.
@@ -97,6 +97,11 @@ class BlockConfig(NetworkConfig):
             if field.name in PUBLISHED - {*also} and value != field.default:
                 known = f"{field.name} {field.default}"
                 raise InputError(f"blocks of {owner} have {known}; got {value}")
+        if self.condition_size is not None:
+            raise InputError(
+                f"networks of {owner} have classes as their condition: give num_classes in place "
+                "of condition_size"
+            )
         if self.max_guidance is not None:
             raise InputError(f"networks of {owner} are not told the guidance: leave max_guidance")
 

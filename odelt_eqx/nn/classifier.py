@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from odelt_eqx.errors import InputError, check_range
+from odelt_eqx.errors import InputError, check_range, set_declared
 from odelt_eqx.nn.config import MOST_COUNT, MOST_VALUES
 from odelt_eqx.nn.convolution import Convolution, convolution
 
@@ -28,7 +28,7 @@ class ConvNetConfig:
         features: size of the last hidden layer.
 
     Raises:
-        InputError: a number is less than 1, or far too large.
+        InputError: a number is no whole one, less than 1, or far too large.
     """
 
     image_shape: tuple[int, int, int]
@@ -37,6 +37,7 @@ class ConvNetConfig:
     features: int = 128
 
     def __post_init__(self) -> None:
+        set_declared(self)
         check_range(self, "num_classes", "width", "features", least=1)
         check_range(self, "num_classes", "width", "features", most=MOST_COUNT)
         if min(self.image_shape) < 1 or math.prod(self.image_shape) > MOST_VALUES:

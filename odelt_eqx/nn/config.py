@@ -5,10 +5,12 @@ import dataclasses
 from typing import Literal, get_args
 
 import equinox as eqx
+import jax
+import numpy as np
 from jaxtyping import Array, Key
 
 from odelt_eqx.condition import Classes, ConditionType, Learned, Vector
-from odelt_eqx.errors import InputError, check_choice, check_range, check_whole
+from odelt_eqx.errors import InputError, check_choice, check_range, set_declared
 from odelt_eqx.network import Network
 from odelt_eqx.ode.length import Wiring
 from odelt_eqx.ode.plan import Adaptive, FixedSteps, Plan
@@ -58,7 +60,7 @@ class NetworkConfig(abc.ABC):
             that does not grow with the group, in less memory; sampling is slower.
 
     Raises:
-        InputError: the numbers do not fit together.
+        InputError: the numbers do not fit together, or a value is of another type.
     """
 
     hidden_size: int
@@ -82,8 +84,10 @@ class NetworkConfig(abc.ABC):
 
     def __post_init__(self) -> None:
         """Check that the numbers fit together."""
+        set_declared(self)
+        plain = lambda number: np.asarray(number).item()  # a config is hashed and written as JSON
+        object.__setattr__(self, "length", jax.tree.map(plain, self.length))
         counts = [f.name for f in dataclasses.fields(self) if f.type in (int, int | None)]
-        check_whole(self, *counts)
         check_range(self, *counts, least=1)
         check_range(self, *counts, most=MOST_COUNT)
         check_range(self, "depth", most=MOST_BLOCKS)

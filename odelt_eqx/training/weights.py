@@ -1,10 +1,12 @@
 """Weights from another run or file: read, converted, started from, learned from."""
 
 import dataclasses
+import itertools
 import shutil
+import sys
 import zipfile
-from collections.abc import Collection
-from functools import partial
+from collections.abc import Collection, Sequence
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +16,7 @@ import jax.numpy as jnp
 
 from odelt_eqx.config import TrainConfig, save_config
 from odelt_eqx.errors import InputError
-from odelt_eqx.files import temporary_path
+from odelt_eqx.files import temporary_path, write_errors
 from odelt_eqx.interop import (
     load_reference_pair,
     load_safetensors,
@@ -27,14 +29,19 @@ from odelt_eqx.interop.named import check_names
 from odelt_eqx.interop.safetensors import model_card
 from odelt_eqx.interop.sit import is_sit
 from odelt_eqx.interop.truncate import truncate
-from odelt_eqx.nn import DiTConfig, stacked, unstacked
+from odelt_eqx.nn import AnyNetworkConfig, DiTConfig, stacked, unstacked
 from odelt_eqx.nn.block import PUBLISHED
+from odelt_eqx.objective import DEPTH_TYPES, TRAIN_TYPES
+from odelt_eqx.presets import of_type
 from odelt_eqx.training.checkpoint import AnyNetwork, Checkpoints
-from odelt_eqx.training.load import CONFIG, load, load_average
+from odelt_eqx.training.load import CONFIG, CONTENTS, load, load_average
 from odelt_eqx.training.step import TrainState, is_trained
 
 SAFETENSORS = ".safetensors"
 TORCH = (".pt", ".pth", ".ckpt", ".bin")
+
+ALIKE = PUBLISHED | {"num_heads", "patch_size"}
+"""The fields of a config that change what is computed, and no parameter's shape."""
 
 WeightFormat = Literal["reference", "sit", "repa"]
 
@@ -53,6 +60,8 @@ def read_weights(
     Raises:
         InputError: it is none of them, or does not fit `config`.
     """
+    if format is not None and (is_on_hub(source) or Path(source).is_dir()):
+        raise InputError(f"{source} is no file of another package: leave out format")
     if is_on_hub(source):
         model = load_safetensors(source)
         return model, model
@@ -89,7 +98,8 @@ def convert(
         target: a path that does not exist yet, whose suffix decides, or `hub:OWNER/NAME` for a
             safetensors file on the Hugging Face Hub.
         config: the run that the weights will belong to. Its `model` is the shape of the network in
-            a foreign file; any other source has a shape of its own, which replaces it.
+            a foreign file; any other source has a shape of its own, which replaces it. A run folder
+            keeps what it remembers of its data.
         depth: keep only the blocks that the network runs at this depth.
         format: whose file `source` is, if it is a foreign one.
         layout: of a safetensors file: that of this package, or that of SiT, see `save_sit`.
@@ -98,11 +108,17 @@ def convert(
             `load_average`.
 
     Raises:
-        InputError: `target` exists, `source` cannot be read or has no such average, the network has
-            no such depth, or no file of that layout can hold it.
+        InputError: `target` exists or cannot be written, `source` cannot be read or has no such
+            average, the network has no such depth, no file of that layout can hold it, or the data
+            or the training of `config` are for other networks.
     """
     if target.exists():
         raise InputError(f"{target} exists; choose another path")
+    if layout == "sit" and is_on_hub(target):
+        raise InputError(
+            f"the layout sit is that of a local file, not of {target}: write a path that ends in "
+            f"{SAFETENSORS}"
+        )
     if layout == "sit" and target.suffix != SAFETENSORS:
         raise InputError(f"the layout sit is that of a file: end {target} in {SAFETENSORS}")
     model, ema = read_weights(source, config, format)
@@ -116,24 +132,79 @@ def convert(
     if target.suffix == SAFETENSORS:
         (save_safetensors if layout == "odelt" else save_sit)(ema, target)
         return
-    config = dataclasses.replace(config, model=model.config)
+    config = _run_of(model.config, config, source)
     temporary = temporary_path(target)
     shutil.rmtree(temporary, ignore_errors=True)  # what a kill left
-    temporary.mkdir(parents=True)
+    with write_errors(target):
+        temporary.mkdir(parents=True)
+        try:
+            with Checkpoints(temporary) as checkpoints:
+                checkpoints.save_weights(model, ema, config)
+            save_config(config, temporary / CONFIG)
+            if (source / CONTENTS).is_file():
+                shutil.copyfile(source / CONTENTS, temporary / CONTENTS)
+            temporary.rename(target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _run_of(model: AnyNetworkConfig, config: TrainConfig, source: Path) -> TrainConfig:
+    """Return `config` with this network of `source`; a note says if its data have another shape.
+
+    Raises:
+        InputError: the data or the training of `config` are for other networks.
+    """
+    shape, expected = model.shape, config.model.shape
+    if len(shape) != len(expected):
+        kind = "moons for vectors" if len(shape) == 1 else "digits for images"
+        raise InputError(
+            f"{source} makes samples of shape {shape}, and the data of this config are of shape "
+            f"{expected}: name a preset whose data are alike, such as {kind}"
+        )
     try:
-        with Checkpoints(temporary) as checkpoints:
-            checkpoints.save_weights(model, ema, config)
-        save_config(config, temporary / CONFIG)
-        temporary.rename(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        fitting = _with_network(config, model)
+    except InputError:
+        singles = ((name,) for name in (*DEPTH_TYPES, *TRAIN_TYPES))
+        types = itertools.chain(singles, itertools.product(DEPTH_TYPES, TRAIN_TYPES))
+        words = next((names for names in types if _fits_types(config, names, model)), None)
+        if words is None:
+            raise
+        raise InputError(
+            f"the training of this config does not fit the network of {source}: name one that does "
+            f"behind the preset, such as {' '.join(words)}"
+        ) from None
+    if shape != expected:
+        print(
+            f"note: {source} makes samples of shape {shape}, the data of this config are of shape "
+            f"{expected}: to evaluate the run, name data of its own",
+            file=sys.stderr,
+        )
+    return fitting
+
+
+def _with_network(config: TrainConfig, model: AnyNetworkConfig) -> TrainConfig:
+    """Return `config` with a network; an InputError if the training is for others."""
+    changed = dataclasses.replace(config, model=model)
+    if changed.model.ignore_step != model.ignore_step:
+        raise InputError("the network sees its step, and this training would hide it")
+    return changed
+
+
+def _fits_types(config: TrainConfig, names: Sequence[str], model: AnyNetworkConfig) -> bool:
+    """Whether a network can be trained as `config` is, but by the training types of these names."""
+    try:
+        _with_network(reduce(of_type, names, config), model)
+    except InputError:
+        return False
+    return True
 
 
 def init_from(state: TrainState, source: str | Path, frozen: Collection[str] = ()) -> TrainState:
     """Return `state` with the weights and the EMA weights of `source`.
 
-    The networks must have parameters of the same names and shapes. Grouping, layout, wiring and
-    everything that is not a parameter stay those of `state`. An embedding of the length that
+    The networks must have parameters of the same names and shapes, and blocks, heads and patches
+    that are alike. Grouping, layout, wiring, the solver of the length, what is told of the step and
+    everything else that is not a parameter stay those of `state`. An embedding of the length that
     `source` lacks is zero: so the first network in the wiring "residual" is, at its full depth, a
     plain `source`. One that `state` lacks is left out. A network that is told guidance begins as a
     `source` that is not, whatever it is told. A projector that `source` lacks is that of `state`.
@@ -188,6 +259,9 @@ def fit(weights: AnyNetwork, template: Any, source: str | Path) -> Any:
         InputError: the parameters have other names or shapes, or the blocks compute something else
             with them; it names the `source` of the weights.
     """
+    if type(weights.config) is not type(template.config):
+        has, needs = (type(network).__name__ for network in (weights, template))
+        raise InputError(f"{source} holds a {has}, this network is a {needs}")
     weights = unstacked(weights)
     if template.length_embedding is None or weights.length_embedding is None:
         none = jax.tree.map(jnp.zeros_like, template.length_embedding)
@@ -202,7 +276,7 @@ def fit(weights: AnyNetwork, template: Any, source: str | Path) -> Any:
     form = eqx.filter_eval_shape(unstacked, template)
     if weights.depth != template.depth:
         raise InputError(f"{source} has depth {weights.depth}, this network has {template.depth}")
-    for name in sorted(PUBLISHED):  # norms and the like have no parameters that would tell
+    for name in sorted(ALIKE):
         has, needs = (getattr(network.config, name, None) for network in (weights, template))
         if has != needs:
             raise InputError(f"{source} has {name} {has}, this network {needs}: make them alike")

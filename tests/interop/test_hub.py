@@ -88,6 +88,16 @@ def test_a_network_of_vectors_without_classes_has_a_card_that_runs(hub):
     assert names["samples"].shape == (4, 2)
 
 
+def test_a_network_whose_condition_is_a_vector_has_a_card_that_runs(hub):
+    shape = {"size": 2, "hidden_size": 8, "depth": 2, "depth_min": 2, "depth_group": 2}
+    network = odelt.VectorNetConfig(**shape, condition_size=3).build(key=jax.random.key(0))
+    odelt.save_safetensors(network, "hub:someone/points")
+    card = (hub / "someone" / "points" / "README.md").read_text()
+    names = {}
+    exec(card.split("```python\n")[1].split("```")[0], names)
+    assert names["samples"].shape == (4, 2)
+
+
 def test_errors_of_the_hub_are_one_line(hub, model, monkeypatch):
     with pytest.raises(odelt.InputError, match="hub:nobody/none cannot be downloaded: 404: not"):
         odelt.load_safetensors("hub:nobody/none")

@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 
 import odelt_eqx as odelt
+from odelt_eqx.interop.named import read_safetensors
 from odelt_eqx.interop.unpickle import unpickle
 from odelt_eqx.presets import preset
 from tests.conftest import GOLDEN, TINY
@@ -81,6 +83,14 @@ def test_what_is_missing_left_over_or_misshapen_is_listed_by_name(tmp_path, cont
         odelt.load_reference(CHECKPOINT, other)
 
 
+def test_a_checkpoint_has_no_projector_and_no_vector_as_its_condition():
+    network = odelt.load_reference(CHECKPOINT, dataclasses.replace(CONFIG, projector=True))
+    assert network.config == CONFIG
+    vector = dataclasses.replace(CONFIG, num_classes=None, condition_size=3)
+    with pytest.raises(odelt.InputError, match="of the reference have classes as their condition"):
+        odelt.load_reference(CHECKPOINT, vector)
+
+
 def test_a_pickle_of_something_else_is_one_line(tmp_path):
     for content in ([1, 2], {"weights": 3}, {"params": {"a": "text"}}):
         with pytest.raises(odelt.InputError):
@@ -107,6 +117,51 @@ def test_a_damaged_safetensors_file_is_one_line(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(odelt.InputError, match="is no network of this package"):
         odelt.load_safetensors(path)
+
+
+def test_arrays_that_no_network_has_are_listed(tmp_path):
+    path = tmp_path / "model.safetensors"
+    odelt.save_safetensors(VECTORS.build(key=jax.random.key(0)), path)
+    with safetensors.safe_open(path, framework="numpy") as file:
+        metadata, arrays = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    safetensors.numpy.save_file(arrays | {"extra": np.zeros(3)}, path, metadata)
+    with pytest.raises(odelt.InputError, match="those of its config; left over: extra"):
+        odelt.load_safetensors(path)
+
+
+@pytest.mark.parametrize("kind", ["F8_E4M3", "F8_E5M2", "F8_E8M0"])
+def test_elements_of_a_type_that_numpy_lacks_are_one_line(tmp_path, kind):
+    path, entry = tmp_path / "x.safetensors", {"dtype": kind, "shape": [2], "data_offsets": [0, 2]}
+    header = json.dumps({"weight": entry}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(2))
+    with pytest.raises(odelt.InputError, match=f"elements of type {kind} are not read"):
+        read_safetensors(path)
+
+
+def test_a_file_that_cannot_be_written_is_one_line(tmp_path):
+    network = VECTORS.build(key=jax.random.key(0))
+    (tmp_path / "file").touch()
+    for path in (tmp_path, tmp_path / "file" / "model.safetensors"):
+        with pytest.raises(odelt.InputError, match=f"{path} cannot be written: "):
+            odelt.save_safetensors(network, path)
+
+
+def test_a_network_of_the_users_is_neither_written_nor_truncated(any_types, tmp_path):
+    class Still(odelt.Network):
+        shape, condition_type, depths, flow_index = (2,), None, (1,), 0
+        length, anytime = odelt.FixedSteps(), True
+
+        def velocity(self, inputs):
+            return inputs.x, odelt.LengthStats()
+
+    with pytest.raises(odelt.InputError, match=r"only a DiT or a VectorNet .*; got a Still"):
+        odelt.save_safetensors(Still(), tmp_path / "still.safetensors")
+    with pytest.raises(odelt.InputError, match="VectorNet can be truncated; got a Still"):
+        odelt.truncate(Still(), 1)
+    network = VECTORS.build(key=jax.random.key(0))
+    for depth in ("full", "plain", np.array([2, 4])):
+        with pytest.raises(odelt.InputError, match="depth must be one number of blocks; got"):
+            odelt.truncate(network, depth)
 
 
 X = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))

@@ -188,6 +188,14 @@ def test_another_block_than_sits_is_neither_read_nor_written(tmp_path, changes, 
         odelt.load_sit(GOLDEN / "sit_tiny.bare.pt", config)
 
 
+def test_a_network_whose_condition_is_a_vector_is_none_of_sit():
+    config = dataclasses.replace(CONFIG, num_classes=None, condition_size=3)
+    recorded = np.load(GOLDEN / "sit.npz")
+    weights = {n: a for n, a in golden_weights(recorded).items() if not n.startswith("y_embedder")}
+    with pytest.raises(odelt.InputError, match="of SiT have classes as their condition"):
+        dit_from_sit(stored(weights), config)
+
+
 def test_what_is_missing_left_over_or_misshapen_is_listed_by_name():
     recorded = np.load(GOLDEN / "sit.npz")
     weights, config = golden_weights(recorded), config_of(recorded, **PLAIN)

@@ -15,6 +15,7 @@ from odelt_eqx.errors import InputError
 from odelt_eqx.interop import autoencoder_from_weights, load_autoencoder
 from odelt_eqx.interop.autoencoder import _infer_config
 from odelt_eqx.nn import Autoencoder, AutoencoderConfig
+from odelt_eqx.nn.classifier import ConvNetConfig
 from tests.conftest import GOLDEN, golden_weight
 
 SCALE = 0.18215
@@ -157,6 +158,8 @@ def test_each_error_is_one_line(folder, tiny):
     refused(tiny[1], config | {"block_out_channels": [32, 60]}, "norm_num_groups 8", "60")
     refused(tiny[1], config | {"use_quant_conv": False}, "left over: quant_conv.bias")
     refused(tiny[1], config | {"shift_factor": float("nan")}, "a number is not finite")
+    for value in (True, "0.2"):
+        refused(tiny[1], config | {"scaling_factor": value}, f"expected a number; got {value!r}")
     refused(tiny[1], config | {"latents_mean": [0] * 4}, "go together")
     both = {"latents_mean": [0] * 4, "latents_std": [1, 0, 1, 1]}
     refused(tiny[1], config | both, "division by zero")
@@ -202,6 +205,30 @@ def test_a_folder_is_downloaded_from_the_hub(monkeypatch, folder, tiny):
     assert "vae/config.json" in asked[0][1]
     with pytest.raises(InputError, match="hub:nobody/nothing cannot be downloaded: 404: not found"):
         load_autoencoder("hub:nobody/nothing")
+
+
+def test_arrays_and_numbers_of_another_type_are_refused(any_types):
+    autoencoder = Autoencoder(AutoencoderConfig((8, 8), 1, 4), key=jax.random.key(0))
+    for shape in ((1, 4, 4, 1), (1, 4, 4, 4), (4, 4, 3)):
+        with pytest.raises(InputError, match=r"images must have shape \(batch, height, width, 3\)"):
+            autoencoder.encode(jnp.zeros(shape))
+    with pytest.raises(InputError, match=r"latents must have shape .* 4\); got \(4, 4, 4\)"):
+        autoencoder.decode(jnp.zeros((4, 4, 4)))
+    numbers: dict[str, Any] = {"block_out_channels": [np.int64(8), 8], "norm_num_groups": 4}
+    assert AutoencoderConfig(**numbers) == AutoencoderConfig((8, 8), norm_num_groups=4)
+    for field, wrong in {
+        "layers_per_block": 1.5,
+        "block_out_channels": 8,
+        "scaling_factor": True,
+        "use_quant_conv": "yes",
+    }.items():
+        with pytest.raises(InputError, match=f"{field} must be .*; got {wrong!r}"):
+            AutoencoderConfig(**{field: wrong})
+    shape: Any = [8, np.int64(8), 1]
+    assert ConvNetConfig(shape, 10) == ConvNetConfig((8, 8, 1), 10)
+    shape = (8, 8)
+    with pytest.raises(InputError, match=r"image_shape must be 3 whole numbers; got \(8, 8\)"):
+        ConvNetConfig(shape, 10)
 
 
 def test_impossible_shapes_are_refused():

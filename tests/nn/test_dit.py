@@ -1,6 +1,7 @@
 """The transformer's contract beyond its recorded numbers."""
 
 import dataclasses
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -130,6 +131,45 @@ def test_the_position_table_tells_every_place_from_every_other():
 def test_a_shape_that_does_not_fit_is_refused(change, message):
     with pytest.raises(odelt.InputError, match=message):
         dataclasses.replace(TINY, **change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_size": 8.0}, r"image_size must be a whole number or 2 whole numbers; got 8\.0"),
+        ({"image_size": None}, "image_size must be a whole number or 2 whole numbers; got None"),
+        ({"image_size": (8, 4, 1)}, r"or 2 whole numbers; got \(8, 4, 1\)"),
+        ({"channels": True}, "channels must be a whole number; got True"),
+        ({"hidden_size": "16"}, "hidden_size must be a whole number; got '16'"),
+        ({"depth": None}, "depth must be a whole number; got None"),
+        ({"num_classes": 2.0}, r"num_classes must be a whole number or None; got 2\.0"),
+        ({"dropout": "0.1"}, r"dropout must be a number; got '0\.1'"),
+        ({"stacked": 1}, "stacked must be True or False; got 1"),
+        ({"length": "euler"}, "length must be FixedSteps or Adaptive; got 'euler'"),
+        ({"length": None}, "length must be FixedSteps or Adaptive; got None"),
+    ],
+)
+def test_a_value_of_another_type_is_refused(any_types, change, message):
+    with pytest.raises(odelt.InputError, match=message):
+        dataclasses.replace(TINY, **change)
+
+
+def test_numbers_of_other_libraries_and_lists_are_taken(any_types, tmp_path):
+    """A config is hashed, compared with others and written."""
+    numbers: dict[str, Any] = {
+        "image_size": [np.int64(8), 8],
+        "channels": np.int64(1),
+        "num_heads": jnp.int32(2),
+        "dropout": np.float32(0.5),
+        "rope": np.bool_(False),
+        "length": odelt.FixedSteps(jnp.array(2)),
+    }
+    plain = {"image_size": (8, 8), "dropout": 0.5, "length": odelt.FixedSteps(2)}
+    config = dataclasses.replace(TINY, **numbers)
+    assert config == dataclasses.replace(TINY, **plain)
+    assert dataclasses.replace(TINY, image_size=np.int64(8)) == TINY
+    odelt.save_safetensors(config.build(key=jax.random.key(0)), tmp_path / "model.safetensors")
+    assert odelt.load_safetensors(tmp_path / "model.safetensors").config == config
 
 
 @pytest.mark.parametrize("depth", [5, np.array([2, 4, 5]), jnp.array([2, 4, 5])])

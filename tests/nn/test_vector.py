@@ -69,6 +69,7 @@ def test_the_gradient_of_a_null_condition_is_finite():
         ({"learned": "nul"}, "learned must be one of both, condition, null; got 'nul'"),
         ({"depth": 4.0}, r"depth must be a whole number; got 4\.0"),
         ({"hidden_size": 8.5}, r"hidden_size must be a whole number; got 8\.5"),
+        ({"size": (2,)}, r"size must be a whole number; got \(2,\)"),
     ],
 )
 def test_a_config_that_no_network_has_is_refused(any_types, change, message):

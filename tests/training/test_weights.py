@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pickle
 import shutil
+from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -11,15 +12,17 @@ import numpy as np
 import pytest
 
 import odelt_eqx as odelt
+from odelt_eqx.commands import convert as command
 from odelt_eqx.config import OptimizerConfig, TrainConfig
 from odelt_eqx.interop.unpickle import unpickle
 from odelt_eqx.nn import unstacked
 from odelt_eqx.objective import TRAIN_TYPES
-from odelt_eqx.training.load import run_config
+from odelt_eqx.presets import preset
+from odelt_eqx.training.load import CONTENTS, load_contents, run_config
 from odelt_eqx.training.optimizer import make_optimizer
 from odelt_eqx.training.step import init_state
 from odelt_eqx.training.train import train
-from odelt_eqx.training.weights import convert, init_from
+from odelt_eqx.training.weights import convert, init_from, read_weights
 from tests.conftest import GOLDEN, TINY_RUN, assert_matches
 from tests.training.conftest import POINTS_RUN
 
@@ -219,9 +222,13 @@ def test_weights_of_another_network_are_refused(run):
     with pytest.raises(odelt.InputError, match=r"has patch_embedding\.weight of shape \(16, 4\)"):
         begin(hidden_size=32)
     others = {"logit_scale": "inverse-sqrt", "norm": "rms", "rope": True, "mlp": "swiglu"}
-    for field, value in {**others, "qk_norm": True}.items():
+    for field, value in {**others, "qk_norm": True, "num_heads": 4}.items():
         with pytest.raises(odelt.InputError, match=f"has {field} .*, this network {value}: make"):
             begin(**{field: value})
+    with pytest.raises(odelt.InputError, match="has patch_size 2, this network 1: make"):
+        begin(patch_size=1, channels=4)
+    with pytest.raises(odelt.InputError, match="holds a DiT, this network is a VectorNet"):
+        init_from(fresh_state(POINTS_RUN.model), run)
     with pytest.raises(odelt.InputError, match="has depth 3, this network has 4"):
         begin(depth=4)
     with pytest.raises(
@@ -239,3 +246,54 @@ def test_nothing_is_overwritten_and_nothing_unknown_is_read(run, tmp_path):
     config = dataclasses.replace(TINY_RUN, init_from=str(CHECKPOINT))
     with pytest.raises(odelt.InputError, match="is neither a run folder nor a"):
         train(config, tmp_path / "run")
+
+
+def test_a_run_made_of_a_run_knows_its_classes(tmp_path):
+    network = POINTS_RUN.model.build(key=jax.random.key(7))
+    odelt.save_safetensors(network, tmp_path / "network.safetensors")
+    convert(tmp_path / "network.safetensors", tmp_path / "run", POINTS_RUN)
+    assert load_contents(tmp_path / "run") is None
+    contents = {"class_names": ["left", "right"], "count": 3, "fingerprint": ""}
+    (tmp_path / "run" / CONTENTS).write_text(json.dumps(contents))
+    convert(tmp_path / "run", tmp_path / "again", POINTS_RUN)
+    assert load_contents(tmp_path / "again").class_names == ("left", "right")
+    (tmp_path / "file").touch()
+    with pytest.raises(odelt.InputError, match="run cannot be written: "):
+        convert(tmp_path / "run", tmp_path / "file" / "run", POINTS_RUN)
+
+
+def test_what_would_be_ignored_is_refused(run, tmp_path):
+    with pytest.raises(odelt.InputError, match="sit is that of a local file, not of hub"):
+        convert(run, Path("hub:a/b.safetensors"), SMALL, layout="sit")
+    for source in (run, "hub:a/b"):
+        with pytest.raises(odelt.InputError, match="is no file of another package: leave out form"):
+            read_weights(source, SMALL, "sit")
+
+
+def test_a_network_is_not_converted_for_data_or_a_training_of_others(tmp_path, capsys):
+    """The training types that a message names are those that the command takes."""
+    path, run = tmp_path / "network.safetensors", tmp_path / "run"
+
+    def save(shape):
+        odelt.save_safetensors(shape.build(key=jax.random.key(0)), path)
+
+    save(POINTS_RUN.model)
+    with pytest.raises(odelt.InputError, match=r"shape \(2,\), and .* \(8, 8, 1\): name .* moons"):
+        convert(path, run, SMALL)
+    digits = preset("digits")
+    told = dataclasses.replace(SMALL.model, image_size=4)
+    flow = dataclasses.replace(told, ignore_step=True)
+    for shape, types in (
+        (told, "length-consistency"),
+        (dataclasses.replace(flow, length_embedding="none"), "naive"),
+        (flow, "length-consistency naive"),
+    ):
+        save(shape)
+        with pytest.raises(odelt.InputError, match=f"behind the preset, such as {types}$"):
+            convert(path, run, digits)
+    command.run(["digits", *types.split(), str(path), str(run)])
+    assert run_config(run).model.ignore_step
+    assert odelt.load(run).config == run_config(run).model
+    assert "samples of shape (4, 4, 1), the data of this config are of shape (8, 8, 1)" in (
+        capsys.readouterr().err
+    )

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from odelt_eqx.errors import InputError, check_range
+from odelt_eqx.errors import InputError, check_range, set_declared
 from odelt_eqx.nn.autoencoder.layers import (
     Downsampler,
     GroupNorm,
@@ -52,8 +52,8 @@ class AutoencoderConfig:
         use_post_quant_conv: whether one precedes the decoder.
 
     Raises:
-        InputError: a size is not positive, a width is not a multiple of the groups, or there are
-            fewer or more factors than channels.
+        InputError: a size is not a positive whole number, a width is not a multiple of the groups,
+            or there are fewer or more factors than channels.
     """
 
     block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
@@ -66,6 +66,7 @@ class AutoencoderConfig:
     use_post_quant_conv: bool = True
 
     def __post_init__(self) -> None:
+        set_declared(self)
         check_range(self, "layers_per_block", "norm_num_groups", "latent_channels", least=1)
         check_range(self, "norm_num_groups", "latent_channels", most=MOST_WIDTH)
         check_range(self, "layers_per_block", most=MOST_LAYERS)
@@ -190,9 +191,13 @@ class Autoencoder(eqx.Module):
             log-variance is clipped to [-30, 20] before it is scaled.
 
         Raises:
-            InputError: height or width is not such a multiple.
+            InputError: these are no such images, or height or width is not such a multiple.
         """
         reduction = self.config.reduction
+        if images.ndim != 4 or images.shape[-1] != 3:
+            raise InputError(
+                f"images must have shape (batch, height, width, 3); got {images.shape}"
+            )
         if images.shape[1] % reduction or images.shape[2] % reduction:
             raise InputError(
                 f"images must be multiples of {reduction} pixels high and wide; "
@@ -224,8 +229,13 @@ class Autoencoder(eqx.Module):
             latents: (batch, h, w, latent channels).
 
         Raises:
-            InputError: the latents have another number of channels.
+            InputError: the latents have another number of axes or channels.
         """
+        if latents.ndim != 4:
+            raise InputError(
+                f"latents must have shape (batch, h, w, {self.config.latent_channels}); "
+                f"got {latents.shape}"
+            )
         if latents.shape[-1] != self.config.latent_channels:
             raise InputError(
                 f"latents must have {self.config.latent_channels} channels; got {latents.shape[-1]}"
