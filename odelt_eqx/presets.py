@@ -109,12 +109,15 @@ def fashion() -> TrainConfig:
 
     Command: `odelt train fashion`, after `apt install dataset-fashion-mnist` (Debian,
     Ubuntu), or `odelt train fashion data:idx --data.folder FOLDER` with
-    the IDX files in FOLDER. Hardware: 2 CPU cores, 0.17 to 0.26 s a step, so 17 to 25 minutes.
-    Expect, by the features of `odelt classifier`: a Fréchet distance of 2.4 as it samples by
-    itself, 3.7 in 16 steps of ab2 without guidance, 10 in one step (real images: 0.6), see
-    benchmarks/README.md.
+    the IDX files in FOLDER. Hardware: 2 CPU cores, 0.17 to 0.28 s a step, so 17 to 27 minutes.
+    Expect, by the features of `odelt classifier` and 10,000 images: a Fréchet distance of 1.5 ± 0.2
+    over three seeds as it samples by itself, of 2.4 ± 0.1 without guidance (the published block:
+    2.0 ± 0.2 and 3.1 ± 0.1; training images: 2.2 ± 0.1), see benchmarks/README.md.
     """
-    model = DiTConfig(image_size=28, channels=1, patch_size=4, num_heads=4, num_classes=10, **SMALL)
+    block = {"rope": True, "mlp": "swiglu", "norm": "scaled-rms", "logit_scale": "inverse-sqrt"}
+    model = DiTConfig(
+        image_size=28, channels=1, patch_size=4, num_heads=4, num_classes=10, **block, **SMALL
+    )
     config = TrainConfig(
         model=model,
         optimizer=OptimizerConfig(learning_rate=2e-3, warmup=200, weight_decay=0.01, ema=0.995),
