@@ -29,6 +29,10 @@ BLOCKS: dict[str, dict[str, Any]] = {
     "rotary positions": {"rope": True},
     "SwiGLU": {"mlp": "swiglu"},
     "shared adaLN": {"modulation": "shared"},
+    "the preset fashion": {
+        **{"rope": True, "mlp": "swiglu"},
+        **{"norm": "scaled-rms", "logit_scale": "inverse-sqrt"},
+    },
     "all": {
         **{"logit_scale": "inverse-sqrt", "qk_norm": True, "norm": "scaled-rms"},
         **{"rope": True, "mlp": "swiglu", "modulation": "shared"},
