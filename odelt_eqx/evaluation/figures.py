@@ -202,7 +202,8 @@ def save_curves(grid: Grid, path: Path) -> None:
     for row in grid.rows:
         curves.setdefault((row.depth, row.guidance, row.solver), []).append(row)
     guidances = list(dict.fromkeys(guidance for _, guidance, _ in curves))
-    alphas = dict(zip(guidances, np.linspace(1, 0.25, max(2, len(guidances))), strict=False))
+    faintest = max(0.25, 1 - 0.3 * (len(guidances) - 1))
+    alphas = dict(zip(guidances, np.linspace(1, faintest, len(guidances)), strict=True))
     solvers = sorted({solver for _, _, solver in curves}, key=lambda name: (name != "euler", name))
     markers = dict(zip(solvers, itertools.cycle("os^vDPX*"), strict=False))
     colours = depth_colours(sorted({depth for depth, _, _ in curves}))
@@ -241,7 +242,7 @@ def save_curves(grid: Grid, path: Path) -> None:
         names = {f"guidance {guidance}": alpha for guidance, alpha in alphas.items()}
         legend |= {name: Line2D([], [], color="k", alpha=alpha) for name, alpha in names.items()}
     legend["real samples"] = Line2D([], [], color="grey", ls="--")
-    columns = 4 if max(map(len, legend)) < 26 else 2
+    columns = 4 if max(map(len, legend)) < 30 else 2
     where = {"loc": "outside lower center", "ncols": columns}
     figure.legend(legend.values(), legend.keys(), fontsize=8, **where)
     save_figure(figure, path)
