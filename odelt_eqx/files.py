@@ -216,11 +216,10 @@ def check_writable(path: Path) -> None:
     """Raise an InputError unless a file can be written, before the work whose result it holds."""
     if path.name in ("", "..") or path.is_dir():
         raise InputError(f"{path} is a folder; give the path of a file")
-    if is_main_process():
-        with write_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary_path(path).touch()
-            temporary_path(path).unlink()
+    with write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary_path(path).touch()
+        temporary_path(path).unlink()
 
 
 @contextmanager

@@ -42,7 +42,7 @@ def run(words: list[str]) -> None:
     """Read the arguments, compute the statistics, print what they are of and where they are."""
     args = cli.arguments(Stats, words)
     args.processes.join()
-    check_writable(args.out)
+    on_main_process(lambda: check_writable(args.out))
     source = open_source(args.data, args.split)
     with jax.set_mesh(make_mesh("dp")):
         found = compute_statistics(args.features.open(source.shape), source, args.batch_size)

@@ -27,7 +27,7 @@ from odelt_eqx.files import check_writable
 from odelt_eqx.images import save_png, sheet
 from odelt_eqx.network import Network
 from odelt_eqx.noise import sample_keys, sample_noise
-from odelt_eqx.parallel import is_main_process
+from odelt_eqx.parallel import is_main_process, on_main_process
 from odelt_eqx.progress import Progress
 from odelt_eqx.sampling import (
     SampleConfig,
@@ -124,7 +124,7 @@ def save_samples(
     config = _sample_config(run, request, config)
     out = request.out or run / ("images" if request.format == "png" else "samples")
     run_config(run).data.check_outside(out)
-    check_writable(out.with_name(f"{out.name}.png"))
+    on_main_process(lambda: check_writable(out.with_name(f"{out.name}.png")))
     with network_on_devices(run) as network:
         autoencoder = open_autoencoder(request.autoencoder, network.shape)
         names = class_names(run, network)
