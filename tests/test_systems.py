@@ -56,6 +56,7 @@ def test_the_package_is_imported_where_modules_are_missing():
     assert int(done.stdout) == os.cpu_count()
 
 
+@pytest.mark.thorough
 def test_a_run_is_trained_and_sampled_without_them(other_system, tmp_path, capfd):
     train(POINTS_RUN, tmp_path / "run")
     assert "cannot be locked here" in capfd.readouterr().err

@@ -79,6 +79,7 @@ def test_a_run_is_published_with_its_classes_and_its_grid(hub, tiny_run, tmp_pat
     assert odelt.load(tmp_path / "back").depths == (2,)
 
 
+@pytest.mark.thorough
 def test_a_network_of_vectors_without_classes_has_a_card_that_runs(hub):
     config = odelt.VectorNetConfig(size=2, hidden_size=8, depth=2, depth_min=2, depth_group=2)
     network = config.build(key=jax.random.key(0))

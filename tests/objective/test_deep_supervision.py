@@ -84,6 +84,7 @@ def test_no_gradient_flows_through_what_teaches():
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_errors_are_weighted_at_each_depth_by_themselves():
     """Mean flow's power of 1 makes every gradient that of a logarithm, at every depth."""
     objective, optimizer = DeepSupervision(MeanFlow(every=4)), optax.sgd(0.0)

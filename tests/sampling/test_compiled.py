@@ -88,6 +88,7 @@ def test_samplers_are_shared_by_settings_of_one_program_and_the_last_are_kept(mo
     assert kept == [False, True, True]
 
 
+@pytest.mark.thorough
 def test_a_model_that_was_sampled_is_forgotten_with_its_last_name():
     model = odelt.VectorNet(
         odelt.VectorNetConfig(size=2, hidden_size=8, depth=2, depth_min=1, depth_group=1),
