@@ -127,6 +127,7 @@ def test_seconds_to_a_first_image_come_from_fresh_processes(benchmark, tmp_path,
         assert min(value for name, value in row.items() if name.endswith(" s")) > 0
 
 
+@pytest.mark.slow
 def test_one_process_measures_a_first_step(module):
     first = module("compile")
     config = first.Config(hidden_size=64, tokens=4, shapes=((2, 1, 1),))
@@ -154,6 +155,7 @@ def test_bytes_sent_are_those_of_the_results_of_collectives(module):
     assert sent == {"all-reduce": 8 * 4 * 4 + 3 * 2 + 2, "all-gather": 4}
 
 
+@pytest.mark.slow
 def test_programs_for_a_gpu(benchmark, module, monkeypatch, tmp_path):
     """The version that JAX asks for here is not installed on every machine."""
     check = "jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version"

@@ -394,21 +394,23 @@ def test_a_device_that_is_not_there_is_one_line(tiny_run):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has it")
-def test_output_that_cannot_be_written_is_one_line_or_silence(tiny_run):
+def test_output_that_cannot_be_written_is_one_line_or_silence():
     """A program that reads the first line alone, and a full disk."""
-    words = [sys.executable, str(SCRIPTS / "info.py")]
+    words = [sys.executable, "-c", "from odelt_eqx.commands import main; main()"]
     reader, writer = os.pipe()
     os.close(reader)
-    for run, output, status, message in (
-        ("no", os.dup(writer), 2, "error: no is not a run folder: it has no config.json\n"),
-        (tiny_run, writer, 141, ""),
+    for word, output, status, message in (
+        ("inof", os.dup(writer), 2, "error: no command is called 'inof'; did you mean info?\n"),
+        ("--help", writer, 141, ""),
         (
-            tiny_run,
+            "--help",
             os.open("/dev/full", os.O_WRONLY),
             2,
             "error: [Errno 28] No space left on device\n",
         ),
     ):
-        found = subprocess.run([*words, run], stdout=output, stderr=subprocess.PIPE, text=True)
+        found = subprocess.run(
+            [*words, word], cwd=SCRIPTS.parent, stdout=output, stderr=subprocess.PIPE, text=True
+        )
         os.close(output)
         assert (found.returncode, found.stderr) == (status, message)

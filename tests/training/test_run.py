@@ -96,7 +96,7 @@ def train_whole_and_cut(config, folder, monkeypatch):
 
 
 @pytest.mark.thorough
-def test_a_resumed_run_of_the_newer_blocks_ends_with_the_same_bits(tmp_path, monkeypatch):
+def test_a_run_of_the_newer_blocks_resumes_with_the_same_bits(tmp_path, monkeypatch):
     block = {"qk_norm": True, "norm": "scaled-rms", "rope": True, "mlp": "swiglu"}
     block |= {"modulation": "shared", "logit_scale": "inverse-sqrt", "dtype": "bfloat16"}
     model = dataclasses.replace(TINY_RUN.model, length_embedding="none", stacked=True, **block)

@@ -126,7 +126,7 @@ def test_a_gradient_is_clipped_to_its_norm():
     "objective",
     [
         FlowMatching(),
-        pytest.param(LengthConsistency(Shortcut(every=4), every=4), marks=pytest.mark.thorough),
+        pytest.param(LengthConsistency(Shortcut(every=4), every=4), marks=pytest.mark.slow),
         pytest.param(LengthConsistency(MeanFlow(), every=4), marks=pytest.mark.slow),
         pytest.param(
             PublishedLengthConsistency(PublishedShortcut(Shortcut(every=4)), every=4),
