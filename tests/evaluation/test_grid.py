@@ -130,6 +130,7 @@ def test_solvers_grids_and_guidance_are_axes():
     assert from_dict(to_dict(rows[-1]), Row, "a row") == rows[-1]
 
 
+@pytest.mark.thorough
 def test_samples_do_not_depend_on_the_batches(model, judge, tmp_path):
     """Of 25 samples, batches of 10 leave a part of one; each has adaptive steps of its own."""
     config = GridConfig(

@@ -67,6 +67,7 @@ def test_the_loss_is_the_weighted_sum_over_depths(inner, weights, share, teacher
     assert targets.edges.weights == (a / (a + b), b / (a + b))
 
 
+@pytest.mark.thorough
 def test_no_gradient_flows_through_what_teaches():
     """The deepest velocity is a constant where it teaches."""
     model = network()

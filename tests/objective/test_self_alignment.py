@@ -152,6 +152,7 @@ def test_a_bfloat16_network_is_aligned_to_float32_states():
     )
 
 
+@pytest.mark.thorough
 def test_its_gradient_reaches_the_head_and_the_blocks_up_to_the_shallow_edge():
     model, average, _ = two_networks()
     twice, once = (

@@ -108,6 +108,7 @@ def test_a_key_is_one_of_jax(any_types):
         run(0)
 
 
+@pytest.mark.thorough
 def test_evaluations_are_counted(model):
     noise = jax.random.normal(KEY, (2, 8, 8, 1))
     for plan, count in ((odelt.FixedSteps(3), 3), (odelt.FixedSteps(3, "heun"), 6)):

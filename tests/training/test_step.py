@@ -53,6 +53,7 @@ def test_the_average_of_a_short_run_forgets_its_first_weights():
         assert share(dataclasses.replace(config, **kept)) == pytest.approx(0.995**300, rel=1e-3)
 
 
+@pytest.mark.thorough
 def test_averages_follow_the_steps_that_were_taken():
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2, warmup=0), 100)
     step = make_train_step(FlowMatching(), optimizer, ema=lambda taken: taken / 4, steps=100)

@@ -51,6 +51,7 @@ def state_add_teacher():
     return dataclasses.replace(state, teacher=teacher)
 
 
+@pytest.mark.thorough
 def test_the_teacher_of_a_stage_is_the_average_from_the_end_of_the_one_before():
     """Five steps of two stages: the second begins at step 3."""
     state = state_add_teacher()
