@@ -4,6 +4,8 @@ import dataclasses
 import itertools
 import math
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any, TypeVar
 
 import jax
@@ -45,18 +47,34 @@ def run_of(words: list[str]) -> tuple[str, TrainConfig, list[str]]:
 
     Raises:
         InputError: there is no such preset or training type; the message suggests the closest name.
-            Or one stands behind the options.
     """
     name, config, words = preset_of(words)
     while _starts_with_name(words):
         kind, *words = words
         name, config = f"{name}-{kind}", of_type(config, kind)
-    names = PRESETS | TRAIN_TYPES | DEPTH_TYPES | STATE_TYPES
-    for before, word in itertools.pairwise(words):
-        option = before.startswith("-") and "=" not in before
-        if word in names and not option:
-            raise InputError(f"{word} must come before all options: {typed('train', word)} ...")
     return name, config, words
+
+
+@contextmanager
+def hint_at_names(names: Sequence[str], words: list[str]) -> Iterator[None]:
+    """Where tyro refuses words, say so if a preset or a training type stands behind the options.
+
+    Args:
+        names: the words before the options.
+        words: the others.
+    """
+    try:
+        yield
+    except SystemExit as stopped:
+        types = TRAIN_TYPES | DEPTH_TYPES | STATE_TYPES
+        for before, word in itertools.pairwise(words):
+            option = before.startswith("-") and "=" not in before
+            if stopped.code and not option and word in PRESETS | types:
+                first = [*names, word] if word in types else [word]
+                raise InputError(
+                    f"{word} must come before all options: {typed('train', *first)} ..."
+                ) from None
+        raise
 
 
 def _starts_with_name(words: list[str]) -> bool:

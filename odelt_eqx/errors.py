@@ -128,9 +128,16 @@ def set_declared(owner: Any) -> None:
         object.__setattr__(owner, field.name, declared)
 
 
+def as_python(value: Any) -> Any:
+    """Return numbers of NumPy and JAX as Python's, and arrays and lists as tuples."""
+    if hasattr(value, "tolist") and not isinstance(value, type):
+        value = value.tolist()
+    return tuple(map(as_python, value)) if isinstance(value, tuple | list) else value
+
+
 def _as_declared(value: Any, kind: Any) -> Any:
     """Return a value as one of a type; a TypeError or ValueError if it is none."""
-    value = value.tolist() if hasattr(value, "tolist") else value  # of NumPy or JAX
+    value = as_python(value)
     if get_origin(kind) in UNIONS:
         for member in get_args(kind):
             try:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import sys
+import tempfile
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -214,12 +215,12 @@ def write_errors(folder: Path, hint: str = "") -> Iterator[None]:
 
 def check_writable(path: Path) -> None:
     """Raise an InputError unless a file can be written, before the work whose result it holds."""
-    if path.name in ("", "..") or path.is_dir():
-        raise InputError(f"{path} is a folder; give the path of a file")
     with write_errors(path):
+        if path.name in ("", "..") or path.is_dir():
+            raise InputError(f"{path} is a folder; give the path of a file")
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary_path(path).touch()
-        temporary_path(path).unlink()
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix="."):
+            pass
 
 
 @contextmanager

@@ -345,20 +345,20 @@ def check_batch(network: Network, x: Array, condition: Condition | None) -> None
 def check_per_example(x: Float[Array, "batch *shape"], **values: Any) -> None:
     """Raise an InputError unless each value is one for all, or has one for each example."""
     for name, value in values.items():
-        if jnp.shape(value) not in ((), (1,), x.shape[:1]):
+        if np.shape(value) not in ((), (1,), x.shape[:1]):
             raise InputError(
-                f"{name} must be a number or have shape {x.shape[:1]}; got {jnp.shape(value)}"
+                f"{name} must be a number or have shape {x.shape[:1]}; got {np.shape(value)}"
             )
 
 
 def one_per_example(value: Any, batch_size: int) -> Any:
-    """Return an array of shape (1,), which is one value for all, as one per example.
+    """Return a value of shape (1,), which is one for all, as an array of one per example.
 
-    Other values are returned as they are. An array of NumPy stays one.
+    Other values are returned as they are. Only an array of JAX gives one of JAX's.
     """
     if np.shape(value) != (1,):
         return value
-    broadcast = np.broadcast_to if isinstance(value, np.ndarray) else jnp.broadcast_to
+    broadcast = jnp.broadcast_to if isinstance(value, Array) else np.broadcast_to
     return broadcast(value, (batch_size,))
 
 
@@ -382,10 +382,21 @@ def typed_key(key: Any) -> Key[Array, "*keys"]:
     raise InputError(f"key must be one of JAX's typed keys, like jax.random.key(0); got {key}")
 
 
+def one_key(key: Any) -> Key[Array, ""]:
+    """Return the only key, see `typed_key`; an InputError if there are several."""
+    key = typed_key(key)
+    if key.shape not in ((), (1,)):
+        raise InputError(f"key must be one key; got keys of shape {key.shape}")
+    return key.reshape(())
+
+
 def _split_key(key: Key[Array, "*keys"], x: Float[Array, "batch *shape"]) -> Key[Array, " batch"]:
     """Return a dropout key for each example."""
-    check_per_example(x, key=key)
-    return key if key.shape == x.shape[:1] else jax.random.split(key.reshape(()), len(x))
+    if key.shape == x.shape[:1]:
+        return key
+    if key.shape not in ((), (1,)):
+        raise InputError(f"key must be one key or have shape {x.shape[:1]}; got {key.shape}")
+    return jax.random.split(key.reshape(()), len(x))
 
 
 def raise_failures_of_length(

@@ -109,7 +109,7 @@ def fashion() -> TrainConfig:
 
     Command: `odelt train fashion`, after `apt install dataset-fashion-mnist` (Debian,
     Ubuntu), or `odelt train fashion data:idx --data.folder FOLDER` with
-    the IDX files in FOLDER. Hardware: 2 CPU cores, 0.17 to 0.28 s a step, so 17 to 27 minutes.
+    the IDX files in FOLDER. Hardware: 2 CPU cores, 0.17 to 0.28 s a step, so 17 to 28 minutes.
     Expect, by the features of `odelt classifier` and 10,000 images: a Fréchet distance of 1.5 ± 0.2
     over three seeds as it samples by itself, of 2.4 ± 0.1 without guidance (the published block:
     2.0 ± 0.2 and 3.1 ± 0.1; training images: 2.2 ± 0.1), see benchmarks/README.md.

@@ -164,6 +164,29 @@ def test_integers_are_states_as_the_same_floats_are(any_types, dtype):
     np.testing.assert_array_equal(found, x + expected)
 
 
+def test_a_weight_of_guidance_may_be_a_list_of_one(model, any_types):
+    noise, labels = jnp.ones((3, 8, 8, 1)), jnp.arange(3)
+    one = odelt.sample(model, noise, labels, guidance=1.5, depth=2)
+    for weight in ([1.5], (1.5,), np.array([1.5])):
+        found = odelt.sample(model, noise, labels, guidance=weight, depth=2)
+        np.testing.assert_allclose(found, one, atol=1e-6)
+
+
+def test_where_one_key_is_needed_it_may_have_an_axis_and_several_are_refused(model, any_types):
+    noise, labels, key = jnp.ones((3, 8, 8, 1)), jnp.arange(3), jax.random.key(0)
+    steps = {"time": odelt.FixedSteps(2), "depth": 2}
+    one, _ = odelt.consistency_sample(model, noise, labels, key, **steps)
+    again, _ = odelt.consistency_sample(model, noise, labels, key[None], **steps)
+    np.testing.assert_array_equal(one, again)
+    several = jax.random.split(key, 3)
+    for call in (
+        lambda: odelt.consistency_sample(model, noise, labels, several, **steps),
+        lambda: odelt.log_likelihood(model, noise, labels, probes=1, key=several, **steps),
+    ):
+        with pytest.raises(odelt.InputError, match=r"must be one key; got keys of shape \(3,\)"):
+            call()
+
+
 def test_a_dropout_key_is_one_for_all_or_one_for_each_example(any_types):
     keys = []
 
@@ -183,7 +206,7 @@ def test_a_dropout_key_is_one_for_all_or_one_for_each_example(any_types):
     for given, message in (
         (0, "key must be one of JAX's typed keys, like jax.random.key"),
         (jnp.zeros(2), "key must be one of JAX's typed keys"),
-        (each[:2], r"key must be a number or have shape \(3,\); got \(2,\)"),
+        (each[:2], r"key must be one key or have shape \(3,\); got \(2,\)"),
     ):
         with pytest.raises(odelt.InputError, match=message):
             Recorded()(0.5, X, 0, key=given)

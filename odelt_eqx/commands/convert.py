@@ -60,7 +60,7 @@ def run(words: list[str]) -> None:
         config = run_config(words[0])
     else:
         _, config, words = cli.preset_of(words)
-        while words and words[0] in TYPES:
+        while words and words[0] in TYPES and not Path(words[0]).exists():
             config, words = of_type(config, words[0]), words[1:]
     args = cli.parse(Convert, config, words)
     card = ""

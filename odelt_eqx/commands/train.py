@@ -44,6 +44,7 @@ class Train:
 
 def run(words: list[str]) -> None:
     """Read the arguments, train, evaluate, print where the results are."""
+    given = words
     name, config, words = cli.run_of(words)
     description = (
         f"Train a preset ({', '.join(PRESETS)}), with other training types if the next words name "
@@ -51,7 +52,8 @@ def run(words: list[str]) -> None:
         f"({', '.join(DEPTH_TYPES)}) or for hidden states besides ({', '.join(STATE_TYPES)}), "
         "changed by the options, and evaluate it."
     )
-    args = cli.parse(Train, config, words, description, run=Path("runs") / name)
+    with cli.hint_at_names(given[: len(given) - len(words)] or ["digits"], words):
+        args = cli.parse(Train, config, words, description, run=Path("runs") / name)
     args.processes.join()
     config = args.config
     if args.resume:

@@ -63,9 +63,9 @@ class Folder(DataSet):
 
     @property
     def sources(self) -> tuple[Path, ...]:
-        """The folder of the images, and that of the held-out ones."""
-        held_out = () if self.held_out_folder is None else (self.held_out_folder,)
-        return self.folder, *held_out
+        """The folder of the images, and that of the held-out ones, unless they are in Parquet."""
+        folders = self.folder, self.held_out_folder
+        return tuple(each for each in folders if each and not any(each.rglob("*.parquet")))
 
     def with_shape(self) -> "Folder":
         """Return this with a size and a number of channels, those of the images where it has none.

@@ -172,16 +172,19 @@ class DataSet(abc.ABC):
 
     @property
     def sources(self) -> tuple[Path, ...]:
-        """Folders of which any file may be read as an example."""
+        """Folders of which any image that is not hidden is read as an example."""
         return ()
 
     def check_outside(self, out: Path) -> None:
-        """Raise an InputError if what is written to a path would be read as examples."""
+        """Raise an InputError if images that are written to a folder would be read as examples."""
         for source in self.sources:
-            if out.resolve().is_relative_to(source.resolve()):
+            path, source = out.resolve(), source.resolve()
+            if not path.is_relative_to(source):
+                continue
+            if not any(part.startswith(".") for part in path.relative_to(source).parts):
                 raise InputError(
-                    f"{out} lies in {source}, where what is written would be read as data; choose "
-                    "a folder elsewhere"
+                    f"{out} lies in {source}, where images that are written would be read as data; "
+                    "choose a folder elsewhere"
                 )
 
     @abc.abstractmethod

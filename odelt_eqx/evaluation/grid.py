@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from odelt_eqx.entry import typed
-from odelt_eqx.errors import InputError, check_numbers, check_range
+from odelt_eqx.errors import InputError, as_python, check_numbers, check_range
 from odelt_eqx.evaluation.metrics import SCORE_SPLIT, distance_name
 from odelt_eqx.evaluation.quality import GROUPS, SMALLEST_SET, SUBSET, Quality
 from odelt_eqx.files import is_file_name, read_json
@@ -110,7 +110,7 @@ class GridConfig:
         object.__setattr__(self, "batch_size", min(self.batch_size, self.count))
         for name, value in list(vars(self).items()):
             if isinstance(value, tuple | list):
-                once = dict.fromkeys(sorted(value) if name == "steps" else value)
+                once = dict.fromkeys(as_python(sorted(value) if name == "steps" else value))
                 object.__setattr__(self, name, tuple(once))
 
     @property

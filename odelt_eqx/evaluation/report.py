@@ -69,7 +69,6 @@ def evaluate(
         Interrupted: a signal asked for it; the same call resumes the measurement.
     """
     trained, folder = run_config(run), run if out is None else out
-    trained.data.check_outside(folder)
     trained.check_sampling(*config.diffusion)
     config.check_depths(trained.model.depths)
     judge, figures = open_judge(run, config, features), []

@@ -123,7 +123,6 @@ def save_samples(
     """
     config = _sample_config(run, request, config)
     out = request.out or run / ("images" if request.format == "png" else "samples")
-    run_config(run).data.check_outside(out)
     on_main_process(lambda: check_writable(out.with_name(f"{out.name}.png")))
     with network_on_devices(run) as network:
         autoencoder = open_autoencoder(request.autoencoder, network.shape)
@@ -293,8 +292,8 @@ def _label_of(label: str | int, class_names: Sequence[str]) -> int:
     Other numbers than the labels, say 01 to 10, are names alone: else 10 could mean either.
     """
     name, labels = str(label), {name: i for i, name in enumerate(class_names)}
-    numbers = [int(name) for name in labels if name.isdecimal()]
-    names_alone = len(numbers) == len(labels) and numbers != list(range(len(labels)))
+    numbered = list(labels) == list(map(str, labels.values()))
+    names_alone = all(map(_is_number, labels)) and not numbered
     if name in labels or names_alone or not NUMBER.fullmatch(name):
         return find_by_name("class", name, labels)
     if 0 <= int(name) < len(labels):
@@ -302,6 +301,14 @@ def _label_of(label: str | int, class_names: Sequence[str]) -> int:
     raise InputError(
         f"labels must lie between 0 and {len(labels) - 1}, or be names of classes; got {name}"
     )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _save_image(

@@ -168,7 +168,6 @@ def search(
         Interrupted: a signal asked for it; the same call resumes the search.
     """
     trained, folder = run_config(run), run / SEARCH if out is None else out
-    trained.data.check_outside(folder)
     trained.check_sampling(*config.space.diffusion)
     settings = config.settings(trained.model)
     judge = open_judge(run, config.space, features)

@@ -5,12 +5,11 @@ import dataclasses
 from typing import Literal, get_args
 
 import equinox as eqx
-import jax
-import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Key
 
 from odelt_eqx.condition import Classes, ConditionType, Learned, Vector
-from odelt_eqx.errors import InputError, check_choice, check_range, set_declared
+from odelt_eqx.errors import InputError, as_python, check_choice, check_range, set_declared
 from odelt_eqx.network import Network
 from odelt_eqx.ode.length import Wiring
 from odelt_eqx.ode.plan import Adaptive, FixedSteps, Plan
@@ -85,8 +84,10 @@ class NetworkConfig(abc.ABC):
     def __post_init__(self) -> None:
         """Check that the numbers fit together."""
         set_declared(self)
-        plain = lambda number: np.asarray(number).item()  # a config is hashed and written as JSON
-        object.__setattr__(self, "length", jax.tree.map(plain, self.length))
+        names = [field.name for field in dataclasses.fields(self.length)]
+        values = {name: getattr(self.length, name) for name in names}
+        known = {n: as_python(v) for n, v in values.items() if not isinstance(v, Tracer)}
+        object.__setattr__(self, "length", dataclasses.replace(self.length, **known))
         counts = [f.name for f in dataclasses.fields(self) if f.type in (int, int | None)]
         check_range(self, *counts, least=1)
         check_range(self, *counts, most=MOST_COUNT)

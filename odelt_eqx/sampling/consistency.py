@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Key
 
 from odelt_eqx.condition import Condition, ConditionLike, as_condition
 from odelt_eqx.errors import InputError
-from odelt_eqx.network import Network, as_states, typed_key
+from odelt_eqx.network import Network, as_states, one_key
 from odelt_eqx.noise import normal
 from odelt_eqx.ode.length import LengthStats
 from odelt_eqx.ode.plan import FixedSteps
@@ -57,7 +57,7 @@ def consistency_sample(
         >>> images.shape
         (10, 8, 8, 1)
     """
-    noise, key = as_states(noise), typed_key(key)
+    noise, key = as_states(noise), one_key(key)
     condition = as_condition(model.condition_type, condition)
     traced = is_traced(model, noise, condition, config, options, key)
     config = resolve(model, noise, condition, config, options, traced)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Key
 
 from odelt_eqx.condition import Condition, ConditionLike, as_condition
 from odelt_eqx.errors import InputError
-from odelt_eqx.network import Network, typed_key
+from odelt_eqx.network import Network, one_key
 from odelt_eqx.ode.count import integrate_time_counted
 from odelt_eqx.ode.length import LengthStats
 from odelt_eqx.ode.plan import Adaptive
@@ -103,7 +103,7 @@ def log_likelihood(
                 f"{probes!r} {'without' if key is None else 'with'} a key"
             )
         shape = (len(data), probes, *data.shape[1:])
-        signs = jax.random.rademacher(typed_key(key), shape, jnp.float32)
+        signs = jax.random.rademacher(one_key(key), shape, jnp.float32)
     noise, change, stats = _run(model, data, condition, config, signs)
     log_density = standard_normal(noise) + change
     bits = -log_density / (np.log(2) * np.prod(data.shape[1:]))

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from odelt_eqx.condition import learns_null_only
 from odelt_eqx.config import TrainConfig, load_config
 from odelt_eqx.data.source import Contents
 from odelt_eqx.errors import InputError
@@ -137,12 +138,13 @@ def other_examples(run: str | Path, contents: Contents) -> str | None:
     """Say how the training examples differ from those that a run began with; None if not at all.
 
     Raises:
-        InputError: they have other classes.
+        InputError: they have other classes, and its network has learned them.
     """
     known = load_contents(run)
     if known is None or known == contents:
         return None
-    if known.class_names == contents.class_names:
+    kind = run_config(run).model.condition_type
+    if known.class_names == contents.class_names or kind is None or learns_null_only(kind):
         change = f"{known.count:,} of them, now {contents.count:,}"
         if known.count == contents.count:
             change = f"{known.count:,} of other names or labels"

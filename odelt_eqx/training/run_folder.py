@@ -47,13 +47,14 @@ MUTABLE = (
 WRITTEN = (
     *(CHECKPOINTS, SNAPSHOTS, DAMAGED, f".{CHECKPOINTS}.overwritten", CONTENTS),
     *(METRICS, PREVIEWS, "tensorboard", "wandb", "wandb-id.txt"),
-    *("samples", "samples.*", "samples-strip.png", "images", "images.png"),
-    *("search", "rows.jsonl", "grid.*", "curves.png", "report.html", "validation.*"),
-    *("length.png", "density.png", ".measuring", ".*.partial*"),
+    *("samples", "samples.npz", "samples.png", "samples-strip.png"),
+    *("grid.png", "grid.md", "grid.json", "rows.jsonl", "curves.png", "report.html", "search"),
+    *("validation.md", "validation.json", "validation.png", "length.png", "density.png"),
+    *(".measuring", ".*.partial*"),
 )
-"""Names of all that training, sampling and evaluation write into a run folder, besides its config.
+"""Names of what training, sampling and evaluation write into a run folder, besides its config.
 
-Nothing else is deleted when a run is overwritten.
+Nothing else is deleted when a run is overwritten, nor are images that were written as PNG files.
 """
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from odelt_eqx.condition import Condition
 from odelt_eqx.errors import InputError, find_by_name
-from odelt_eqx.network import Network, predict_hidden, raise_failures_of_length, typed_key
+from odelt_eqx.network import Network, one_key, predict_hidden, raise_failures_of_length
 from odelt_eqx.objective import Networks, Objective, Targets, Teacher, TrainingTime
 from odelt_eqx.parallel import constrain_state, distribute
 from odelt_eqx.training.accumulate import Keys, Mean, accumulate
@@ -171,7 +171,7 @@ def make_train_step(
         new = TrainState(model, average, opt_state, done, state.teacher, skips, averages)
         return constrain_state(new), metrics
 
-    return lambda state, data, condition, key: compiled((data, condition, typed_key(key)), state)
+    return lambda state, data, condition, key: compiled((data, condition, one_key(key)), state)
 
 
 @eqx.filter_jit

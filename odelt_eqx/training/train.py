@@ -57,7 +57,8 @@ def train(
     """
     run = Path(run)
     check_installed(config.logging)
-    config.data.check_outside(run)
+    if not resume:
+        config.data.check_outside(run)
     on_main_process(lambda: check_run_folder(config, run, resume, overwrite))
     mesh = make_mesh(config.sharding)
     check_batch_size(config.batch_size, mesh)

@@ -34,7 +34,7 @@ from odelt_eqx.nn.block import PUBLISHED
 from odelt_eqx.objective import DEPTH_TYPES, TRAIN_TYPES
 from odelt_eqx.presets import of_type
 from odelt_eqx.training.checkpoint import AnyNetwork, Checkpoints
-from odelt_eqx.training.load import CONFIG, CONTENTS, load, load_average
+from odelt_eqx.training.load import CONFIG, CONTENTS, load, load_average, run_config
 from odelt_eqx.training.step import TrainState, is_trained
 
 SAFETENSORS = ".safetensors"
@@ -141,7 +141,7 @@ def convert(
             with Checkpoints(temporary) as checkpoints:
                 checkpoints.save_weights(model, ema, config)
             save_config(config, temporary / CONFIG)
-            if (source / CONTENTS).is_file():
+            if (source / CONTENTS).is_file() and run_config(source).data == config.data:
                 shutil.copyfile(source / CONTENTS, temporary / CONTENTS)
             temporary.rename(target)
         finally:
@@ -163,15 +163,15 @@ def _run_of(model: AnyNetworkConfig, config: TrainConfig, source: Path) -> Train
         )
     try:
         fitting = _with_network(config, model)
-    except InputError:
+    except InputError as error:
         singles = ((name,) for name in (*DEPTH_TYPES, *TRAIN_TYPES))
         types = itertools.chain(singles, itertools.product(DEPTH_TYPES, TRAIN_TYPES))
         words = next((names for names in types if _fits_types(config, names, model)), None)
-        if words is None:
+        if words is None or (source / CONFIG).is_file():
             raise
         raise InputError(
-            f"the training of this config does not fit the network of {source}: name one that does "
-            f"behind the preset, such as {' '.join(words)}"
+            f"the training of this config does not fit the network of {source} ({error}): name one "
+            f"that does behind the preset, such as {' '.join(words)}"
         ) from None
     if shape != expected:
         print(
@@ -187,6 +187,9 @@ def _with_network(config: TrainConfig, model: AnyNetworkConfig) -> TrainConfig:
     changed = dataclasses.replace(config, model=model)
     if changed.model.ignore_step != model.ignore_step:
         raise InputError("the network sees its step, and this training would hide it")
+    if changed.model.max_guidance != model.max_guidance:
+        told = changed.model.max_guidance
+        raise InputError(f"max_guidance of the network is {model.max_guidance}, here it is {told}")
     return changed
 
 

@@ -80,6 +80,16 @@ def test_a_grid_has_a_row_for_each_depth_and_time_plan(model, judge, tmp_path):
     assert all((tmp_path / "samples" / row.samples).exists() for row in rows)
 
 
+def test_numbers_of_numpy_are_those_that_are_read_back(any_types):
+    intervals = tuple(map(tuple, np.array([[0.0, 0.5]])))
+    guidance = tuple(np.array([1.0, 2.0]))
+    config = GridConfig(steps=tuple(np.array([1])), guidance=guidance, guidance_intervals=intervals)
+    for setting in config.sample_configs((2,)):
+        written = json.loads(json.dumps(to_dict(setting)))
+        assert from_dict(written, odelt.SampleConfig, "a row") == setting
+        assert type(setting.guidance) is float
+
+
 def test_numbers_of_steps_rise_however_they_are_given():
     config = GridConfig(steps=(64, 1, 8, 1), depths=(2,))
     assert [row.time.steps for row in config.sample_configs((2,))] == [1, 8, 64]

@@ -126,6 +126,14 @@ def test_data_with_other_classes_than_a_run_began_with_are_not_measured(tiny_run
             measure()
 
 
+def test_classes_of_a_run_that_learned_none_may_change(checkerboard, tmp_path, capsys):
+    run = shutil.copytree(checkerboard, tmp_path / "run")
+    known = json.loads((run / "data.json").read_text())
+    write_json(run / "data.json", known | {"class_names": ["cat", "dog"]})
+    open_judge(run, GridConfig(), Pixels())
+    assert "was begun with other training examples" in capsys.readouterr().err
+
+
 def test_a_note_says_that_the_training_examples_have_changed(tiny_run, tmp_path, capsys):
     run = shutil.copytree(tiny_run, tmp_path / "run")
     assert open_judge(run, CONFIG, Pixels()).classes == 10
@@ -134,30 +142,6 @@ def test_a_note_says_that_the_training_examples_have_changed(tiny_run, tmp_path,
     write_json(run / "data.json", known | {"count": known["count"] - 1})
     open_judge(run, CONFIG, Pixels())
     assert f"{known['count'] - 1:,} of them, now {known['count']:,}" in capsys.readouterr().err
-
-
-def test_results_among_the_images_of_the_data_are_refused(tmp_path):
-    """They would be read as images: of a class of their own, or beside the folders of classes."""
-    images = write_images(tmp_path / "images", count=60)
-    model = dataclasses.replace(TINY, image_size=(8, 12), patch_size=4, num_classes=2)
-    data = Folder(images, (8, 12), 1, held_out=HeldOut(0.3))
-    config = dataclasses.replace(TINY_RUN, model=model, data=data, steps=2)
-    with pytest.raises(odelt.InputError, match=r"lies in .*images.*choose a folder elsewhere"):
-        train(config, images / "runs" / "here")
-    run = tmp_path / "run"
-    run.mkdir()
-    save_config(config, run / "config.json")
-    out = images / "cat" / "out"
-    for write in (
-        lambda: evaluate(run, CONFIG, out),
-        lambda: search(run, SearchConfig(), out),
-        lambda: validate(run, out),
-        lambda: save_samples(run, SampleRequest(out=out)),
-    ):
-        with pytest.raises(odelt.InputError, match="choose a folder elsewhere"):
-            write()
-    assert not out.exists()
-    assert not (images / "runs").exists()
 
 
 def test_little_time_leaves_out_the_largest_numbers_of_steps(tiny_run, tmp_path, monkeypatch):

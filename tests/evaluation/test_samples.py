@@ -80,7 +80,11 @@ def test_classes_are_asked_for_by_name(tiny_run, tmp_path):
 
 @pytest.mark.parametrize(
     ("first", "labels", "found"),
-    [("01", ("02", "10", "1"), [1, 9, None]), ("a", ("2", "02", "a"), [2, 2, 0])],
+    [
+        ("01", ("02", "10", "1"), [1, 9, None]),
+        ("-1", ("02", "1"), [1, None]),
+        ("a", ("2", "02", "a"), [2, 2, 0]),
+    ],
 )
 def test_numbers_with_zeros_before_them_are_names(tiny_run, tmp_path, first, labels, found):
     """On the command line, too. A number that could be a name and a label is neither."""

@@ -239,13 +239,26 @@ def test_what_is_not_of_a_run_stays_when_it_is_overwritten(tiny_run, tmp_path):
     written = {path.name for path in run.iterdir()} - {"config.json", ".lock"}
     shutil.copytree(tiny_run, run / "fine-tuned")
     (run / "notes.txt").write_text("years of work")
-    for name in ("grid.json", "samples.npz", ".grid.partial.png"):
+    for name in ("grid.json", "samples.npz", ".grid.partial.png", "samples.md", "grid.py"):
         (run / name).write_text("old")
     start_run(TINY_RUN, run)
     left = {path.name for path in run.iterdir()}
-    assert left == {"config.json", ".lock", "fine-tuned", "notes.txt"}
+    assert left == {"config.json", ".lock", "fine-tuned", "notes.txt", "samples.md", "grid.py"}
     assert written >= {"checkpoints", "data.json", "metrics.jsonl"}
     odelt.load(run / "fine-tuned")
+
+
+def test_a_run_among_the_images_of_its_data_is_refused(tmp_path):
+    """What it draws would be read as images, unless it is hidden or the images are in Parquet."""
+    images, inside = write_images(tmp_path / "images", count=20), tmp_path / "images" / "run"
+    data = Folder(images, 8, 1, held_out=HeldOut(0.3))
+    with pytest.raises(odelt.InputError, match=r"run lies in .*images.*choose a folder elsewhere"):
+        train(dataclasses.replace(TINY_RUN, data=data), inside)
+    assert not inside.exists()
+    data.check_outside(images / ".odelt" / "run")
+    data.check_outside(tmp_path / "run")
+    (images / "train.parquet").touch()
+    data.check_outside(inside)
 
 
 def test_there_must_be_something_to_resume(tiny_run, tmp_path):
