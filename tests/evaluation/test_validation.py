@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from odelt_eqx.evaluation.validation import binned, validate
@@ -29,6 +30,7 @@ def test_a_flow_without_steps_has_bins_of_time_alone():
     assert [(loss.axis, loss.start) for loss in losses] == [("time", 0.25), ("time", 0.875)]
 
 
+@pytest.mark.thorough
 def test_a_run_is_validated_at_every_depth(tiny_run, tmp_path):
     table, data, figure = validate(tiny_run, tmp_path)
     losses = json.loads(data.read_text())

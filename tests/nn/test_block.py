@@ -36,7 +36,7 @@ def randomised(network):
     [
         pytest.param(INSIDE, id="inside", marks=pytest.mark.slow),
         pytest.param(AROUND, id="around", marks=pytest.mark.slow),
-        pytest.param(ALL, id="all"),
+        pytest.param(ALL, id="all", marks=pytest.mark.thorough),
     ],
 )
 def test_every_choice_is_one_network_in_both_layouts(choice):

@@ -81,6 +81,7 @@ def test_the_spatial_features_are_seven_channels_of_the_first_branch_of_mixed_6d
     assert eqx.filter_eval_shape(network, full)[1].shape == (2, 17 * 17 * 7)
 
 
+@pytest.mark.thorough
 def test_both_published_files_give_the_same_network(tmp_path, weights, network):
     as_pickle(weights, tmp_path / "inception_v3_weights_fid.pickle")
     as_torch(weights, tmp_path / "inception.safetensors")

@@ -72,6 +72,7 @@ def test_a_path_is_the_same_however_many_steps_there_are():
     assert errors[1] < errors[0] / 2 < 0.05
 
 
+@pytest.mark.thorough
 def test_a_sample_depends_on_its_own_key_alone():
     keys = jax.random.split(KEY, 6)
     run = lambda noise, key: odelt.sample_with_stats(

@@ -98,6 +98,7 @@ def test_a_resumed_run_with_a_lower_limit_stops_without_knowing_the_examples():
         recent.check(skips, 3, 11, lambda: "there is no checkpoint yet")
 
 
+@pytest.mark.thorough
 def test_skipped_steps_are_counted_in_the_metrics(tmp_path, monkeypatch):
     spoil_examples(monkeypatch, 40)  # about one batch in three
     config = dataclasses.replace(POINTS_RUN, steps=8, log_every=1, eval_every=8, save_every=8)
@@ -125,7 +126,7 @@ def test_a_gradient_is_clipped_to_its_norm():
 @pytest.mark.parametrize(
     "objective",
     [
-        FlowMatching(),
+        pytest.param(FlowMatching(), marks=pytest.mark.thorough),
         pytest.param(LengthConsistency(Shortcut(every=4), every=4), marks=pytest.mark.slow),
         pytest.param(LengthConsistency(MeanFlow(), every=4), marks=pytest.mark.slow),
         pytest.param(
