@@ -82,7 +82,9 @@ def programs(run: TrainConfig) -> dict[str, tuple[str, str]]:
     data = jnp.zeros((run.batch_size, *run.model.shape))
     labels = None if run.model.condition_type is None else jnp.zeros(run.batch_size, jnp.int32)
     optimizer = make_optimizer(run.optimizer, run.steps)
-    step = make_train_step(run.objective, optimizer, steps=run.steps, ema=ema_decay(run))
+    step = make_train_step(
+        run.objective, optimizer, steps=run.steps, ema=ema_decay(run.optimizer, run.steps)
+    )
 
     found = {"training step": _lower(step, state, data, labels, jax.random.key(0))}
     for time in (

@@ -166,7 +166,9 @@ def one_device() -> Mesh:
 def compile_step(run: TrainConfig, mesh: Mesh) -> Any:
     """Return the compiled training step on the devices of a mesh."""
     optimizer = make_optimizer(run.optimizer, run.steps)
-    step = make_train_step(run.objective, optimizer, steps=run.steps, ema=ema_decay(run))
+    step = make_train_step(
+        run.objective, optimizer, steps=run.steps, ema=ema_decay(run.optimizer, run.steps)
+    )
     with jax.set_mesh(mesh):
         state = abstract_state(run)
         arrays, rest = eqx.partition(state, lambda x: isinstance(x, jax.ShapeDtypeStruct))

@@ -17,6 +17,7 @@ from odelt_eqx.data.splits import HeldOut
 from odelt_eqx.errors import InputError, check_range, reason
 
 
+@lru_cache  # scikit-learn reads them from text, which takes a quarter of a second
 def digits(split: Split) -> ArraySource:
     """Return scikit-learn's bundled 8 x 8 handwritten digits, 1,797 of them in ten classes.
 
@@ -31,7 +32,10 @@ def digits(split: Split) -> ArraySource:
     rows = np.arange(len(labels))
     train, held_out = train_test_split(rows, test_size=0.2, stratify=labels, random_state=0)
     chosen = train if split == "train" else held_out
-    return ArraySource(images[chosen], labels[chosen].astype(np.int32), levels=17)
+    source = ArraySource(images[chosen], labels[chosen].astype(np.int32), levels=17)
+    for array in (source.x, source.condition):
+        array.flags.writeable = False  # as every caller gets the same
+    return source
 
 
 @dataclasses.dataclass(frozen=True)

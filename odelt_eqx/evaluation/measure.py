@@ -404,17 +404,18 @@ class Meter:
 
 def fingerprint_weights(network: Network) -> str:
     """Return a fingerprint of the weights, on whatever devices they are."""
+    return fingerprint(np.asarray(_sums(network)))
 
-    @eqx.filter_jit
-    def sums(network: Network) -> Array:
-        total = []
-        for leaf in jax.tree.leaves(eqx.filter(network, eqx.is_array)):
-            bits = jax.lax.bitcast_convert_type(leaf.astype(jnp.float32), jnp.uint32).ravel()
-            odd = 2 * jnp.arange(bits.size, dtype=jnp.uint32) + 1
-            total.append(jnp.sum(bits * odd, dtype=jnp.uint32))
-        return replicate(jnp.stack(total))
 
-    return fingerprint(np.asarray(sums(network)))
+@eqx.filter_jit
+def _sums(network: Network) -> Array:
+    """Return a sum of the bits of each array of weights, in which their order counts."""
+    total = []
+    for leaf in jax.tree.leaves(eqx.filter(network, eqx.is_array)):
+        bits = jax.lax.bitcast_convert_type(leaf.astype(jnp.float32), jnp.uint32).ravel()
+        odd = 2 * jnp.arange(bits.size, dtype=jnp.uint32) + 1
+        total.append(jnp.sum(bits * odd, dtype=jnp.uint32))
+    return replicate(jnp.stack(total))
 
 
 def time_steps(config: SampleConfig) -> int:

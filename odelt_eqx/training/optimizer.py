@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import optax
 
-from odelt_eqx.config import OptimizerConfig, TrainConfig
+from odelt_eqx.config import OptimizerConfig
 from odelt_eqx.training.step import Decay
 
 FORGOTTEN = 1e-3
@@ -24,16 +24,16 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
     )
 
 
-def ema_decay(config: TrainConfig) -> Decay:
-    """Return the decay of the EMA as a function of the steps taken.
+def ema_decay(config: OptimizerConfig, steps: int, averaged: bool = False) -> Decay:
+    """Return the decay of the EMA as a function of the steps taken, for a run of `steps` steps.
 
     In a short run with `ema_warmup` the average is over about the last tenth of the steps taken,
-    until that is `1 / (1 - ema)` steps. A run with `init_from` begins with an average and keeps it.
+    until that is `1 / (1 - ema)` steps. A run that begins with an average (`averaged`) keeps it.
 
     Source: the rule is that of TensorFlow's `ExponentialMovingAverage` with `num_updates`.
     """
-    ema = config.optimizer.ema
-    if ema**config.steps < FORGOTTEN or config.init_from or not config.optimizer.ema_warmup:
+    ema = config.ema
+    if ema**steps < FORGOTTEN or averaged or not config.ema_warmup:
         return lambda step: ema
     return lambda step: jnp.minimum((1.0 + step) / (10.0 + step), ema)
 

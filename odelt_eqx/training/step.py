@@ -52,6 +52,10 @@ class TrainState(eqx.Module):
     averages: tuple[PowerAverage, ...] = ()
 
 
+TrainStep = Callable[[TrainState, X, Condition | None, Key[Array, ""]], tuple[TrainState, Metrics]]
+"""What `make_train_step` returns: `(state, data, condition, key) -> (state, metrics)`."""
+
+
 def is_trained(network: Network, frozen: Collection[str] = ()) -> PyTree[bool]:
     """Return for every leaf of a network whether training changes it.
 
@@ -110,7 +114,7 @@ def make_train_step(
     parts: int = 1,
     max_skipped: int = 10,
     frozen: Collection[str] = (),
-) -> Callable[[TrainState, X, Condition | None, Key[Array, ""]], tuple[TrainState, Metrics]]:
+) -> TrainStep:
     """Return the compiled training step, `(state, data, condition, key) -> (state, metrics)`.
 
     The state passed to it is donated: its buffers become the new state's. Where the loss or the

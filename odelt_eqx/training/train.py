@@ -1,21 +1,20 @@
 """A training run, from its config to its last checkpoint."""
 
 from contextlib import ExitStack, closing
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import equinox as eqx
 import jax
 import numpy as np
 from jaxtyping import Array, Key
-from optax import GradientTransformation
 
 from odelt_eqx.condition import Condition
-from odelt_eqx.config import TrainConfig
+from odelt_eqx.config import OptimizerConfig, TrainConfig
 from odelt_eqx.data import Batch, Source, open_source, stream
 from odelt_eqx.errors import InputError
 from odelt_eqx.nn.config import NetworkConfig
-from odelt_eqx.objective import TrainingTime
+from odelt_eqx.objective import Objective, TrainingTime
 from odelt_eqx.parallel import check_batch_size, make_mesh, on_main_process, place, shard_batch
 from odelt_eqx.progress import Progress
 from odelt_eqx.serialize import to_dict
@@ -24,7 +23,13 @@ from odelt_eqx.training.optimizer import ema_decay, learning_rate, make_optimize
 from odelt_eqx.training.run_folder import check_run_folder, open_run
 from odelt_eqx.training.signals import StopSignals
 from odelt_eqx.training.skips import RecentBatches
-from odelt_eqx.training.step import TrainState, held_out_loss, init_state, make_train_step
+from odelt_eqx.training.step import (
+    TrainState,
+    TrainStep,
+    held_out_loss,
+    init_state,
+    make_train_step,
+)
 from odelt_eqx.training.throughput import Throughput
 from odelt_eqx.training.weights import add_teacher, init_from
 
@@ -78,16 +83,14 @@ def train(
             _check_fits(config, data)
 
         init_key, train_key, held_out_key = jax.random.split(jax.random.key(config.seed), 3)
-        optimizer = make_optimizer(config.optimizer, config.steps)
         rate = learning_rate(config.optimizer, config.steps)
-        state = place(_first_state(config, optimizer, init_key, fresh=not resume), mesh)
-        train_step = make_train_step(
+        state = place(_first_state(config, init_key, fresh=not resume), mesh)
+        train_step = _train_step(
             config.objective,
-            optimizer,
-            steps=config.steps,
-            ema=ema_decay(config),
+            config.optimizer,
+            config.steps,
+            averaged=config.init_from is not None,
             parts=config.accumulate,
-            max_skipped=config.optimizer.max_skipped,
             frozen=config.frozen,
         )
 
@@ -178,16 +181,47 @@ def _shape_options(model: NetworkConfig, shape: tuple[int, ...]) -> str:
     return f"--model.image-size {size} --model.channels {channels}"
 
 
-def _first_state(
-    config: TrainConfig, optimizer: GradientTransformation, key: Key[Array, ""], fresh: bool
-) -> TrainState:
+@lru_cache(maxsize=8)
+def _train_step(
+    objective: Objective,
+    optimizer: OptimizerConfig,
+    steps: int,
+    averaged: bool,
+    parts: int,
+    frozen: tuple[str, ...],
+) -> TrainStep:
+    """Return the training step of such runs: the next one in this process compiles nothing."""
+    return make_train_step(
+        objective,
+        make_optimizer(optimizer, steps),
+        steps=steps,
+        ema=ema_decay(optimizer, steps, averaged),
+        parts=parts,
+        max_skipped=optimizer.max_skipped,
+        frozen=frozen,
+    )
+
+
+def _first_state(config: TrainConfig, key: Key[Array, ""], fresh: bool) -> TrainState:
     """Return the state before the first step, of which a run that resumes uses the structure."""
     widths = config.optimizer.average_widths if config.snapshot_every else ()
-    build = lambda key: init_state(config.model.build(key=key), optimizer, config.frozen, widths)
-    state = eqx.filter_jit(build)(key)  # under jit, each device draws only what it holds
+    state = _draw_state(key, config.model, config.optimizer, config.steps, config.frozen, widths)
     if fresh and config.init_from:
         state = init_from(state, config.init_from, config.frozen)
     return add_teacher(state, config) if fresh else state
+
+
+@eqx.filter_jit  # so that each device draws only what it holds
+def _draw_state(
+    key: Key[Array, ""],
+    model: NetworkConfig,
+    optimizer: OptimizerConfig,
+    steps: int,
+    frozen: tuple[str, ...],
+    widths: tuple[float, ...],
+) -> TrainState:
+    """Return a state with random weights."""
+    return init_state(model.build(key=key), make_optimizer(optimizer, steps), frozen, widths)
 
 
 def _check_held_out(config: TrainConfig, state: TrainState, size: int, key: Key[Array, ""]) -> None:

@@ -85,6 +85,14 @@ def test_a_resumed_run_ends_with_the_same_bits(tiny_run, tmp_path, monkeypatch):
     assert timeless(lines) == timeless(expected)
 
 
+def test_another_run_of_a_kind_compiles_nothing(tmp_path, monkeypatch):
+    config = dataclasses.replace(POINTS_RUN, objective=FlowMatching(), steps=2)
+    train(config, tmp_path / "first")
+    monkeypatch.setattr(FlowMatching, "targets", None)  # is called where it is traced
+    state = train(dataclasses.replace(config, seed=1, log_every=1), tmp_path / "other")
+    assert int(state.step) == 2
+
+
 def train_whole_and_cut(config, folder, monkeypatch):
     """Train for two steps in one folder, and in another until the power is cut after the first."""
     whole = train(config, folder / "whole")
