@@ -67,7 +67,6 @@ class OptimizerConfig:
     max_skipped: int = 10
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
         check_range(self, "learning_rate", "clip_norm", above=0)
         check_range(self, "warmup", "weight_decay", least=0)
         check_range(self, "beta1", "beta2", "ema", least=0, below=1)
@@ -106,7 +105,6 @@ class LoggingConfig:
     peak_flops: float | None = None
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
         check_range(self, "sample_every", least=0)
         check_range(self, "sample_count", least=1)
         check_range(self, "peak_flops", above=0)

@@ -32,7 +32,6 @@ class Play:
     autoencoder: str | None = None
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
         check_range(self, "port", least=0, most=65535)
         check_range(self, "count", least=1)
 

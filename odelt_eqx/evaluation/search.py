@@ -71,7 +71,6 @@ class SearchConfig:
     first: int = 250
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
         check_range(self, "minutes", above=0)
         check_range(self, "first", least=2)
 
@@ -196,7 +195,6 @@ class Trials:
     """Measures settings while there is time; all processes must call the same methods."""
 
     def __init__(self, meter: Meter, stop: StopSignals, progress: Progress, seconds: float):
-        """Start the clock."""
         self._meter, self._stop, self._progress = meter, stop, progress
         self._started, self._seconds, self._shown = monotonic(), seconds, 0
         self.tried: set[SampleConfig] = set()

@@ -58,7 +58,6 @@ class BlockConfig(NetworkConfig):
     attention: AttentionProgram = "auto"
 
     def __post_init__(self) -> None:
-        """Check that the numbers fit together."""
         super().__post_init__()
         for name, kind in CHOICES.items():
             check_choice(name, getattr(self, name), get_args(kind))

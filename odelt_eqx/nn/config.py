@@ -82,7 +82,6 @@ class NetworkConfig(abc.ABC):
     stacked: bool = False
 
     def __post_init__(self) -> None:
-        """Check that the numbers fit together."""
         set_declared(self)
         names = [field.name for field in dataclasses.fields(self.length)]
         values = {name: getattr(self.length, name) for name in names}

@@ -51,7 +51,6 @@ class DiTConfig(BlockConfig):
     patch_size: int
 
     def __post_init__(self) -> None:
-        """Check that the numbers fit together."""
         super().__post_init__()
         if min(self.shape) < 1 or any(side % self.patch_size for side in self.shape[:2]):
             raise InputError(

@@ -53,7 +53,6 @@ class DeepSupervision(WrappingObjective):
     teacher: DeepTeacher = "student"
 
     def __post_init__(self) -> None:
-        """Check the ranges and the name."""
         super().__post_init__()
         check_range(self, "share", least=0, most=1)
         check_name("teacher", self.teacher, DeepTeacher)

@@ -104,7 +104,6 @@ class FlowMatching(Objective):
     sigma_min: float = 0.0
 
     def __post_init__(self) -> None:
-        """Check the names and the ranges."""
         super().__post_init__()
         check_times(self.times, self.time_shift)
         check_name("path", self.path, PathName)

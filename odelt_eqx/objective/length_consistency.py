@@ -96,7 +96,6 @@ class LengthConsistency(DrawnDepths):
     teacher_depth: TeacherDepth = "any"
 
     def __post_init__(self) -> None:
-        """Check the name and the range."""
         super().__post_init__()
         check_name("teacher_depth", self.teacher_depth, TeacherDepth)
 

@@ -94,7 +94,6 @@ class MeanFlow(Objective):
     max_guidance: float | None = None
 
     def __post_init__(self) -> None:
-        """Check the names and the ranges."""
         super().__post_init__()
         check_name("tangent", self.tangent, TangentName)
         check_range(self, "max_guidance", above=1)

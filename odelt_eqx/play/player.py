@@ -46,7 +46,6 @@ class Dials:
     labels: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
         check_numbers(self)
         check_range(self, "seed", least=0)
 

@@ -104,7 +104,6 @@ class CompiledSamplers:
     """
 
     def __init__(self, model: Network, most: int = 64):
-        """Compile nothing yet."""
         self._model, self._most = model, most
         self._samplers: dict[Hashable, CompiledSampler] = {}
 

@@ -68,7 +68,6 @@ class FolderLogger(AbstractContextManager):
         save_png(image, folder / f"{step:07}.png")
 
     def __exit__(self, *_: object) -> None:
-        """Close the file."""
         self._file.close()
 
 

@@ -49,7 +49,6 @@ class RecentBatches:
     """The indices of the latest batches, to name the examples on which a run diverged."""
 
     def __init__(self, count: int):
-        """Hold `count` batches."""
         self._batches: deque[tuple[int, Int[np.ndarray, " batch"]]] = deque(maxlen=count)
 
     def add(self, step: int, index: Int[np.ndarray, " batch"]) -> None:
