@@ -8,7 +8,7 @@ import operator
 import re
 import types
 from collections.abc import Collection, Mapping
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 Value = TypeVar("Value")
 Bound = float | int | None
@@ -213,6 +213,13 @@ def check_choice(name: str, value: object, known: Collection[str]) -> None:
     """Raise an InputError unless `value` is one of the known names."""
     if value not in known:
         raise InputError(f"{name} must be one of {', '.join(known)}; got {value!r}")
+
+
+def check_choices(owner: Any) -> None:
+    """Raise an InputError unless fields of a dataclass that are a Literal have a value of it."""
+    for field in dataclasses.fields(owner):
+        if get_origin(field.type) is Literal:
+            check_choice(field.name, getattr(owner, field.name), get_args(field.type))
 
 
 def find_by_name(kind: str, name: str, known: Mapping[str, Value]) -> Value:

@@ -2,14 +2,14 @@
 
 import abc
 import dataclasses
-from typing import Literal, get_args
+from typing import Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from odelt_eqx.errors import InputError, check_choice, reason
+from odelt_eqx.errors import InputError, reason
 from odelt_eqx.nn.config import NetworkConfig
 from odelt_eqx.nn.embeddings import rotate
 from odelt_eqx.nn.layers import Mlp, MlpKind, Norm, NormKind, affine, linear, modulate
@@ -59,8 +59,6 @@ class BlockConfig(NetworkConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, kind in CHOICES.items():
-            check_choice(name, getattr(self, name), get_args(kind))
         if self.hidden_size % self.num_heads or self.hidden_size % 4:
             raise InputError(
                 f"hidden_size must be a multiple of num_heads {self.num_heads} and of 4; "
@@ -104,15 +102,6 @@ class BlockConfig(NetworkConfig):
         if self.max_guidance is not None:
             raise InputError(f"networks of {owner} are not told the guidance: leave max_guidance")
 
-
-CHOICES = {
-    "norm": NormKind,
-    "mlp": MlpKind,
-    "modulation": Modulation,
-    "logit_scale": LogitScale,
-    "attention": AttentionProgram,
-}
-"""The fields of a `BlockConfig` that are one of several names."""
 
 PUBLISHED = {"qk_norm", "norm", "rope", "mlp", "modulation", "logit_scale"}
 """The fields of a `BlockConfig` whose defaults are the published block."""

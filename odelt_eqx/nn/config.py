@@ -2,14 +2,14 @@
 
 import abc
 import dataclasses
-from typing import Literal, get_args
+from typing import Literal
 
 import equinox as eqx
 from jax.core import Tracer
 from jaxtyping import Array, Key
 
 from odelt_eqx.condition import Classes, ConditionType, Learned, Vector
-from odelt_eqx.errors import InputError, as_python, check_choice, check_range, set_declared
+from odelt_eqx.errors import InputError, as_python, check_choices, check_range, set_declared
 from odelt_eqx.network import Network
 from odelt_eqx.ode.length import Wiring
 from odelt_eqx.ode.plan import Adaptive, FixedSteps, Plan
@@ -97,10 +97,7 @@ class NetworkConfig(abc.ABC):
                 f"{self.depth} make more than {MOST_WEIGHTS:,} weights"
             )
         check_range(self, "dropout", least=0, below=1)
-        check_choice("learned", self.learned, get_args(Learned))
-        check_choice("dtype", self.dtype, get_args(DType))
-        check_choice("length_embedding", self.length_embedding, get_args(LengthEmbedding))
-        check_choice("wiring", self.wiring, get_args(Wiring))
+        check_choices(self)
         if not self.depth_group <= self.depth_min <= self.depth:
             raise InputError(
                 f"depth_min must lie between depth_group {self.depth_group} and depth "

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, Real
 
 from odelt_eqx.condition import Condition, ConditionType, Guidance, Learned
-from odelt_eqx.errors import InputError, check_range
+from odelt_eqx.errors import InputError, check_choices, check_range
 from odelt_eqx.guidance import guided_velocity
 from odelt_eqx.network import Network, hidden_state, raise_failures_of_length
 from odelt_eqx.ode.plan import without_recomputing
@@ -198,7 +198,8 @@ class Objective(abc.ABC):
     has_stages: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        """Check the ranges of the numbers that objectives have in common, where it has them."""
+        """Check names, and the ranges of the numbers that objectives have in common."""
+        check_choices(self)
         names = {field.name for field in dataclasses.fields(self)}
         check_range(self, *names & {"steps", "every"}, least=1)
         check_range(self, *names & {"class_dropout"}, least=0, most=1)

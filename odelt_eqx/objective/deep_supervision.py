@@ -17,7 +17,6 @@ from odelt_eqx.objective.base import (
     WrappingObjective,
     X,
 )
-from odelt_eqx.objective.path import check_name
 from odelt_eqx.objective.shortcut import Shortcut
 from odelt_eqx.objective.time import TimeObjective
 
@@ -55,7 +54,6 @@ class DeepSupervision(WrappingObjective):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range(self, "share", least=0, most=1)
-        check_name("teacher", self.teacher, DeepTeacher)
         if not all(0 < weight < math.inf for weight in self.weights):
             raise InputError(f"weights must be positive; got {self.weights}")
 

@@ -23,8 +23,6 @@ from odelt_eqx.objective.path import (
     CouplingName,
     PathName,
     TimeName,
-    check_name,
-    check_times,
     choose_nearest,
     couple,
     interpolate,
@@ -105,13 +103,16 @@ class FlowMatching(Objective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_times(self.times, self.time_shift)
-        check_name("path", self.path, PathName)
-        check_name("coupling", self.coupling, CouplingName)
+        check_range(self, "time_shift", above=0)
         check_range(self, "candidates", least=1)
         check_range(self, "contrast", least=0, below=1)
         check_range(self, "sigma_min", least=0, most=1)
         check_range(self, "sigma", least=0)
+        if self.times == "grid" and self.time_shift != 1:
+            raise InputError(
+                f"times on the grid cannot be shifted by time_shift {self.time_shift}; give times "
+                "uniform or logit-normal"
+            )
         if self.sigma_min and self.path != "straight":
             raise InputError(f"sigma_min belongs to the straight path, not to {self.path}")
 

@@ -20,7 +20,6 @@ from odelt_eqx.objective.base import (
     share,
     split,
 )
-from odelt_eqx.objective.path import check_name
 from odelt_eqx.objective.shortcut import Shortcut
 from odelt_eqx.objective.time import TimeObjective
 
@@ -94,10 +93,6 @@ class LengthConsistency(DrawnDepths):
     objective: TimeObjective = Shortcut()
     every: int = 8
     teacher_depth: TeacherDepth = "any"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_name("teacher_depth", self.teacher_depth, TeacherDepth)
 
     def draw(
         self, key: Key[Array, ""], batch_size: int, network: Network, when: TrainingTime

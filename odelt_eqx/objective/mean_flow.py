@@ -23,7 +23,7 @@ from odelt_eqx.objective.base import (
     share,
 )
 from odelt_eqx.objective.flow_matching import FlowDraws, FlowMatching
-from odelt_eqx.objective.path import TimeName, check_name, per_example, times_from
+from odelt_eqx.objective.path import TimeName, per_example, times_from
 from odelt_eqx.ode import FixedSteps
 
 TangentName = Literal["path", "network"]
@@ -95,7 +95,6 @@ class MeanFlow(Objective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_name("tangent", self.tangent, TangentName)
         check_range(self, "max_guidance", above=1)
         if self.max_guidance is not None and self.learned != "both":
             raise InputError(

@@ -1,14 +1,13 @@
 """Paths between noise and data, distributions of times, and couplings."""
 
 from functools import partial
-from typing import Literal, get_args
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Shaped
 
-from odelt_eqx.errors import InputError, check_choice
 from odelt_eqx.objective.base import X
 from odelt_eqx.ode.plan import grid_point
 
@@ -85,18 +84,6 @@ def times_from(
     return t if shift == 1 else t / (t + shift * (1 - t))
 
 
-def check_times(times: str, shift: float) -> None:
-    """Raise an InputError unless `times_from` takes them."""
-    check_name("times", times, TimeName)
-    if not shift > 0:
-        raise InputError(f"time_shift must be positive; got {shift}")
-    if times == "grid" and shift != 1:
-        raise InputError(
-            f"times on the grid cannot be shifted by time_shift {shift}; give times uniform or "
-            "logit-normal"
-        )
-
-
 def on_grid(
     uniform: Float[Array, " batch"], points: int | Float[Array, "*#batch"]
 ) -> Float[Array, " batch"]:
@@ -141,8 +128,3 @@ def choose_nearest(candidates: Float[Array, "candidates batch *shape"], data: X)
     """
     distances = jnp.sum((candidates - data) ** 2, range(2, candidates.ndim))
     return candidates[jnp.argmin(distances, 0), jnp.arange(len(data))]
-
-
-def check_name(field: str, name: str, kind: object) -> None:
-    """Raise an InputError unless `name` is one of the names in `kind`, a Literal."""
-    check_choice(field, name, get_args(kind))

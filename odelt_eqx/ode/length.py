@@ -17,7 +17,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Generic, Literal, TypeVar, get_args
+from typing import Any, Generic, Literal, TypeVar
 
 import diffrax
 import equinox as eqx
@@ -27,7 +27,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from odelt_eqx.errors import InputError, check_choice
+from odelt_eqx.errors import InputError, check_choices
 from odelt_eqx.ode.blocks import AnyBlock, Stack, run_scanned
 from odelt_eqx.ode.plan import FixedSteps, Plan, without_recomputing
 
@@ -104,7 +104,7 @@ class ODEBlock(eqx.Module, Generic[AnyBlock]):
     wiring: Wiring = eqx.field(static=True, default="accumulate")
 
     def __check_init__(self) -> None:
-        check_choice("wiring", self.wiring, get_args(Wiring))
+        check_choices(self)
         if not isinstance(self.blocks, tuple | list | Stack) or not len(self.blocks):
             raise InputError(f"blocks must be a tuple of at least one block; got {self.blocks!r}")
 

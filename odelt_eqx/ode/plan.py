@@ -9,7 +9,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import diffrax
 import equinox as eqx
@@ -21,7 +21,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int, PyTree
 
-from odelt_eqx.errors import InputError, check_choice, check_range, check_whole
+from odelt_eqx.errors import InputError, check_choices, check_range, check_whole
 from odelt_eqx.ode.multistep import AdamsBashforth
 
 EmbeddedSolver = Literal["midpoint", "heun", "ralston", "bosh3", "tsit5", "dopri5", "dopri8"]
@@ -112,9 +112,7 @@ class FixedSteps(Plan):
     times: tuple[float, ...] = eqx.field(converter=_as_tuple, default=())
 
     def __check_init__(self) -> None:
-        check_choice("solver", self.solver, SOLVERS)
-        check_choice("adjoint", self.adjoint, get_args(Adjoint))
-        check_choice("grid", self.grid, get_args(Grid))
+        check_choices(self)
         if not isinstance(self.steps, Tracer):
             check_whole(self, "steps")
             check_range(self, "steps", least=1)
@@ -200,7 +198,7 @@ class Adaptive(Plan):
     dcoeff: float = 0.0
 
     def __check_init__(self) -> None:
-        check_choice("solver", self.solver, get_args(EmbeddedSolver))
+        check_choices(self)
         known = lambda *names: [n for n in names if not isinstance(getattr(self, n), Tracer)]
         check_range(self, *known("rtol", "atol"), above=0)
         check_range(self, *known("pcoeff", "icoeff", "dcoeff"))

@@ -22,7 +22,7 @@ from odelt_eqx.objective import (
     Shortcut,
     TrainingTime,
 )
-from odelt_eqx.objective.path import PathName, check_name, couple, times_from
+from odelt_eqx.objective.path import couple, times_from
 from tests.conftest import NETWORK, TINY
 
 N = 24
@@ -181,9 +181,9 @@ def test_what_does_not_fit_is_refused(fields, message):
         FlowMatching(**fields)
 
 
-def test_an_unknown_name_is_refused():
+def test_an_unknown_name_is_refused(any_types):
     with pytest.raises(odelt.InputError, match="path must be one of straight, trigonometric; got"):
-        check_name("path", "curved", PathName)
+        FlowMatching(path="curved")
 
 
 def test_the_width_of_a_path_has_draws_of_its_own():
