@@ -14,7 +14,13 @@ import numpy as np
 from odelt_eqx.errors import InputError, reason
 from odelt_eqx.files import read_json
 from odelt_eqx.interop.hub import download, is_on_hub
-from odelt_eqx.interop.named import check_finite, check_names, listed, read_safetensors
+from odelt_eqx.interop.named import (
+    check_finite,
+    check_names,
+    leaves_by_name,
+    listed,
+    read_safetensors,
+)
 from odelt_eqx.nn.autoencoder import Autoencoder, AutoencoderConfig, PerChannel
 from odelt_eqx.serialize import from_dict
 
@@ -80,10 +86,7 @@ def autoencoder_from_weights(
         InputError: parameters are missing, left over or of another shape; all are listed.
     """
     template = eqx.filter_eval_shape(Autoencoder, config, key=jax.random.key(0))
-    slots = {
-        jax.tree_util.keystr(path, simple=True, separator="."): slot
-        for path, slot in jax.tree_util.tree_leaves_with_path(template)
-    }
+    slots = leaves_by_name(template)
     check_names(slots, weights, "these are not the weights of this autoencoder")
     leaves, wrong = [], []
     for name, slot in slots.items():

@@ -1,4 +1,4 @@
-"""Arrays by name: flattening, reading, and comparing names."""
+"""Arrays by name: those of trees and files, and comparing names."""
 
 import contextlib
 import dataclasses
@@ -50,11 +50,16 @@ def check_names(wanted: Collection[str], found: Collection[str], complaint: str)
         raise InputError(f"{complaint}; {'; '.join(problems)}")
 
 
+def leaves_by_name(tree: Any) -> dict[str, Any]:
+    """Return the leaves of a tree by their paths, whose names are joined by dots."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
 def check_finite(module: Module, source: object) -> Module:
     """Return a network, or raise an InputError if a weight of it is not finite."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(module):
+    for name, leaf in leaves_by_name(module).items():
         if eqx.is_inexact_array(leaf) and not np.isfinite(np.asarray(leaf)).all():
-            name = jax.tree_util.keystr(path, simple=True, separator=".")
             raise InputError(f"{source} has weights that are not finite: {name}")
     return module
 

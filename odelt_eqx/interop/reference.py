@@ -16,7 +16,7 @@ from odelt_eqx.interop.named import check_finite, check_names, flatten, listed
 from odelt_eqx.interop.unpickle import unpickle
 from odelt_eqx.nn.block import DiTBlock
 from odelt_eqx.nn.dit import DiT, DiTConfig
-from odelt_eqx.nn.groups import stacked
+from odelt_eqx.nn.groups import network_template, stacked
 from odelt_eqx.nn.layers import embedding
 
 Slot = tuple[tuple[str, ...], Any]
@@ -101,8 +101,7 @@ def dit_from_reference(weights: Weights, config: DiTConfig) -> DiT:
         )
     config.check_published("the reference")
     config = dataclasses.replace(config, projector=False)
-    apart = dataclasses.replace(config, stacked=False)
-    template = eqx.filter_eval_shape(DiT, apart, key=jax.random.key(0))
+    template = network_template(dataclasses.replace(config, stacked=False))
     if LENGTH_TABLE not in weights:
         fresh = embedding(config.depth + 1, config.hidden_size, jax.random.key(0))
         weights = {**weights, LENGTH_TABLE: np.asarray(fresh.weight)}

@@ -8,6 +8,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import safetensors
 
 from odelt_eqx.errors import InputError, reason
@@ -17,6 +18,7 @@ from odelt_eqx.interop.named import (
     Module,
     check_finite,
     check_names,
+    leaves_by_name,
     read_tensor,
     write_safetensors,
 )
@@ -124,7 +126,7 @@ def write_module(module: eqx.Module, config: Any, path: Path, config_type: Any =
 
     `config_type` is the union that the config is a member of, if any.
     """
-    arrays = {name: jax.device_get(leaf) for name, leaf in _named_arrays(module)}
+    arrays = {name: jax.device_get(leaf) for name, leaf in leaves_by_name(module).items()}
     metadata = {"config": json.dumps(to_dict(config, config_type))}
     write_safetensors(path, arrays, metadata)
 
@@ -148,28 +150,13 @@ def read_module(path: Path, build: Callable[..., Module], config_type: Any) -> M
             if (depth := getattr(config, "depth", 0)) > (count := len(file.keys())):
                 raise ValueError(f"its config says {depth} blocks, and it has {count} arrays")
             template = eqx.filter_eval_shape(build, config, key=jax.random.key(0))
-            wanted = dict(_named_arrays(template))
+            wanted = leaves_by_name(template)
             check_names(wanted, file.keys(), "its arrays are not those of its config")
             for name, leaf in wanted.items():
                 if tuple(file.get_slice(name).get_shape()) != leaf.shape:
                     raise ValueError(f"{name} has another shape than its config says")
-            arrays = {name: read_tensor(file, name) for name in wanted}
+            arrays = [read_tensor(file, name) for name in wanted]
     except Exception as error:  # damage can break any step
         raise InputError(f"{path} is no network of this package: {reason(error)}") from None
-    leaves = iter(
-        jax.numpy.asarray(arrays[name], leaf.dtype) for name, leaf in _named_arrays(template)
-    )
-    filled = jax.tree.map(lambda leaf: next(leaves) if _is_array(leaf) else leaf, template)
-    return check_finite(filled, path)
-
-
-def _named_arrays(module: Any) -> list[tuple[str, Any]]:
-    return [
-        (jax.tree_util.keystr(path, simple=True, separator="."), leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(module)
-        if _is_array(leaf)
-    ]
-
-
-def _is_array(leaf: Any) -> bool:
-    return eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)
+    leaves = [jnp.asarray(a, leaf.dtype) for a, leaf in zip(arrays, wanted.values(), strict=True)]
+    return check_finite(jax.tree.unflatten(jax.tree.structure(template), leaves), path)

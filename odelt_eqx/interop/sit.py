@@ -30,6 +30,7 @@ from odelt_eqx.errors import InputError, check_choice
 from odelt_eqx.interop.named import (
     Stored,
     check_names,
+    leaves_by_name,
     listed,
     open_safetensors,
     write_safetensors,
@@ -37,7 +38,7 @@ from odelt_eqx.interop.named import (
 from odelt_eqx.interop.torch_file import open_torch
 from odelt_eqx.nn.dit import DiT, DiTConfig
 from odelt_eqx.nn.embeddings import FREQUENCIES, ScalarEmbedding, position_table
-from odelt_eqx.nn.groups import unstacked
+from odelt_eqx.nn.groups import network_template, unstacked
 from odelt_eqx.nn.vector import VectorNet
 from odelt_eqx.ode import FixedSteps
 
@@ -152,8 +153,7 @@ def dit_from_sit(
         check_choice("format", format, get_args(SiTFormat))
     config.check_published("SiT", "logit_scale")
     config = dataclasses.replace(config, ignore_step=True, projector=False)
-    apart = dataclasses.replace(config, stacked=False)
-    template = eqx.filter_eval_shape(DiT, apart, key=jax.random.key(0))
+    template = network_template(dataclasses.replace(config, stacked=False))
     slots = dict(_parameters(template))
     projectors = {name for name in weights if name.startswith(PROJECTORS)}
     found = set(weights) - projectors - {POSITIONS}
@@ -168,11 +168,11 @@ def dit_from_sit(
         warnings.warn("read as SiT; if it is a REPA without projectors, say repa", stacklevel=3)
     _check_positions(weights, config)
     names = {id(slot): name for name, slot in slots.items()}
-    named = {_key(path): names.get(id(slot)) for path, slot in jax.tree.leaves_with_path(template)}
+    named = {key: names.get(id(slot)) for key, slot in leaves_by_name(template).items()}
 
-    def fill(path: Any, slot: jax.ShapeDtypeStruct) -> jax.Array:
+    def fill(key: str, slot: jax.ShapeDtypeStruct) -> jax.Array:
         """Return a parameter: that of the checkpoint, or zero where it has none."""
-        key, array = _key(path), np.zeros(slot.shape, np.float32)
+        array = np.zeros(slot.shape, np.float32)
         rows: dict[str, Any] = {key: array}
         if STACKED in key:
             rows = {key.replace(STACKED, f".blocks.{i}."): row for i, row in enumerate(array)}
@@ -183,15 +183,12 @@ def dit_from_sit(
                     raise InputError(f"{name} of the checkpoint has values that are not finite")
         return jnp.asarray(array)
 
-    form = eqx.filter_eval_shape(DiT, config, key=jax.random.key(0))
-    model = jax.tree.map_with_path(fill, form)
+    form = network_template(config)
+    filled = [fill(key, slot) for key, slot in leaves_by_name(form).items()]
+    model = jax.tree.unflatten(jax.tree.structure(form), filled)
     # The embedding of the step is zero by its last layer alone, so that it can be trained.
     fresh = ScalarEmbedding(config.hidden_size, key=jax.random.key(0)).hidden
     return eqx.tree_at(lambda m: m.condition_embedding.step.hidden, model, fresh)
-
-
-def _key(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 def save_sit(model: DiT | VectorNet, path: str | Path) -> None:

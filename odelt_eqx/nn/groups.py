@@ -138,5 +138,10 @@ def _lay_out(network: Any, as_stack: bool) -> Any:
 
 def with_config(network: AnyNetwork, config: NetworkConfig) -> AnyNetwork:
     """Return a network of this config with the arrays of `network`, in their order."""
-    template = eqx.filter_eval_shape(config.build, key=jax.random.key(0))
-    return jax.tree.unflatten(jax.tree.structure(template), jax.tree.leaves(network))
+    structure = jax.tree.structure(network_template(config))
+    return jax.tree.unflatten(structure, jax.tree.leaves(network))
+
+
+def network_template(config: NetworkConfig) -> Any:
+    """Return the network of a config with shapes in place of arrays."""
+    return eqx.filter_eval_shape(config.build, key=jax.random.key(0))

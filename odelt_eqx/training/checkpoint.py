@@ -15,7 +15,6 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +22,9 @@ from jax.sharding import SingleDeviceSharding
 
 from odelt_eqx.config import TrainConfig
 from odelt_eqx.errors import InputError, reason
+from odelt_eqx.interop.named import leaves_by_name
 from odelt_eqx.nn import AnyNetworkConfig, DiT, VectorNet
+from odelt_eqx.nn.groups import network_template
 from odelt_eqx.parallel import on_main_process
 from odelt_eqx.serialize import from_dict, to_dict
 from odelt_eqx.training.average import PowerAverage, Profile
@@ -147,7 +148,7 @@ class Checkpoints(AbstractContextManager):
     def _save(self, manager: Any, step: int, trees: dict[str, Any], dicts: dict[str, Any]) -> None:
         from orbax.checkpoint import args
 
-        items = {name: args.StandardSave(_by_path(tree)) for name, tree in trees.items()}
+        items = {name: args.StandardSave(leaves_by_name(tree)) for name, tree in trees.items()}
         items |= {name: args.JsonSave(data) for name, data in dicts.items()}
         with self._write_errors():
             manager.save(step, args=args.Composite(**items))
@@ -317,7 +318,7 @@ class Checkpoints(AbstractContextManager):
             sharding = leaf.sharding if isinstance(leaf, jax.Array) else device
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-        paths = _by_path(jax.tree.map(describe, template))
+        paths = leaves_by_name(jax.tree.map(describe, template))
         asked = args.Composite(**{item: args.StandardRestore(paths)})
         leaves = (manager or self._manager).restore(step, args=asked)[item]
         return jax.tree.unflatten(jax.tree.structure(template), [leaves[path] for path in paths])
@@ -338,11 +339,6 @@ class Checkpoints(AbstractContextManager):
         return self._read_network(step, "teacher", network_template(config))
 
 
-def network_template(config: AnyNetworkConfig) -> AnyNetwork:
-    """Return the network of a config with shapes in place of arrays."""
-    return eqx.filter_eval_shape(config.build, key=jax.random.key(0))
-
-
 def _open_manager(path: Path, write: bool, policy: Any = None) -> Any:
     """Open the checkpoints in a folder, of which a policy says which to keep; by default all."""
     import orbax.checkpoint as ocp
@@ -356,12 +352,6 @@ def _open_manager(path: Path, write: bool, policy: Any = None) -> Any:
 def _optimizer_item(state: TrainState) -> tuple[Any, ...]:
     """Return what only resuming needs."""
     return state.opt_state, state.step, state.skips
-
-
-def _by_path(tree: Any) -> dict[str, Any]:
-    """Return the leaves of a tree by their path, its names joined by dots."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
 def _reason(error: Exception) -> str:

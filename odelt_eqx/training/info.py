@@ -13,7 +13,8 @@ from odelt_eqx.errors import InputError
 from odelt_eqx.interop.truncate import truncate
 from odelt_eqx.nn import AnyNetworkConfig
 from odelt_eqx.nn.flops import velocity_flops
-from odelt_eqx.training.checkpoint import CHECKPOINTS, SNAPSHOTS, network_template
+from odelt_eqx.nn.groups import network_template
+from odelt_eqx.training.checkpoint import CHECKPOINTS, SNAPSHOTS
 from odelt_eqx.training.load import run_config
 from odelt_eqx.training.logging import read_metrics
 

@@ -17,6 +17,7 @@ from odelt_eqx.errors import InputError
 from odelt_eqx.files import read_json
 from odelt_eqx.interop.named import check_finite
 from odelt_eqx.nn import unstacked
+from odelt_eqx.nn.groups import network_template
 from odelt_eqx.serialize import from_dict
 from odelt_eqx.training.average import combine
 from odelt_eqx.training.checkpoint import (
@@ -25,7 +26,6 @@ from odelt_eqx.training.checkpoint import (
     AnyNetwork,
     Checkpoints,
     Weights,
-    network_template,
 )
 
 CONFIG = "config.json"

@@ -6,7 +6,7 @@ import shutil
 import sys
 import zipfile
 from collections.abc import Collection, Sequence
-from functools import partial, reduce
+from functools import reduce
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +25,7 @@ from odelt_eqx.interop import (
     save_sit,
 )
 from odelt_eqx.interop.hub import is_on_hub
-from odelt_eqx.interop.named import check_names
+from odelt_eqx.interop.named import check_names, leaves_by_name
 from odelt_eqx.interop.safetensors import model_card
 from odelt_eqx.interop.sit import is_sit
 from odelt_eqx.interop.truncate import truncate
@@ -308,6 +308,5 @@ def _named_shapes(network: AnyNetwork) -> dict[str, tuple[int, ...]]:
     """Return the shapes of parameters by name, a block called by its number, not by its group."""
     blocks = [block for group in network.groups for block in group.blocks]
     rest = eqx.tree_at(lambda n: n.groups, network, None)
-    named = map(jax.tree_util.tree_leaves_with_path, (rest, {"blocks": blocks}))
-    name = partial(jax.tree_util.keystr, simple=True, separator=".")
-    return {name(path): leaf.shape for part in named for path, leaf in part}
+    named = leaves_by_name(rest) | leaves_by_name({"blocks": blocks})
+    return {name: leaf.shape for name, leaf in named.items()}

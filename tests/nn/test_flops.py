@@ -8,7 +8,7 @@ import pytest
 
 import odelt_eqx as odelt
 from odelt_eqx.nn.flops import velocity_flops
-from odelt_eqx.training.checkpoint import network_template
+from odelt_eqx.nn.groups import network_template
 
 WIDE = odelt.DiTConfig(
     image_size=16,

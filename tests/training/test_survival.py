@@ -20,7 +20,8 @@ import pytest
 
 import odelt_eqx as odelt
 from odelt_eqx.config import save_config
-from odelt_eqx.training.checkpoint import Checkpoints, network_template
+from odelt_eqx.nn.groups import network_template
+from odelt_eqx.training.checkpoint import Checkpoints
 from odelt_eqx.training.run_folder import start_run
 from odelt_eqx.training.train import train
 from tests.training.conftest import POINTS_RUN
