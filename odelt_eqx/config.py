@@ -201,10 +201,6 @@ class TrainConfig:
         ignore_step = not self.objective.trains_steps
         if self.model.ignore_step and not ignore_step:
             raise InputError("model.ignore_step would hide the steps that this objective trains")
-        if isinstance(self.objective, DeepSupervision):
-            self.objective.check(self.model.anytime, self.model.depths)
-        if isinstance(self.objective, SelfAlignment):
-            self.objective.check(self.model.anytime, self.model.depths, self.model.projector)
         learned = self.objective.learned if self.model.num_classes != 1 else "null"
         if self.model.learned not in ("both", learned):
             raise InputError(
@@ -225,7 +221,7 @@ class TrainConfig:
                 raise InputError("mean flow takes a forward derivative: give --model.attention xla")
             model = dataclasses.replace(model, attention="xla")
         object.__setattr__(self, "model", model)
-        self.objective.check_network(model.condition_type, model.flow_index)
+        self.objective.check_network(model)
         if not self.objective.trains_depths or len(model.depths) < 2:
             # One depth is trained, and none to guide it.
             sample = dataclasses.replace(self.sample, depth_guidance=0.0)

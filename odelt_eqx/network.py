@@ -259,13 +259,14 @@ class Network(eqx.Module):
         return velocity, stats
 
 
-def has_projector(network: Network) -> bool:
-    """Whether a network has a head for `SelfAlignment`, and so gives its hidden state.
+def has_projector(network: Any) -> bool:
+    """Whether a network, or its config, has a head for `SelfAlignment`, and gives its hidden state.
 
     Such a network has an attribute `projector`, a module that maps hidden states (batch, *tokens,
     width) to others of that shape, and passes `Inputs.hidden` on to `integrate_length`.
     """
-    return getattr(network, "projector", None) is not None
+    projector = getattr(network, "projector", None)
+    return projector is not None and projector is not False
 
 
 def hidden_state(stats: LengthStats) -> Float[Array, "batch *tokens width"]:

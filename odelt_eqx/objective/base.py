@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, Real
 
-from odelt_eqx.condition import Condition, ConditionType, Guidance, Learned
+from odelt_eqx.condition import Condition, Guidance, Learned
 from odelt_eqx.errors import InputError, check_choices, check_range
 from odelt_eqx.guidance import guided_velocity
 from odelt_eqx.network import Network, hidden_state, raise_failures_of_length
@@ -217,13 +217,13 @@ class Objective(abc.ABC):
         """Whether it trains steps, or at times on their grid: with one time step there are none."""
         return self.trains_steps or self.has_stages
 
-    def check_network(self, condition_type: ConditionType | None, flow_index: int) -> None:
-        """Raise an InputError unless it can train a network with these properties."""
-        if self.needs_steps and flow_index < 1:
+    def check_network(self, network: Any) -> None:
+        """Raise an InputError unless it can train a network; its config says as much of it."""
+        if self.needs_steps and network.flow_index < 1:
             raise InputError(
                 f"{type(self).__name__} trains steps, or at times on their grid, which needs "
                 "denoise_timesteps of at least 2, a flow_index of at least 1; got a flow_index "
-                f"of {flow_index}"
+                f"of {network.flow_index}"
             )
 
     @property
@@ -299,9 +299,9 @@ class WrappingObjective(Objective):
         """Whether the wrapped objective does."""
         return self.objective.needs_steps
 
-    def check_network(self, condition_type: ConditionType | None, flow_index: int) -> None:
-        """Raise an InputError unless the wrapped objective can train such a network."""
-        self.objective.check_network(condition_type, flow_index)
+    def check_network(self, network: Any) -> None:
+        """Raise an InputError unless the wrapped objective can train a network."""
+        self.objective.check_network(network)
 
     @property
     def learned(self) -> Learned:

@@ -45,7 +45,7 @@ class Consistency(Objective):
         self, key: Key[Array, ""], batch_size: int, network: Network, when: TrainingTime
     ) -> StageDraws:
         """Draw dropout, times and noise; the step index follows from the stage."""
-        self.check_network(network.condition_type, network.flow_index)
+        self.check_network(network)
         flow = FlowMatching(self.class_dropout).draw(key, batch_size, network, when)
         return StageDraws(when.stage(network.flow_index), flow)
 
@@ -99,7 +99,7 @@ class ConsistencyDistillation(Objective):
         self, key: Key[Array, ""], batch_size: int, network: Network, when: TrainingTime
     ) -> FlowDraws:
         """Draw dropout, times and noise."""
-        self.check_network(network.condition_type, network.flow_index)
+        self.check_network(network)
         return FlowMatching(self.class_dropout).draw(key, batch_size, network, when)
 
     def targets(

@@ -57,21 +57,24 @@ class DeepSupervision(WrappingObjective):
         if not all(0 < weight < math.inf for weight in self.weights):
             raise InputError(f"weights must be positive; got {self.weights}")
 
-    def check(self, anytime: bool, depths: tuple[int, ...]) -> None:
-        """Raise an InputError unless a network with these properties can be trained."""
-        if not anytime:
+    def check_network(self, network: Any) -> None:
+        """Raise an InputError unless it can train a network, see `Objective`."""
+        super().check_network(network)
+        if not network.anytime:
             raise InputError(
                 "deep supervision needs a network that is not told its depth beforehand: give "
                 "--model.length-embedding none or edge"
             )
-        if self.weights and len(self.weights) != len(depths):
-            raise InputError(f"there must be a weight for each depth {depths}; got {self.weights}")
+        if self.weights and len(self.weights) != len(network.depths):
+            raise InputError(
+                f"there must be a weight for each depth {network.depths}; got {self.weights}"
+            )
 
     def draw(
         self, key: Key[Array, ""], batch_size: int, network: Network, when: TrainingTime
     ) -> Any:
         """Draw for the wrapped objective; an InputError if the network does not fit."""
-        self.check(network.anytime, network.depths)
+        self.check_network(network)
         return self.objective.draw(key, batch_size, network, when)
 
     def targets(

@@ -1,20 +1,14 @@
 """Flow matching along paths of a choice of couplings."""
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
-from odelt_eqx.condition import (
-    Condition,
-    ConditionType,
-    Vector,
-    drop_condition,
-    learns_null_only,
-)
+from odelt_eqx.condition import Condition, Vector, drop_condition, learns_null_only
 from odelt_eqx.errors import InputError, check_range
 from odelt_eqx.network import Network
 from odelt_eqx.noise import normal
@@ -121,15 +115,16 @@ class FlowMatching(Objective):
         """Whether times lie on the grid of the steps."""
         return self.times == "grid"
 
-    def check_network(self, condition_type: ConditionType | None, flow_index: int) -> None:
-        """Raise an InputError unless it can train a network with these properties.
+    def check_network(self, network: Any) -> None:
+        """Raise an InputError unless it can train a network.
 
         No two examples share a vector, so that pairs by optimal transport would bind each vector to
         a part of the noise, see `couple`.
         """
-        super().check_network(condition_type, flow_index)
-        ignored = learns_null_only(condition_type) or self.learned == "null"
-        if self.coupling == "optimal" and isinstance(condition_type, Vector) and not ignored:
+        super().check_network(network)
+        kind = network.condition_type
+        ignored = learns_null_only(kind) or self.learned == "null"
+        if self.coupling == "optimal" and isinstance(kind, Vector) and not ignored:
             raise InputError(
                 "coupling optimal would bind each vector of a condition to a part of the noise: "
                 "give coupling independent, or a condition of classes"
@@ -150,7 +145,7 @@ class FlowMatching(Objective):
         self, key: Key[Array, ""], batch_size: int, network: Network, when: TrainingTime
     ) -> FlowDraws:
         """Draw dropout of conditions, times and noise, each from a key of its own."""
-        self.check_network(network.condition_type, network.flow_index)
+        self.check_network(network)
         spread = candidates = None
         shape = (batch_size, *network.shape)
         if self.sigma:

@@ -65,7 +65,7 @@ class LiveReflow(Objective):
         self, key: Key[Array, ""], batch_size: int, network: Network, when: TrainingTime
     ) -> ShortcutDraws:
         """Draw for the pairs and for the rest, each draw from a key of its own."""
-        self.check_network(network.condition_type, network.flow_index)
+        self.check_network(network)
         return draw_steps(key, batch_size, self.every, self.flow, network, when)
 
     def targets(

@@ -111,7 +111,7 @@ class MeanFlow(Objective):
         self, key: Key[Array, ""], batch_size: int, network: Network, when: TrainingTime
     ) -> MeanFlowDraws:
         """Draw flow matching for all, and a second time for the steps: the later one ends them."""
-        self.check_network(network.condition_type, network.flow_index)
+        self.check_network(network)
         plan = network.length
         if not (isinstance(plan, FixedSteps) and plan.solver == "euler"):
             raise InputError(

@@ -74,7 +74,7 @@ class Progressive(Objective):
         self, key: Key[Array, ""], batch_size: int, network: Network, when: TrainingTime
     ) -> StageDraws:
         """Draw dropout, times and noise; the step index follows from the stage."""
-        self.check_network(network.condition_type, network.flow_index)
+        self.check_network(network)
         flow = FlowMatching(self.class_dropout).draw(key, batch_size, network, when)
         stages = network.flow_index
         return StageDraws(stages - 1 - when.stage(stages), flow)

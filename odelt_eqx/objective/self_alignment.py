@@ -96,20 +96,19 @@ class SelfAlignment(WrappingObjective):
         """Whether the wrapped objective trains other depths than the full one."""
         return self.objective.trains_depths
 
-    def check(self, anytime: bool, depths: tuple[int, ...], projector: bool) -> None:
-        """Raise an InputError unless a network with these properties can be trained."""
-        if isinstance(self.objective, DeepSupervision):
-            self.objective.check(anytime, depths)
-        if not anytime:
+    def check_network(self, network: Any) -> None:
+        """Raise an InputError unless it can train a network, see `Objective`."""
+        super().check_network(network)
+        if not network.anytime:
             raise InputError(
                 "self-alignment needs a network that is not told its depth beforehand: give "
                 "--model.length-embedding none or edge"
             )
-        if not projector:
+        if not has_projector(network):
             raise InputError(
                 "self-alignment needs a network with a projector: give --model.projector"
             )
-        self.edges(depths)
+        self.edges(network.depths)
 
     def edges(self, depths: tuple[int, ...]) -> tuple[int, int]:
         """Return the depths of student and teacher; an InputError if these `depths` have none."""
@@ -127,7 +126,7 @@ class SelfAlignment(WrappingObjective):
         self, key: Key[Array, ""], batch_size: int, network: Network, when: TrainingTime
     ) -> AlignmentDraws:
         """Draw for the wrapped objective, and the shifts; an InputError if no network fits."""
-        self.check(network.anytime, network.depths, has_projector(network))
+        self.check_network(network)
         key, shift_key = jax.random.split(key)
         return AlignmentDraws(
             objective=self.objective.draw(key, batch_size, network, when),
