@@ -10,7 +10,6 @@ import tyro
 from jaxtyping import Array
 from measure import Output, Report
 
-from odelt_eqx.data import open_source
 from odelt_eqx.data.source import read_batches, sample_indices
 from odelt_eqx.entry import run_command
 from odelt_eqx.evaluation.features import FeaturesConfig, Pixels
@@ -139,8 +138,8 @@ def run() -> None:
     network = load(config.run)
     judge = Judge(
         config.features.open(network.shape),
-        open_source(trained.data, "train"),
-        open_source(trained.data, "held-out"),
+        trained.data.open("train"),
+        trained.data.open("held-out"),
         classes=class_count(network),
     )
     measure, report = Measure(network, judge, config), Report(COLUMNS, config)

@@ -12,7 +12,7 @@ import jax
 import tyro
 
 from odelt_eqx.config import TrainConfig
-from odelt_eqx.data import Folder, open_source
+from odelt_eqx.data import Folder
 from odelt_eqx.entry import program, typed
 from odelt_eqx.errors import InputError, check_numbers
 from odelt_eqx.nn import DiTConfig
@@ -173,7 +173,7 @@ def follow_folder(config: TrainConfig, words: list[str]) -> TrainConfig:
         share = round(max(data.held_out.share, min(HELD_OUT / len(images), 0.2)), 2)
         held_out = dataclasses.replace(data.held_out, share=share)
         data = dataclasses.replace(data, held_out=held_out)
-    train, held_out = open_source(data, "train"), open_source(data, "held-out")
+    train, held_out = data.open("train"), data.open("held-out")
     batch_size = config.batch_size
     if not _says(words, "batch_size"):
         batch_size = min(batch_size, 2 ** (len(train).bit_length() - 1))
@@ -217,7 +217,7 @@ def _follow_data(config: TrainConfig, words: list[str]) -> TrainConfig:
     if isinstance(config.data, Folder):
         config = dataclasses.replace(config, data=config.data.with_shape())
     model = config.model
-    source = open_source(config.data, "train")
+    source = config.data.open("train")
     found: dict[str, Any] = {}
     if isinstance(model, DiTConfig) and len(source.shape) == 3:
         height, width, found["channels"] = source.shape

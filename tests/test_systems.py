@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import odelt_eqx as odelt
-from odelt_eqx.data import Folder, Npz, Shards, open_source
+from odelt_eqx.data import Folder, Npz, Shards
 from odelt_eqx.data.prepare import PrepareConfig, prepare
 from odelt_eqx.evaluation.samples import SampleRequest, save_samples
 from odelt_eqx.files import lock
@@ -71,9 +71,9 @@ def test_images_and_arrays_are_read_without_them_and_shards_say_what_they_need(
     shards = write_shards(tmp_path / "shards", "images", np.zeros((6, 8, 8, 3), np.uint8), [0] * 6)
     request.getfixturevalue("other_system")
     for data in (Folder(images, 8), Npz(tmp_path / "a.npz")):
-        assert len(open_source(data, "train")) > 30
+        assert len(data.open("train")) > 30
     for use in (
-        lambda: open_source(Shards(shards), "train"),
+        lambda: Shards(shards).open("train"),
         lambda: prepare(images, tmp_path / "out", PrepareConfig(size=8, workers=1)),
     ):
         with pytest.raises(odelt.InputError, match="need array_record, which is not installed"):

@@ -7,7 +7,7 @@ import jax
 import tyro
 
 from odelt_eqx import cli
-from odelt_eqx.data import Data, Digits, open_source
+from odelt_eqx.data import Data, Digits
 from odelt_eqx.data.source import Split
 from odelt_eqx.evaluation.features import FeaturesConfig, Pixels
 from odelt_eqx.evaluation.metrics import compute_statistics, save_statistics
@@ -43,7 +43,7 @@ def run(words: list[str]) -> None:
     args = cli.arguments(Stats, words)
     args.processes.join()
     on_main_process(lambda: check_writable(args.out))
-    source = open_source(args.data, args.split)
+    source = args.data.open(args.split)
     with jax.set_mesh(make_mesh("dp")):
         found = compute_statistics(args.features.open(source.shape), source, args.batch_size)
     on_main_process(lambda: save_statistics(found, args.out))

@@ -30,12 +30,3 @@ from odelt_eqx.data.toy import Toy as Toy
 
 Data = Digits | Idx | Folder | Npz | Adm | Shards | Tfds | Toy
 """A data set: where it is and how to read it."""
-
-
-def open_source(data: Data, split: Split) -> Source:
-    """Return a split of a data set.
-
-    Raises:
-        InputError: it is missing or damaged, or has no such split.
-    """
-    return data.open(split)

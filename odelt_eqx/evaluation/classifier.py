@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jaxtyping import Array
 
-from odelt_eqx.data import Data, Digits, Loading, Source, open_source, stream
+from odelt_eqx.data import Data, Digits, Loading, Source, stream
 from odelt_eqx.data.source import read_batches, sample_indices
 from odelt_eqx.errors import InputError, check_numbers, check_range
 from odelt_eqx.files import check_writable, write_json
@@ -73,7 +73,7 @@ def train_classifier(config: ClassifierConfig, out: Path) -> tuple[float, list[P
             cannot be written.
     """
     check_writable(out / WEIGHTS)
-    train, held_out = open_source(config.data, "train"), open_source(config.data, "held-out")
+    train, held_out = config.data.open("train"), config.data.open("held-out")
     if len(train.shape) != 3 or train.num_classes < 2:
         raise InputError(
             f"a classifier needs images of at least 2 classes; {config.data} has shape "

@@ -15,7 +15,6 @@ from typing import Any
 import jax
 
 from odelt_eqx.config import TrainConfig, flat
-from odelt_eqx.data import open_source
 from odelt_eqx.entry import typed
 from odelt_eqx.evaluation.features import FeaturesConfig, Pixels, decoded_shape, open_autoencoder
 from odelt_eqx.evaluation.figures import SAMPLES, save_curves, save_grid_samples, sheet_columns
@@ -101,7 +100,7 @@ def open_judge(run: Path, config: GridConfig, features: FeaturesConfig) -> Judge
             other classes than when the run began.
     """
     trained = run_config(run)
-    train, held_out = open_source(trained.data, "train"), open_source(trained.data, "held-out")
+    train, held_out = trained.data.open("train"), trained.data.open("held-out")
     if (difference := other_examples(run, train.contents)) and is_main_process():
         print(f"note: {difference}", file=sys.stderr)
     autoencoder = open_autoencoder(config.autoencoder, trained.model.shape)

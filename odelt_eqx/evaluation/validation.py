@@ -12,7 +12,6 @@ import numpy as np
 from jaxtyping import Array, Float, Key, Real
 
 from odelt_eqx.condition import Condition
-from odelt_eqx.data import open_source
 from odelt_eqx.data.source import load_into_memory
 from odelt_eqx.evaluation.figures import depth_colours, new_figure, save_figure
 from odelt_eqx.evaluation.grid import markdown_table
@@ -60,10 +59,10 @@ def validate(run: Path, out: Path | None = None, *, seconds: float | None = None
             when it began.
     """
     config, folder = run_config(run), run if out is None else out
-    other_examples(run, open_source(config.data, "train").contents)
+    other_examples(run, config.data.open("train").contents)
     objective = innermost(config.objective)
     when = TrainingTime(config.steps - 1, config.steps)
-    source = load_into_memory(open_source(config.data, "held-out"), DRAWS)
+    source = load_into_memory(config.data.open("held-out"), DRAWS)
     batches, started = -(-DRAWS // min(len(source), BATCH)), monotonic()
     with network_on_devices(run) as network:
         teacher = place(load_teacher(run) or network, jax.sharding.get_mesh())

@@ -8,7 +8,6 @@ import equinox as eqx
 import jax
 
 from odelt_eqx.config import TrainConfig, flat
-from odelt_eqx.data import open_source
 from odelt_eqx.errors import InputError
 from odelt_eqx.interop.truncate import truncate
 from odelt_eqx.nn import AnyNetworkConfig
@@ -80,8 +79,8 @@ def _latest_metrics(run: Path) -> Iterator[tuple[str, str, str]]:
 def _data(config: TrainConfig) -> Iterator[tuple[str, ...]]:
     """Yield a row for each property of the data, if they can be read on this machine."""
     try:
-        train = open_source(config.data, "train").describe()
-        held_out = open_source(config.data, "held-out").describe()
+        train = config.data.open("train").describe()
+        held_out = config.data.open("held-out").describe()
     except InputError as error:
         yield "not read", str(error)
         return

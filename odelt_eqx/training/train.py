@@ -11,7 +11,7 @@ from jaxtyping import Array, Key
 
 from odelt_eqx.condition import Condition
 from odelt_eqx.config import OptimizerConfig, TrainConfig
-from odelt_eqx.data import Batch, Source, open_source, stream
+from odelt_eqx.data import Batch, Source, stream
 from odelt_eqx.errors import InputError
 from odelt_eqx.nn.config import NetworkConfig
 from odelt_eqx.objective import Objective, TrainingTime
@@ -77,8 +77,8 @@ def train(
         return shard_batch((batch["x"], condition), mesh)
 
     with jax.set_mesh(mesh), ExitStack() as stack:
-        data = open_source(config.data, "train")
-        unseen = open_source(config.data, "held-out")
+        data = config.data.open("train")
+        unseen = config.data.open("held-out")
         if not resume:  # what the data of a run that goes on must be is checked with its folder
             _check_fits(config, data)
 

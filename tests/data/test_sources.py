@@ -25,7 +25,6 @@ from odelt_eqx.data import (
     Tfds,
     Toy,
     load_into_memory,
-    open_source,
     read,
     stream,
 )
@@ -82,7 +81,7 @@ def test_every_kind_is_read_alike(name, tmp_path):
     data = MAKERS[name](tmp_path)
     seen = {}
     for split in ("train", "held-out"):
-        source = open_source(data, split)
+        source = data.open(split)
         assert source.num_classes == len(source.class_names) == CLASSES[name]
         assert source.levels in ((None,) if name in POINTS else (17, 256))
         batch = next(stream(source, len(source), 0))

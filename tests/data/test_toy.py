@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 import odelt_eqx as odelt
-from odelt_eqx.data import Toy, open_source
+from odelt_eqx.data import Toy
 from odelt_eqx.data.toy import MOONS_MEAN, MOONS_VARIANCE, NOISE, SIDE
 
 
 @pytest.mark.parametrize("name", ["moons", "checkerboard"])
 def test_points_are_standardised_and_the_splits_are_disjoint(name):
-    train, held_out = (open_source(Toy(name), split) for split in ("train", "held-out"))
+    train, held_out = (Toy(name).open(split) for split in ("train", "held-out"))
     assert (len(train), len(held_out)) == (18_000, 2_000)
     assert (train.shape, train.levels, train.x.dtype) == ((2,), None, np.float32)
     for source in (train, held_out):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from odelt_eqx.array_files import write_arrays
-from odelt_eqx.data import Adm, Toy, digits, open_source
+from odelt_eqx.data import Adm, Toy, digits
 from odelt_eqx.data.source import ArraySource, read, sample_indices
 from odelt_eqx.errors import InputError
 from odelt_eqx.evaluation.features import Edges, Features, Pixels
@@ -74,9 +74,7 @@ def test_few_samples_have_no_kernel_distance(judge):
 
 
 def test_the_judge_compares_vectors():
-    train, held_out = (
-        open_source(Toy("moons", count=600), split) for split in ("train", "held-out")
-    )
+    train, held_out = (Toy("moons", count=600).open(split) for split in ("train", "held-out"))
     judge = Judge(Pixels().open((2,)), train, held_out, classes=2)
     real = judge.real_quality(300)
     assert real.accuracy == 1

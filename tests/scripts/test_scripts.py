@@ -14,7 +14,6 @@ import jax
 import pytest
 
 import odelt_eqx as odelt
-from odelt_eqx.data import open_source
 from odelt_eqx.nn.flops import velocity_flops
 from odelt_eqx.objective import TRAIN_TYPES, FlowMatching
 from odelt_eqx.training.load import run_config
@@ -190,8 +189,8 @@ def test_one_command_trains_on_a_folder_of_images(command, tmp_path):
     assert (config.model.shape, config.model.num_classes) == ((16, 24, 3), 2)
     assert math.prod(config.model.grid) <= 64
     held_out, train = (
-        len(open_source(config.data, "held-out")),
-        len(open_source(config.data, "train")),
+        len(config.data.open("held-out")),
+        len(config.data.open("train")),
     )
     assert 5 < held_out < 20
     assert train >= config.batch_size == 32

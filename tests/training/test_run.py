@@ -14,7 +14,7 @@ import pytest
 
 import odelt_eqx as odelt
 from odelt_eqx.config import load_config, save_config
-from odelt_eqx.data import Folder, HeldOut, Npz, open_source
+from odelt_eqx.data import Folder, HeldOut, Npz
 from odelt_eqx.interop import PublishedShortcut
 from odelt_eqx.objective import (
     TRAIN_TYPES,
@@ -208,7 +208,7 @@ def test_the_held_out_loss_is_of_data_that_training_never_sees(tmp_path, monkeyp
     train(POINTS_RUN, tmp_path / "run")
     points = {point.tobytes() for point in seen[0]}
     assert len(points) == 20
-    assert not points & {point.tobytes() for point in open_source(POINTS_RUN.data, "train").x}
+    assert not points & {point.tobytes() for point in POINTS_RUN.data.open("train").x}
 
 
 def test_metrics_hold_the_losses_the_rate_and_the_speed(tiny_run):
@@ -326,7 +326,7 @@ def test_what_decides_the_weights_stays_when_a_run_goes_on(tmp_path, objective, 
 
 def test_a_run_that_another_process_has_trained_since_the_check_is_kept(points_run, tmp_path):
     run = shutil.copytree(points_run, tmp_path / "run")
-    contents = open_source(POINTS_RUN.data, "train").contents
+    contents = POINTS_RUN.data.open("train").contents
     with (
         pytest.raises(odelt.InputError, match="exists; use --resume to continue it"),
         open_run(POINTS_RUN, run, resume=False, overwrite=False, contents=contents),
@@ -389,7 +389,7 @@ def test_a_run_is_not_resumed_with_other_data(points_run, tmp_path, known, messa
     saved = json.loads((run / "data.json").read_text())
     assert saved["class_names"] == ["upper", "lower"]
     (run / "data.json").write_text(json.dumps(saved | known))
-    contents = open_source(POINTS_RUN.data, "train").contents
+    contents = POINTS_RUN.data.open("train").contents
     with (
         pytest.raises(odelt.InputError, match=message),
         open_run(POINTS_RUN, run, resume=True, overwrite=False, contents=contents),
@@ -400,7 +400,7 @@ def test_a_run_is_not_resumed_with_other_data(points_run, tmp_path, known, messa
 def test_what_a_run_reads_is_known_by_names_and_labels(tmp_path):
     """Not by where it is: a folder that was moved is the same."""
     write_images(tmp_path / "a", ("cat", "dog"), count=3)
-    read = lambda name: open_source(Folder(tmp_path / name, 8, held_out=HeldOut(0.0)), "train")
+    read = lambda name: Folder(tmp_path / name, 8, held_out=HeldOut(0.0)).open("train")
     contents = read("a").contents
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     assert read("b").contents == contents

@@ -12,7 +12,7 @@ import pytest
 
 import odelt_eqx as odelt
 from odelt_eqx.config import OptimizerConfig
-from odelt_eqx.data import ArraySource, open_source, stream
+from odelt_eqx.data import ArraySource, stream
 from odelt_eqx.errors import DivergedError
 from odelt_eqx.interop.published import PublishedLengthConsistency, PublishedShortcut
 from odelt_eqx.objective import FlowMatching, LengthConsistency, MeanFlow, Shortcut
@@ -64,13 +64,16 @@ def test_a_bad_step_only_counts():
 def spoil_examples(monkeypatch, every):
     """Make one example in `every` not a number."""
 
-    def source(data, split):
-        good = data.open(split)
+    kind = type(POINTS_RUN.data)
+    open_split = kind.open
+
+    def open_spoilt(data, split):
+        good = open_split(data, split)
         x = good.x.copy()
         x[::every] = np.nan
         return ArraySource(x, good.condition)
 
-    monkeypatch.setattr("odelt_eqx.training.train.open_source", source)
+    monkeypatch.setattr(kind, "open", open_spoilt)
 
 
 def test_too_many_bad_steps_stop_the_run_and_name_the_data(tmp_path, monkeypatch):
@@ -85,7 +88,7 @@ def test_too_many_bad_steps_stop_the_run_and_name_the_data(tmp_path, monkeypatch
     assert "not finite in 5 steps in a row; step 5 was the last of them, on the examples" in message
     assert message.endswith("; there is no checkpoint yet")
     named = [int(i) for i in message.split("examples ")[1].split(";")[0].split(", ")]
-    batches = stream(open_source(config.data, "train"), 16, config.seed)
+    batches = stream(config.data.open("train"), 16, config.seed)
     assert named == [next(batches)["index"].tolist() for _ in range(5)][-1]
 
 
