@@ -16,7 +16,7 @@ from odelt_eqx.data import Folder
 from odelt_eqx.entry import program, typed
 from odelt_eqx.errors import InputError, check_numbers
 from odelt_eqx.nn import DiTConfig
-from odelt_eqx.objective import DEPTH_TYPES, STATE_TYPES, TRAIN_TYPES
+from odelt_eqx.objective import TYPES
 from odelt_eqx.parallel import is_main_process
 from odelt_eqx.presets import PRESETS, of_type, preset
 from odelt_eqx.training.throughput import least_step_seconds
@@ -66,11 +66,10 @@ def hint_at_names(names: Sequence[str], words: list[str]) -> Iterator[None]:
     try:
         yield
     except SystemExit as stopped:
-        types = TRAIN_TYPES | DEPTH_TYPES | STATE_TYPES
         for before, word in itertools.pairwise(words):
             option = before.startswith("-") and "=" not in before
-            if stopped.code and not option and word in PRESETS | types:
-                first = [*names, word] if word in types else [word]
+            if stopped.code and not option and (word in PRESETS or word in TYPES):
+                first = [*names, word] if word in TYPES else [word]
                 raise InputError(
                     f"{word} must come before all options: {typed('train', *first)} ..."
                 ) from None

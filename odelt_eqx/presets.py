@@ -10,9 +10,7 @@ from odelt_eqx.data import Folder, Idx, Loading, Shards, Toy
 from odelt_eqx.errors import find_by_name
 from odelt_eqx.nn import DiTConfig, VectorNetConfig
 from odelt_eqx.objective import (
-    DEPTH_TYPES,
-    STATE_TYPES,
-    TRAIN_TYPES,
+    TYPES,
     DeepSupervision,
     FlowMatching,
     LengthConsistency,
@@ -290,17 +288,17 @@ def preset(name: str) -> TrainConfig:
 
 
 def of_type(config: TrainConfig, name: str) -> TrainConfig:
-    """Return `config` with a training type of `TRAIN_TYPES`, `DEPTH_TYPES` or `STATE_TYPES`.
+    """Return `config` with another training type, one of `TYPES`.
 
-    The first trains the time axis, with the old one's label dropout and guidance, the second every
-    depth, the third hidden states besides; what the others train stays, and so does the rest.
+    One of `TRAIN_TYPES` trains the time axis, with the old one's label dropout and guidance, one of
+    `DEPTH_TYPES` every depth, one of `STATE_TYPES` hidden states besides; what the others train
+    stays, and so does the rest.
 
     Raises:
         InputError: there is none called `name`; the nearest name is suggested. Or the types cannot
             be combined.
     """
-    kinds = TRAIN_TYPES | DEPTH_TYPES | STATE_TYPES
-    new = find_by_name("training type", name, kinds)
+    new = find_by_name("training type", name, TYPES)
     old, states, depths = config.objective, None, None
     if isinstance(old, SelfAlignment):
         old, states = old.objective, old

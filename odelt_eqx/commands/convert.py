@@ -13,13 +13,10 @@ from odelt_eqx import cli
 from odelt_eqx.config import TrainConfig
 from odelt_eqx.errors import InputError
 from odelt_eqx.interop.hub import is_on_hub
-from odelt_eqx.objective import DEPTH_TYPES, STATE_TYPES, TRAIN_TYPES
+from odelt_eqx.objective import TYPES
 from odelt_eqx.presets import PRESETS, of_type
 from odelt_eqx.training.load import CONFIG, run_config
 from odelt_eqx.training.weights import WeightFormat, convert
-
-TYPES = TRAIN_TYPES | DEPTH_TYPES | STATE_TYPES
-"""The training types by name."""
 
 
 @dataclasses.dataclass(frozen=True)

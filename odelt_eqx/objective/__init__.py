@@ -60,3 +60,6 @@ DEPTH_TYPES: dict[str, LengthConsistency | DeepSupervision] = {
 
 STATE_TYPES: dict[str, SelfAlignment] = {"self-alignment": SelfAlignment()}
 """What hidden states are trained on besides, around all of the above."""
+
+TYPES = {**TRAIN_TYPES, **DEPTH_TYPES, **STATE_TYPES}
+"""The training types by the names that a command takes."""

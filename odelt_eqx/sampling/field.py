@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -188,7 +188,7 @@ def velocity_field(
                 return guided()
             if config.depth_guidance_interval is None:
                 return guided(depth_guidance=by_depth)
-            inside = _inside(t, config.depth_guidance_interval)
+            inside = Guidance(1.0, *config.depth_guidance_interval).acts(t)
             if gives_guide(depth, network):
                 return guided(depth_guidance=jnp.where(inside, by_depth, 0))
             return jax.lax.cond(inside, partial(guided, depth_guidance=by_depth), guided)
@@ -203,16 +203,11 @@ def velocity_field(
 
         if config.guidance_interval is None:
             return with_guidance(guidance)
+        told = Guidance(guidance, *config.guidance_interval)
         null_alone = isinstance(guidance, float) and guidance == 0
         if is_told_guidance(network.condition_type) and not null_alone:
-            return with_guidance(Guidance(guidance, *config.guidance_interval))
-        inside = _inside(t, config.guidance_interval)
-        return jax.lax.cond(inside, partial(with_guidance, guidance), partial(with_guidance, 1.0))
+            return with_guidance(told)
+        guided, unguided = partial(with_guidance, guidance), partial(with_guidance, 1.0)
+        return jax.lax.cond(told.acts(t), guided, unguided)
 
     return drift if diffuses(config) else field
-
-
-def _inside(t: Float[Array, ""], interval: tuple[Any, Any]) -> Bool[Array, ""]:
-    """Whether a time lies in an interval, which holds its start, and its end only at t = 1."""
-    start, end = interval
-    return (start <= t) & ((t < end) | (end == 1))
