@@ -7,8 +7,8 @@ from typing import Any, Literal
 from odelt_eqx.data import Data, Digits, Loading
 from odelt_eqx.errors import InputError, check_numbers, check_range
 from odelt_eqx.files import read_json, write_json
+from odelt_eqx.inputs import check_depth
 from odelt_eqx.interop.published import PublishedObjective
-from odelt_eqx.network import check_depth
 from odelt_eqx.nn import DiTConfig, VectorNetConfig
 from odelt_eqx.objective import (
     DeepSupervision,

@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Array, Float, Real
 
 from odelt_eqx.condition import Condition, Guidance, check_guidance, is_told_guidance
-from odelt_eqx.network import Depth, Network
+from odelt_eqx.inputs import Depth
+from odelt_eqx.network import Network
 from odelt_eqx.ode.length import LengthStats
 from odelt_eqx.ode.plan import Plan
 

@@ -8,14 +8,13 @@ import abc
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
-from jaxtyping import Array, Float, Int, Key, Real
+from jaxtyping import Array, Float, Key, Real
 
 from odelt_eqx.condition import (
     Condition,
@@ -28,35 +27,17 @@ from odelt_eqx.condition import (
     learns_null_only,
 )
 from odelt_eqx.errors import InputError
+from odelt_eqx.inputs import (
+    Depth,
+    Inputs,
+    as_states,
+    batch_key,
+    check_depth,
+    check_tolerance,
+    one_per_example,
+)
 from odelt_eqx.ode.length import LengthDepth, LengthStats, check_rising, take_rows
 from odelt_eqx.ode.plan import Adaptive, Plan
-
-Depth = int | Literal["full", "plain"] | Int[np.ndarray, " batch"] | Int[Array, " batch"]
-
-
-class Inputs(eqx.Module):
-    """What a network is evaluated on: the arguments of a call, checked, one value per example.
-
-    Args:
-        guidance: that of each example where the network is told, or None.
-        depth: as for a call, but not "full". A tuple of rising depths asks for the velocity at each
-            of them from one integration; only an `anytime` network is given one.
-        keys: dropout keys, or None for no dropout.
-        tolerance: with a tuple of depths, where an example may stop, see `integrate_length`.
-        hidden: with a tuple of depths, the depth whose hidden state is asked for, or None; only a
-            network with a `projector` is asked, see `has_projector`.
-    """
-
-    t: Float[Array, " batch"]
-    x: Float[Array, "batch *shape"]
-    step_index: Float[Array, " batch"]
-    condition: Condition | None
-    depth: LengthDepth
-    length: Plan
-    keys: Key[Array, " batch"] | None = None
-    tolerance: float | Float[Array, ""] | None = None
-    guidance: Guidance | None = None
-    hidden: int | None = None
 
 
 class Network(eqx.Module):
@@ -235,15 +216,17 @@ class Network(eqx.Module):
                 return jnp.stack(velocities), jax.tree.map(lambda *each: sum(each), *stats)
         condition = as_condition(self.condition_type, condition)
         check_batch(self, x, condition)
-        check_per_example(x, t=t, step_index=step_index)
+        t = one_per_example("t", t, len(x))
+        step_index = one_per_example("step_index", step_index, len(x))
         if not isinstance(blocks, tuple | str):
-            check_per_example(x, depth=blocks)
-            blocks = one_per_example(blocks, len(x))
+            blocks = one_per_example("depth", blocks, len(x))
         condition = self.null(len(x)) if learns_null_only(self.condition_type) else condition
         spread = lambda value: jnp.broadcast_to(jnp.asarray(value, jnp.float32), x.shape[:1])
-        keys = None if key is None else _split_key(typed_key(key), x)
+        if key is not None:
+            key = batch_key(key, len(x))
+            key = key if key.ndim else jax.random.split(key, len(x))
         told = jax.tree.map(spread, as_guidance(self.condition_type, guidance))
-        batch = (spread(t), x, spread(step_index), condition, keys, told)
+        batch = (spread(t), x, spread(step_index), condition, key, told)
         order = np.arange(len(x))
         if isinstance(blocks, np.ndarray):  # the deepest first: then no hidden state is reordered
             order = np.argsort(-blocks, kind="stable")
@@ -289,42 +272,6 @@ def index_of_step(length: Float[Array, "*any"], flow_index: int) -> Float[Array,
     return -jnp.log2(jnp.maximum(length, 2.0**-flow_index))
 
 
-def check_depth(depth: Depth | tuple[int, ...], depths: tuple[int, ...]) -> Any:
-    """Return `depth` if all of it is among `depths`, an integer scalar as an int.
-
-    Raises:
-        InputError: it is not; the message lists the depths.
-        RuntimeError: a traced depth is not.
-    """
-    listed = ", ".join(map(str, depths))
-    if isinstance(depth, Tracer):
-        known = jnp.isin(depth, jnp.asarray(depths))
-        return eqx.error_if(depth, ~known, f"depth must be one of {listed} (in blocks)")
-    if isinstance(depth, str):
-        if depth not in ("full", "plain"):
-            raise InputError(f"depth must be one of {listed} (in blocks), full, plain; got {depth}")
-        return depth
-    wrong = sorted(set(np.ravel(np.asarray(depth)).tolist()) - set(depths))
-    if wrong:
-        raise InputError(f"depth must be one of {listed} (in blocks); got {wrong[0]}")
-    return depth if isinstance(depth, tuple) or np.ndim(depth) else int(depth)
-
-
-def check_tolerance(anytime: bool, depth: Any, tolerance: float | Array) -> None:
-    """Raise an InputError if a network's depth cannot be chosen by this tolerance."""
-    if not isinstance(tolerance, Tracer) and not tolerance > 0:
-        raise InputError(f"a tolerance of the depth must be positive; got {tolerance}")
-    if not anytime:
-        raise InputError(
-            "this network is told its depth beforehand, so a tolerance cannot choose it: train one "
-            "with --model.length-embedding none or edge"
-        )
-    if not isinstance(depth, int | tuple):
-        raise InputError(
-            f"a tolerance chooses the depth of each example up to one number for all; got {depth}"
-        )
-
-
 def checked_tolerance(stats: LengthStats) -> LengthStats:
     """Return statistics as others are; an InputError if the network ignored a tolerance."""
     if not stats.by_tolerance:
@@ -341,63 +288,6 @@ def check_batch(network: Network, x: Array, condition: Condition | None) -> None
         wanted = ", ".join(map(str, network.shape))
         raise InputError(f"states must have shape (batch, {wanted}); got {x.shape}")
     check_condition(network.condition_type, condition, len(x))
-
-
-def check_per_example(x: Float[Array, "batch *shape"], **values: Any) -> None:
-    """Raise an InputError unless each value is one for all, or has one for each example."""
-    for name, value in values.items():
-        if np.shape(value) not in ((), (1,), x.shape[:1]):
-            raise InputError(
-                f"{name} must be a number or have shape {x.shape[:1]}; got {np.shape(value)}"
-            )
-
-
-def one_per_example(value: Any, batch_size: int) -> Any:
-    """Return a value of shape (1,), which is one for all, as an array of one per example.
-
-    Other values are returned as they are. Only an array of JAX gives one of JAX's.
-    """
-    if np.shape(value) != (1,):
-        return value
-    broadcast = jnp.broadcast_to if isinstance(value, Array) else np.broadcast_to
-    return broadcast(value, (batch_size,))
-
-
-def as_states(x: Any) -> Float[Array, "batch *shape"]:
-    """Return states as an array; integers as float32, since layers compute in the dtype of `x`."""
-    x = jnp.asarray(x)
-    return x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(jnp.float32)
-
-
-def typed_key(key: Any) -> Key[Array, "*keys"]:
-    """Return a key as one of JAX's typed keys, also for the raw ones of `jax.random.PRNGKey`.
-
-    Raises:
-        InputError: it is no key.
-    """
-    if isinstance(key, Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        return key
-    raw = isinstance(key, Array | np.ndarray) and key.dtype == jnp.uint32
-    if raw and key.shape[-1:] == jax.random.PRNGKey(0).shape:
-        return jax.random.wrap_key_data(jnp.asarray(key))
-    raise InputError(f"key must be one of JAX's typed keys, like jax.random.key(0); got {key}")
-
-
-def one_key(key: Any) -> Key[Array, ""]:
-    """Return the only key, see `typed_key`; an InputError if there are several."""
-    key = typed_key(key)
-    if key.shape not in ((), (1,)):
-        raise InputError(f"key must be one key; got keys of shape {key.shape}")
-    return key.reshape(())
-
-
-def _split_key(key: Key[Array, "*keys"], x: Float[Array, "batch *shape"]) -> Key[Array, " batch"]:
-    """Return a dropout key for each example."""
-    if key.shape == x.shape[:1]:
-        return key
-    if key.shape not in ((), (1,)):
-        raise InputError(f"key must be one key or have shape {x.shape[:1]}; got {key.shape}")
-    return jax.random.split(key.reshape(()), len(x))
 
 
 def raise_failures_of_length(

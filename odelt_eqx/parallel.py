@@ -20,7 +20,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from odelt_eqx.condition import ConditionType
 from odelt_eqx.errors import InputError, reason
-from odelt_eqx.network import Inputs, Network
+from odelt_eqx.inputs import Inputs
+from odelt_eqx.network import Network
 from odelt_eqx.ode.length import LengthStats
 from odelt_eqx.ode.plan import Plan
 

@@ -19,6 +19,7 @@ ROOMS = [
         "the idea: plans, the length ODE, the time ODE, and the wrapper that counts their cost",
     ),
     ("condition", "what a network is told: a class or a vector, and guidance by it"),
+    ("inputs", "what a network is evaluated on: the arguments of a call, checked"),
     ("network", "what the rest knows of a network"),
     ("guidance", "its velocities put together, by condition and by depth"),
     ("parallel", "all of devices and processes"),
@@ -44,7 +45,7 @@ ROOMS = [
 ]
 """The rooms of the package from the ground up: each imports from itself and from those before."""
 
-DEVICE_FREE = ("ode", "nn", "objective", "condition", "network", "guidance")
+DEVICE_FREE = ("ode", "nn", "objective", "condition", "inputs", "network", "guidance")
 """Rooms that compute on arrays and know no mesh and no process."""
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from odelt_eqx.errors import InputError
-from odelt_eqx.network import check_depth
+from odelt_eqx.inputs import check_depth
 from odelt_eqx.nn import DiT, VectorNet
 from odelt_eqx.nn.groups import with_config
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Key
 
 from odelt_eqx.errors import InputError
 from odelt_eqx.images import ImageSize, height_width
-from odelt_eqx.network import Inputs
+from odelt_eqx.inputs import Inputs
 from odelt_eqx.nn.block import BlockConfig, DiTBlock
 from odelt_eqx.nn.config import MOST_VALUES, ConfiguredNetwork
 from odelt_eqx.nn.embeddings import ConditionEmbedding, patchify, position_table, unpatchify

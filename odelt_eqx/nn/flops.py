@@ -3,7 +3,7 @@
 import math
 from typing import Literal
 
-from odelt_eqx.network import check_depth
+from odelt_eqx.inputs import check_depth
 from odelt_eqx.nn.config import NetworkConfig
 from odelt_eqx.nn.dit import DiTConfig
 from odelt_eqx.nn.embeddings import FREQUENCIES

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from odelt_eqx.network import Inputs
+from odelt_eqx.inputs import Inputs
 from odelt_eqx.nn.config import NetworkConfig
 from odelt_eqx.nn.layers import Mlp, embedding, layer_norm
 from odelt_eqx.ode import LengthStats, ODEBlock, Stack, integrate_length

@@ -18,14 +18,8 @@ from odelt_eqx.condition import (
     is_told_guidance,
 )
 from odelt_eqx.errors import InputError, SolveError, check_numbers, find_by_name
-from odelt_eqx.network import (
-    Network,
-    check_batch,
-    check_depth,
-    check_per_example,
-    check_tolerance,
-    one_per_example,
-)
+from odelt_eqx.inputs import check_depth, check_tolerance, one_per_example
+from odelt_eqx.network import Network, check_batch
 from odelt_eqx.ode.plan import (
     STOCHASTIC,
     Adaptive,
@@ -140,11 +134,10 @@ def resolve(
     guided = isinstance(guidance, Tracer) or np.ndim(guidance) > 0 or guidance not in (0, 1)
     if isinstance(guidance, Tracer) and is_told_guidance(network.condition_type):
         guidance = _learned_weights(network, guidance)
-    check_per_example(x, guidance=guidance, depth_guidance=by_depth)
-    guidance, by_depth = (one_per_example(weight, len(x)) for weight in (guidance, by_depth))
+    guidance = one_per_example("guidance", guidance, len(x))
+    by_depth = one_per_example("depth_guidance", by_depth, len(x))
     if not isinstance(depth, tuple | str):
-        check_per_example(x, depth=depth)
-        depth = one_per_example(depth, len(x))
+        depth = one_per_example("depth", depth, len(x))
     length = network.length if chosen["length"] is None else chosen["length"]
     _warn_of_precision(network, time=chosen["time"], length=length)
     if not traced and isinstance(length, FixedSteps):

@@ -9,7 +9,8 @@ from jaxtyping import Array, Float, Key
 
 from odelt_eqx.condition import Condition, ConditionLike, as_condition
 from odelt_eqx.errors import InputError
-from odelt_eqx.network import Network, as_states, one_key
+from odelt_eqx.inputs import as_states, one_key
+from odelt_eqx.network import Network
 from odelt_eqx.noise import normal
 from odelt_eqx.ode.length import LengthStats
 from odelt_eqx.ode.plan import FixedSteps

@@ -12,7 +12,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from odelt_eqx.condition import Condition, Guidance, is_told_guidance
 from odelt_eqx.guidance import gives_guide, guided_velocity
-from odelt_eqx.network import Depth, Network, index_of_step
+from odelt_eqx.inputs import Depth
+from odelt_eqx.network import Network, index_of_step
 from odelt_eqx.ode.length import LengthStats
 from odelt_eqx.ode.plan import FixedSteps, Plan
 from odelt_eqx.ode.time import Noise, TimeSolution

@@ -13,7 +13,8 @@ from jaxtyping import Array, Float, Key
 
 from odelt_eqx.condition import Condition, ConditionLike, as_condition
 from odelt_eqx.errors import InputError
-from odelt_eqx.network import Network, typed_key
+from odelt_eqx.inputs import batch_key
+from odelt_eqx.network import Network
 from odelt_eqx.ode.count import integrate_time_counted
 from odelt_eqx.ode.plan import Adaptive
 from odelt_eqx.ode.time import integrate_time
@@ -231,12 +232,8 @@ def example_keys(config: SampleConfig, key: KeyLike, start: X) -> Key[Array, " b
         return None
     if key is None:
         raise InputError("diffusion draws noise on the way: give a key, like jax.random.key(0)")
-    key = typed_key(key)
-    if key.shape == start.shape[:1]:
-        return key
-    if key.shape not in ((), (1,)):
-        raise InputError(f"key must be one key or have shape {start.shape[:1]}; got {key.shape}")
-    return jax.vmap(partial(jax.random.fold_in, key.reshape(())))(jnp.arange(len(start)))
+    key = batch_key(key, len(start))
+    return key if key.ndim else jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(len(start)))
 
 
 def ready(result: tuple[X, SolveStats]) -> tuple[X, SolveStats]:

@@ -11,7 +11,8 @@ from jaxtyping import Array, Float, Key
 
 from odelt_eqx.condition import Condition, ConditionLike, as_condition
 from odelt_eqx.errors import InputError
-from odelt_eqx.network import Network, one_key
+from odelt_eqx.inputs import one_key
+from odelt_eqx.network import Network
 from odelt_eqx.ode.count import integrate_time_counted
 from odelt_eqx.ode.length import LengthStats
 from odelt_eqx.ode.plan import Adaptive

@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from odelt_eqx.condition import Condition
 from odelt_eqx.errors import InputError, find_by_name
-from odelt_eqx.network import Network, one_key, predict_hidden, raise_failures_of_length
+from odelt_eqx.inputs import one_key
+from odelt_eqx.network import Network, predict_hidden, raise_failures_of_length
 from odelt_eqx.objective import Networks, Objective, Targets, Teacher, TrainingTime
 from odelt_eqx.parallel import constrain_state, distribute
 from odelt_eqx.training.accumulate import Keys, Mean, accumulate
