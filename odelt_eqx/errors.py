@@ -6,9 +6,8 @@ import math
 import numbers
 import operator
 import re
-import types
 from collections.abc import Collection, Mapping
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 Value = TypeVar("Value")
 Bound = float | int | None
@@ -107,74 +106,6 @@ def check_whole(owner: Any, *names: str) -> None:
             operator.index(0 if value is None else value)
         except TypeError:
             raise InputError(f"{name} must be a whole number; got {value}") from None
-
-
-def set_declared(owner: Any) -> None:
-    """Set the fields of a frozen dataclass as values of the types that it declares.
-
-    Whole numbers, numbers and truth values of NumPy and JAX become Python's, lists and arrays
-    tuples: so the dataclass can be hashed, compared and written as JSON.
-
-    Raises:
-        InputError: a value is of another type.
-    """
-    for field in dataclasses.fields(owner):
-        value = getattr(owner, field.name)
-        try:
-            declared = _as_declared(value, field.type)
-        except (TypeError, ValueError, OverflowError):
-            expected = " or ".join(_words(field.type))
-            raise InputError(f"{field.name} must be {expected}; got {value!r}") from None
-        object.__setattr__(owner, field.name, declared)
-
-
-def as_python(value: Any) -> Any:
-    """Return numbers of NumPy and JAX as Python's, and arrays and lists as tuples."""
-    if hasattr(value, "tolist") and not isinstance(value, type):
-        value = value.tolist()
-    return tuple(map(as_python, value)) if isinstance(value, tuple | list) else value
-
-
-def _as_declared(value: Any, kind: Any) -> Any:
-    """Return a value as one of a type; a TypeError or ValueError if it is none."""
-    value = as_python(value)
-    if get_origin(kind) in UNIONS:
-        for member in get_args(kind):
-            try:
-                return _as_declared(value, member)
-            except (TypeError, ValueError):
-                continue
-        raise TypeError
-    if get_origin(kind) is tuple:
-        kinds = get_args(kind)
-        if not isinstance(value, tuple | list):
-            raise TypeError
-        each = kinds[:1] * len(value) if kinds[-1] is Ellipsis else kinds
-        return tuple(_as_declared(item, kind) for item, kind in zip(value, each, strict=True))
-    if kind in (int, float) and isinstance(value, bool):
-        raise TypeError
-    if kind is int:
-        return operator.index(value)
-    if kind is float and isinstance(value, numbers.Real):
-        return float(value)
-    if isinstance(kind, type) and not isinstance(value, kind):
-        raise TypeError
-    return value
-
-
-def _words(kind: Any) -> list[str]:
-    """Return what a type is in words, a text for each member of a union."""
-    if get_origin(kind) in UNIONS:
-        return [text for member in get_args(kind) for text in _words(member)]
-    if get_origin(kind) is tuple:
-        first, *others = get_args(kind)
-        count = "" if others == [Ellipsis] else f"{1 + len(others)} "
-        return [f"{count}{'whole numbers' if first is int else 'numbers'}"]
-    names = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}
-    return ["None" if kind is type(None) else names.get(kind, getattr(kind, "__name__", str(kind)))]
-
-
-UNIONS = (Union, types.UnionType)
 
 
 def check_numbers(value: Any, name: str = "") -> None:

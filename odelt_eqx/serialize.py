@@ -1,12 +1,12 @@
-"""Typed values to and from what JSON can hold; only the types asked for can come out.
+"""Values of declared types: to and from what JSON can hold, and as a config is given them.
 
-No value is converted: 3.7 and "7" are no integers.
+Only the types asked for can come out. No value is converted: 3.7 and "7" are no integers.
 """
 
 import dataclasses
 import types
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 import cattrs
 from cattrs.gen import make_dict_structure_fn
@@ -14,7 +14,6 @@ from cattrs.strategies import configure_union_passthrough
 from cattrs.v import format_exception
 
 from odelt_eqx.errors import InputError
-from odelt_eqx.images import ImageSize
 
 TAG = "type"
 """Key under which a member of a union carries the name of its class."""
@@ -52,9 +51,49 @@ def _explain(error: BaseException, kind: Any) -> str:
     return str(error) if isinstance(error, InputError) else format_exception(error, kind)
 
 
+def set_declared(owner: Any) -> None:
+    """Set the fields of a frozen dataclass as values of the types that it declares.
+
+    Whole numbers, numbers and truth values of NumPy and JAX become Python's, lists and arrays
+    tuples: so the dataclass can be hashed, compared and written as JSON.
+
+    Raises:
+        InputError: a value is of another type, or none of the names that a Literal has.
+    """
+    for field in dataclasses.fields(owner):
+        value, kind = getattr(owner, field.name), field.type
+        if isinstance(value, tuple(_members(kind).values())):
+            continue
+        try:
+            declared = _CONVERTER.structure(as_python(value), kind)  # pyright: ignore[reportArgumentType]
+        except Exception:  # a value of the wrong type breaks any step
+            raise InputError(f"{field.name} must be {_in_words(kind)}; got {value!r}") from None
+        object.__setattr__(owner, field.name, declared)
+
+
+def as_python(value: Any) -> Any:
+    """Return numbers of NumPy and JAX as Python's, and arrays and lists as tuples."""
+    if hasattr(value, "tolist") and not isinstance(value, type):
+        value = value.tolist()
+    return tuple(map(as_python, value)) if isinstance(value, tuple | list) else value
+
+
+def _in_words(kind: Any) -> str:
+    """Return what a type is in words."""
+    origin, members = get_origin(kind), get_args(kind)
+    if origin in UNIONS:
+        return " or ".join(map(_in_words, members))
+    if origin is Literal:
+        return f"one of {', '.join(members)}"
+    if origin is tuple:
+        count = "" if members[-1] is Ellipsis else f"{len(members)} "
+        return f"{count}{'whole numbers' if members[0] is int else 'numbers'}"
+    return "None" if kind is type(None) else NAMES.get(kind, getattr(kind, "__name__", str(kind)))
+
+
 def _members(kind: Any) -> dict[str, type]:
     """Return the dataclasses in a union by name; none if it is another type."""
-    if get_origin(kind) not in (Union, types.UnionType):
+    if get_origin(kind) not in UNIONS:
         return {}
     classes = [cls for cls in get_args(kind) if cls is not type(None)]
     if len(classes) < 2 or not all(map(dataclasses.is_dataclass, classes)):
@@ -89,9 +128,24 @@ def _unstructure_union(kind: Any) -> Any:
     return unstructure
 
 
-def _structure_size(data: Any, _: Any) -> ImageSize:
-    """Return a size that is one number or two."""
-    return _CONVERTER.structure(data, int if isinstance(data, int) else tuple[int, int])
+def _is_one_or_several(kind: Any) -> bool:
+    """Whether a type is a number or the like, or a tuple of some, or perhaps None."""
+    members = {*get_args(kind)} - {type(None)} if get_origin(kind) in UNIONS else set()
+    tuples = {member for member in members if get_origin(member) is tuple}
+    return len(members) == 2 and len(tuples) == 1 and members - tuples <= NAMES.keys()
+
+
+def _structure_one_or_several(kind: Any) -> Any:
+    one = next(member for member in get_args(kind) if member in NAMES)
+    several = next(member for member in get_args(kind) if get_origin(member) is tuple)
+    optional = type(None) in get_args(kind)
+
+    def structure(data: Any, _: Any) -> Any:
+        if data is None and optional:
+            return None
+        return _CONVERTER.structure(data, several if isinstance(data, list | tuple) else one)
+
+    return structure
 
 
 def _structure_tuple(kind: Any) -> Any:
@@ -139,10 +193,11 @@ def _structure_dataclass(kind: Any) -> Any:
 
 
 NAMES: dict[Any, str] = {
-    **{bool: "true or false", int: "an integer", float: "a number", str: "a text"},
+    **{bool: "true or false", int: "a whole number", float: "a number", str: "a text"},
     Path: "a path",
 }
 """The types that are no containers, in words."""
+UNIONS = (Union, types.UnionType)
 
 _CONVERTER = cattrs.Converter(forbid_extra_keys=True)
 _CONVERTER.register_structure_hook_factory(dataclasses.is_dataclass, _structure_dataclass)
@@ -150,9 +205,6 @@ _CONVERTER.register_structure_hook_factory(lambda kind: get_origin(kind) is tupl
 for _kind in NAMES:
     _CONVERTER.register_structure_hook(_kind, _structure_plain)
 configure_union_passthrough(bool | int | float | str | None, _CONVERTER)
-_CONVERTER.register_structure_hook(ImageSize, _structure_size)
-_CONVERTER.register_structure_hook(
-    ImageSize | None, lambda data, kind: None if data is None else _structure_size(data, kind)
-)
+_CONVERTER.register_structure_hook_factory(_is_one_or_several, _structure_one_or_several)
 _CONVERTER.register_structure_hook_factory(lambda kind: bool(_members(kind)), _structure_union)
 _CONVERTER.register_unstructure_hook_factory(lambda kind: bool(_members(kind)), _unstructure_union)

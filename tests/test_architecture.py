@@ -28,7 +28,7 @@ ROOMS = [
     ("progress", "progress bars"),
     ("noise", "standard normal draws"),
     ("images", "their size; laid out and written as PNG"),
-    ("serialize", "typed values to and from JSON"),
+    ("serialize", "values of declared types, also to and from JSON"),
     ("nn", "the networks: a transformer, an MLP on vectors, those that evaluation needs"),
     ("data", "sources, the stream of batches, preparation"),
     ("objective", "what training regresses on"),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from odelt_eqx.entry import typed
-from odelt_eqx.errors import InputError, as_python, check_numbers, check_range
+from odelt_eqx.errors import InputError, check_numbers, check_range
 from odelt_eqx.evaluation.metrics import SCORE_SPLIT, distance_name
 from odelt_eqx.evaluation.quality import GROUPS, SMALLEST_SET, SUBSET, Quality
 from odelt_eqx.files import is_file_name, read_json
@@ -19,7 +19,7 @@ from odelt_eqx.ode.plan import (
     Solver,
 )
 from odelt_eqx.sampling import SampleConfig
-from odelt_eqx.serialize import from_dict
+from odelt_eqx.serialize import as_python, from_dict
 
 GRID = "grid.json"
 SEARCH = "search"  # folder of a run whose grid was searched

@@ -1,6 +1,5 @@
 """Stable Diffusion's and FLUX's autoencoders from the files in which diffusers publishes them."""
 
-import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -124,11 +123,10 @@ def _read_config(path: Path) -> AutoencoderConfig:
         blocks = [*found.get("down_block_types", ()), *found.get("up_block_types", ())]
         sizes = {"block_out_channels": found["block_out_channels"]}
         sizes |= {name: found[name] for name in READ if name in found}
-        scale, shift = _read_factors(found)
+        sizes["scaling_factor"], sizes["shift_factor"] = _read_factors(found)
     except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
         raise InputError(f"{path} is not {what}: {reason(error)}") from None
     config = from_dict(sizes, AutoencoderConfig, str(path))
-    config = dataclasses.replace(config, scaling_factor=scale, shift_factor=shift)
     other += sorted({*map(str, blocks)} - BLOCKS)
     if other:
         raise InputError(f"{path} describes another network than AutoencoderKL: {listed(other)}")

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from odelt_eqx.errors import InputError, check_range, set_declared
+from odelt_eqx.errors import InputError, check_range
 from odelt_eqx.nn.config import MOST_COUNT, MOST_VALUES
 from odelt_eqx.nn.convolution import Convolution, convolution
+from odelt_eqx.serialize import set_declared
 
 SMALLEST_SIDE = 7
 """Images are halved until no side is longer than this, in pixels."""

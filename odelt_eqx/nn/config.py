@@ -9,10 +9,11 @@ from jax.core import Tracer
 from jaxtyping import Array, Key
 
 from odelt_eqx.condition import Classes, ConditionType, Learned, Vector
-from odelt_eqx.errors import InputError, as_python, check_choices, check_range, set_declared
+from odelt_eqx.errors import InputError, check_range
 from odelt_eqx.network import Network
 from odelt_eqx.ode.length import Wiring
 from odelt_eqx.ode.plan import Adaptive, FixedSteps, Plan
+from odelt_eqx.serialize import as_python, set_declared
 
 LengthEmbedding = Literal["depth", "edge", "none"]
 DType = Literal["float32", "bfloat16"]
@@ -97,7 +98,6 @@ class NetworkConfig(abc.ABC):
                 f"{self.depth} make more than {MOST_WEIGHTS:,} weights"
             )
         check_range(self, "dropout", least=0, below=1)
-        check_choices(self)
         if not self.depth_group <= self.depth_min <= self.depth:
             raise InputError(
                 f"depth_min must lie between depth_group {self.depth_group} and depth "

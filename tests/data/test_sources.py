@@ -343,7 +343,7 @@ def test_shards_of_another_version_or_with_missing_files_are_refused_in_one_line
     document = json.loads(path.read_text())
     for changes, message in (
         ({"version": 1}, "has version 1 of the format, not 2; prepare the shards again"),
-        ({"skipped": "x"}, "does not fit this version: expected an integer"),
+        ({"skipped": "x"}, "does not fit this version: expected a whole number"),
         (
             {"layout": {**document["layout"], "dtype": "float16"}},
             r"does not fit this version: .*layout",

@@ -144,7 +144,7 @@ def test_a_shape_that_does_not_fit_is_refused(change, message):
         ({"depth": None}, "depth must be a whole number; got None"),
         ({"num_classes": 2.0}, r"num_classes must be a whole number or None; got 2\.0"),
         ({"dropout": "0.1"}, r"dropout must be a number; got '0\.1'"),
-        ({"stacked": 1}, "stacked must be True or False; got 1"),
+        ({"stacked": 1}, "stacked must be true or false; got 1"),
         ({"length": "euler"}, "length must be FixedSteps or Adaptive; got 'euler'"),
         ({"length": None}, "length must be FixedSteps or Adaptive; got None"),
     ],

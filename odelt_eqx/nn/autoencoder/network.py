@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from odelt_eqx.errors import InputError, check_range, set_declared
+from odelt_eqx.errors import InputError, check_range
 from odelt_eqx.nn.autoencoder.layers import (
     Downsampler,
     GroupNorm,
@@ -18,6 +18,7 @@ from odelt_eqx.nn.autoencoder.layers import (
     make_levels,
 )
 from odelt_eqx.nn.convolution import Convolution, convolution
+from odelt_eqx.serialize import set_declared
 
 MOST_LAYERS, MOST_LEVELS, MOST_WIDTH = 16, 12, 2**14
 """Bounds of an autoencoder, whose config is read from files: a larger one would hang."""
