@@ -36,7 +36,8 @@ from odelt_eqx.inputs import (
     check_tolerance,
     one_per_example,
 )
-from odelt_eqx.ode.length import LengthDepth, LengthStats, check_rising, take_rows
+from odelt_eqx.ode.checks import check_rising
+from odelt_eqx.ode.length import LengthDepth, LengthStats, take_rows
 from odelt_eqx.ode.plan import Adaptive, Plan
 
 

@@ -3,7 +3,7 @@
 from odelt_eqx import objective as objective
 from odelt_eqx.condition import Classes as Classes, Guidance as Guidance, Vector as Vector
 from odelt_eqx.errors import InputError as InputError, SolveError as SolveError
-from odelt_eqx.evaluation.grid import Recommendation as Recommendation, recommend as recommend
+from odelt_eqx.evaluation.recommend import Recommendation as Recommendation, recommend as recommend
 from odelt_eqx.interop import (
     load_reference as load_reference,
     load_safetensors as load_safetensors,

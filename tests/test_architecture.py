@@ -96,7 +96,7 @@ def test_the_mathematics_knows_no_device_and_no_process():
 
 
 def test_the_plain_solves_do_not_know_that_their_cost_can_be_counted():
-    for name in ("plan", "blocks", "length", "time"):
+    for name in ("plan", "blocks", "checks", "length", "time"):
         assert "odelt_eqx.ode.count" not in imported(ROOT / "ode" / f"{name}.py")
 
 

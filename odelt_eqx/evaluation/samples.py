@@ -21,8 +21,8 @@ from odelt_eqx.errors import InputError, SolveError, check_numbers, check_range,
 from odelt_eqx.evaluation.export import Write, adm_file, arrays_file, png_folder
 from odelt_eqx.evaluation.features import Samples, decode, decoded_shape, open_autoencoder
 from odelt_eqx.evaluation.figures import new_figure, plot_points, save_figure
-from odelt_eqx.evaluation.grid import recommend
 from odelt_eqx.evaluation.measure import class_count, condition_of, network_on_devices
+from odelt_eqx.evaluation.recommend import recommend
 from odelt_eqx.files import check_writable
 from odelt_eqx.images import save_png, sheet
 from odelt_eqx.network import Network

@@ -14,21 +14,20 @@ is also what is read: `dh/dl = p_g - h`. One Euler step per group is then a plai
 """
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Generic, Literal, TypeVar
+from typing import Generic, Literal, TypeVar
 
 import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from odelt_eqx.errors import InputError, check_choices
 from odelt_eqx.ode.blocks import AnyBlock, Stack, run_scanned
+from odelt_eqx.ode.checks import check_depth, check_groups, check_options
 from odelt_eqx.ode.plan import FixedSteps, Plan, without_recomputing
 
 Tree = TypeVar("Tree")
@@ -242,13 +241,13 @@ def integrate_length(
         >>> u.tolist()
         [[[0.5, 0.5]], [[0.25, 0.25]]]
     """
-    _check_groups(groups, condition)
+    check_groups(groups, condition)
     once = dataclasses.replace(LengthStats.zeros(len(h)), solves=jnp.ones(len(h)))
     carry = groups[0].start(h), once
     ends = np.cumsum([len(group.blocks) for group in groups])
     count = lambda depth: np.searchsorted(ends, depth, side="right")
-    _check_depth(depth, ends, len(h))
-    _check_options(depth, ends, tolerance, hidden)
+    check_depth(depth, ends, len(h))
+    check_options(depth, ends, tolerance, hidden)
 
     def advance(carry: Carry, start: int, end: int) -> Carry:
         for k in range(start, end):
@@ -270,66 +269,6 @@ def integrate_length(
             carry = _where(ends[k] <= jnp.asarray(depth), advance(carry, k, k + 1), carry)
     state, stats = carry
     return read(state[-1], depth), stats
-
-
-def check_rising(depths: tuple[int, ...]) -> None:
-    """Raise an InputError unless there are depths and they rise."""
-    if not depths or any(a >= b for a, b in itertools.pairwise(depths)):
-        raise InputError(f"depths must rise; got {depths}")
-
-
-def _check_groups(groups: Sequence[ODEBlock], condition: GroupConditions) -> None:
-    """Raise an InputError unless groups can be integrated, under this condition."""
-    if not len(groups):
-        raise InputError("groups must be at least one ODEBlock; got none")
-    if len({group.wiring for group in groups}) > 1:
-        raise InputError(f"groups must have one wiring; got {[group.wiring for group in groups]}")
-    if isinstance(condition, tuple) and len(condition) != len(groups):
-        raise InputError(
-            f"a tuple of conditions must have one for each of {len(groups)} groups; got "
-            f"{len(condition)}"
-        )
-
-
-def _check_depth(depth: Any, ends: Int[np.ndarray, " groups"], batch_size: int) -> None:
-    """Raise an InputError unless groups that end at `ends` give what is known of a depth."""
-    if isinstance(depth, str):
-        if depth != "plain":
-            raise InputError(f'depth must be a number of blocks or "plain"; got {depth!r}')
-        return
-    if isinstance(depth, tuple):
-        check_rising(depth)
-    elif np.shape(depth) not in ((), (batch_size,)):
-        raise InputError(
-            f"depth must be a number or have shape ({batch_size},); got {np.shape(depth)}"
-        )
-    if isinstance(depth, Tracer):
-        return
-    if np.asarray(depth).dtype.kind not in "iuf":
-        raise InputError(f'depth must be a number of blocks or "plain"; got {depth!r}')
-    for blocks in np.ravel(np.asarray(depth)).tolist():
-        if not ends[0] <= blocks <= ends[-1]:
-            raise InputError(
-                f"depth must lie between {ends[0]} and {ends[-1]} (in blocks), where the groups "
-                f"end; got {blocks}"
-            )
-
-
-def _check_options(
-    depth: Any, ends: Int[np.ndarray, " groups"], tolerance: Any, hidden: int | None
-) -> None:
-    """Raise an InputError unless a tolerance and the depth of a hidden state can be used."""
-    if (tolerance is not None or hidden is not None) and not isinstance(depth, tuple):
-        name = "hidden" if tolerance is None else "a tolerance"
-        raise InputError(f"{name} needs a tuple of depths; got {depth}")
-    if tolerance is not None and not isinstance(tolerance, Tracer) and not tolerance > 0:
-        raise InputError(f"a tolerance of the depth must be positive; got {tolerance}")
-    if hidden is None:
-        return
-    if tolerance is not None:
-        raise InputError("a hidden state is kept of a whole batch: leave out the tolerance")
-    if not ends[0] <= hidden <= depth[-1]:
-        raise InputError(f"hidden must lie between {ends[0]} and {depth[-1]}; got {hidden}")
 
 
 def _read_edges(

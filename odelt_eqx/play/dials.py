@@ -6,7 +6,8 @@ from typing import Any, get_args
 
 from odelt_eqx.entry import typed
 from odelt_eqx.errors import InputError
-from odelt_eqx.evaluation.grid import GRID, SEARCH, Grid, load_best_grid
+from odelt_eqx.evaluation.grid import GRID, SEARCH, Grid
+from odelt_eqx.evaluation.recommend import load_best_grid
 from odelt_eqx.ode.plan import SOLVERS, Adaptive, EmbeddedSolver, FixedSteps, Grid as TimeGrid
 from odelt_eqx.parallel import describe_devices
 from odelt_eqx.play.player import Player

@@ -13,9 +13,10 @@ from odelt_eqx.data import digits
 from odelt_eqx.data.source import ArraySource
 from odelt_eqx.errors import Interrupted
 from odelt_eqx.evaluation.figures import sheet_columns, shown_count
-from odelt_eqx.evaluation.grid import Bounds, GridConfig, Row, load_grid, recommend
+from odelt_eqx.evaluation.grid import Bounds, GridConfig, Row, load_grid
 from odelt_eqx.evaluation.measure import Meter, Store, inputs, lock_results
 from odelt_eqx.evaluation.quality import Judge, Quality
+from odelt_eqx.evaluation.recommend import recommend
 from odelt_eqx.images import tile
 from odelt_eqx.noise import sample_noise
 from odelt_eqx.progress import Progress
