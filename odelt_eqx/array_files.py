@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from odelt_eqx.errors import InputError, reason
-from odelt_eqx.files import atomic_write, check_packing, fingerprint
+from odelt_eqx.files import atomic_write, check_packing, fingerprint, reading
 
 UNPACKED, RATIO = 2**26, 100
 """What is compressed may unpack to so many bytes, or to so many times its own size."""
@@ -51,7 +51,7 @@ def read_arrays(
         InputError: it is missing or damaged, lacks one of the arrays, or would unpack to far more
             than its own size.
     """
-    try:
+    with reading(path, what):
         if path.is_file() and not zipfile.is_zipfile(path):
             raise ValueError("it is no zip archive, as .npz files are")
         with np.load(path, allow_pickle=False) as file:
@@ -66,8 +66,6 @@ def read_arrays(
                 check_packing(member)
                 _check_header(file.zip, member)
             return {name: file[name] for name in wanted}
-    except Exception as error:  # a damaged archive raises errors of many kinds
-        raise InputError(f"{path} is not {what}: {reason(error)}") from None
 
 
 def check_unpacked(size: int, packed: int) -> None:
@@ -95,11 +93,8 @@ def _read_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
 
 def array_names(path: Path, what: str) -> list[str]:
     """Return the names of the arrays in an `.npz` file; an InputError as for `read_arrays`."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return list(file.files)
-    except Exception as error:  # as in `read_arrays`
-        raise InputError(f"{path} is not {what}: {reason(error)}") from None
+    with reading(path, what), np.load(path, allow_pickle=False) as file:
+        return list(file.files)
 
 
 def map_array(path: Path, what: str, name: str) -> tuple[np.ndarray, str]:
@@ -110,17 +105,12 @@ def map_array(path: Path, what: str, name: str) -> tuple[np.ndarray, str]:
     Raises:
         InputError: as for `read_arrays`.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            info = archive.getinfo(f"{name}.npy")
-            identity = fingerprint(info.CRC, info.file_size)
-            if info.compress_type != zipfile.ZIP_STORED:
-                return read_arrays(path, what, name)[name], identity
+    with reading(path, what), zipfile.ZipFile(path) as archive:
+        info = archive.getinfo(f"{name}.npy")
+        identity = fingerprint(info.CRC, info.file_size)
+        if info.compress_type == zipfile.ZIP_STORED:
             return _map(_part(archive, info)), identity
-    except InputError:
-        raise
-    except Exception as error:  # as in `read_arrays`
-        raise InputError(f"{path} is not {what}: {reason(error)}") from None
+    return read_arrays(path, what, name)[name], identity
 
 
 def map_npy(part: Part) -> np.ndarray:
@@ -129,10 +119,8 @@ def map_npy(part: Part) -> np.ndarray:
     Raises:
         InputError: it is none, or of another size than its header claims.
     """
-    try:
+    with reading(part.path, "an array of numbers"):
         return _map(part)
-    except Exception as error:  # as in `read_arrays`
-        raise InputError(f"{part.path} is not an array of numbers: {reason(error)}") from None
 
 
 def _map(part: Part) -> np.ndarray:

@@ -91,28 +91,34 @@ def is_file_name(name: str) -> bool:
     return bare and len(name) <= 200 and name.isprintable() and ":" not in name
 
 
-def read_text(path: Path, what: str) -> str:
-    """Return the content of a text file, UTF-8.
+@contextmanager
+def reading(path: object, what: str) -> Iterator[None]:
+    """Turn any error of reading a file into an InputError of one line.
 
     Args:
         path: the file.
-        what: what it should be, for the message: "a list of class names".
+        what: what it should be: "a list of class names".
+    """
+    try:
+        yield
+    except Exception as error:  # a damaged file raises errors of many kinds
+        raise InputError(f"{path} is not {what}: {reason(error)}") from None
+
+
+def read_text(path: Path, what: str) -> str:
+    """Return the content of a text file, UTF-8; `what` it should be is for the message.
 
     Raises:
         InputError: it is missing, damaged or too large for such a file.
     """
-    try:
+    with reading(path, what):
         return _read_bytes(path).decode()
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not {what}: {reason(error)}") from None
 
 
 def read_json(path: Path, what: str) -> Any:
     """Return the content of a JSON file; raises as `read_text` does."""
-    try:
+    with reading(path, what):
         return parse_json(_read_bytes(path))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not {what}: {reason(error)}") from None
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
@@ -126,10 +132,8 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """
     if not path.is_file():
         return []
-    try:
+    with reading(path, "a file of JSON lines"):
         *lines, last = _read_bytes(path).split(b"\n")
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not a file of JSON lines: {reason(error)}") from None
     rows, damaged = [], 0
     for line in (*lines, last):
         try:

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Int
 
 from odelt_eqx.errors import InputError, reason
-from odelt_eqx.files import parse_json
+from odelt_eqx.files import parse_json, reading
 
 UNLABELLED = ("all",)
 """Class names of data without classes."""
@@ -202,10 +202,8 @@ def labels_in_files(
         for member in sorted(m for m in members if m.rsplit("/", 1)[-1] == name):
             folder, where = member[: -len(name)], f"{path}/{member}"
             text = read_member(member)
-            try:
+            with reading(where, "a file of labels"):
                 labels = parse(text.decode("utf-8-sig"), column, where)
-            except Exception as error:  # a value of the wrong type breaks any step
-                raise InputError(f"{where} is not a file of labels: {reason(error)}") from None
             found |= {folder + image: label for image, label in labels.items()}
     if not found:
         found = _read_beside(path, members, read_member, names, column)

@@ -16,7 +16,7 @@ from odelt_eqx.data.records import Records
 from odelt_eqx.data.source import DataSet, ImageSource, Split
 from odelt_eqx.data.splits import HeldOut
 from odelt_eqx.errors import InputError, reason
-from odelt_eqx.files import read_json, read_text
+from odelt_eqx.files import read_json, read_text, reading
 from odelt_eqx.images import ImageSize, height_width
 
 MAX_CLASSES = 1_000_000
@@ -94,11 +94,9 @@ class Tfds(DataSet):
         if not path.is_file():
             return UNLABELLED
         features = read_json(path, "a description of features")
-        try:
+        with reading(path, "a description of features"):
             feature = features["featuresDict"]["features"].get(self.label, {})
             count = int(feature["classLabel"]["numClasses"]) if "classLabel" in feature else 0
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{path} is not a description of features: {reason(error)}") from None
         if not 0 <= count <= MAX_CLASSES:
             raise InputError(f"{path} says that there are {count} classes; at most {MAX_CLASSES:,}")
         return tuple(map(str, range(count))) or UNLABELLED
@@ -131,11 +129,9 @@ class Tfds(DataSet):
 def _shard_lengths(folder: Path) -> dict[str, list[int]]:
     """Return the number of records in each shard of each split."""
     what = "from a version of a data set of TensorFlow Datasets"
-    info = read_json(folder / "dataset_info.json", what)
-    try:
+    info = read_json(path := folder / "dataset_info.json", what)
+    with reading(path, what):
         return {str(s["name"]): [int(n) for n in s["shardLengths"]] for s in info["splits"]}
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder}/dataset_info.json is not {what}: {reason(error)}") from None
 
 
 @cache

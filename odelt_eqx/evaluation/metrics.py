@@ -13,8 +13,9 @@ from jaxtyping import Array, Bool, Float, Int
 from odelt_eqx.array_files import array_names, read_arrays, write_arrays
 from odelt_eqx.data.arrays import Adm
 from odelt_eqx.data.source import Source, read_batches
-from odelt_eqx.errors import InputError, reason
+from odelt_eqx.errors import InputError
 from odelt_eqx.evaluation.features import Features, spatial_name
+from odelt_eqx.files import reading
 from odelt_eqx.progress import Progress
 
 Rows = Float[np.ndarray, "_ _"] | Float[Array, "_ _"]
@@ -362,15 +363,13 @@ def load_statistics(path: Path) -> Statistics:
     what = "a file of statistics (mu and sigma of features)"
     others = ("mu_s", "sigma_s", "count", "features")
     arrays = read_arrays(path, what, "mu", "sigma", optional=others)
-    try:
+    with reading(path, what):
         count = int(arrays["count"]) if "count" in arrays else None
         name = str(arrays["features"]) if "features" in arrays else None
         spatial = None
         if {"mu_s", "sigma_s"} <= arrays.keys():
             spatial = _statistics(arrays, "_s", count, name and spatial_name(name))
         return _statistics(arrays, "", count, name, spatial)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{path} is not {what}: {reason(error)}") from None
 
 
 def load_reference(path: Path, shape: tuple[int, ...]) -> tuple[Statistics | None, Source | None]:
