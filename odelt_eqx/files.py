@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import sys
 import tempfile
 import warnings
@@ -40,21 +41,84 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
     In a distributed run only the file of process 0 is kept. An OSError while it is written names
     the file.
+
+    Raises:
+        InputError: another process writes it now.
     """
     temporary = temporary_path(path)
     if not is_main_process():
         temporary = temporary.with_name(f"{temporary.stem}-{jax.process_index()}{path.suffix}")
     path.parent.mkdir(parents=True, exist_ok=True)
+    with claim(temporary):
+        try:
+            yield temporary
+            if is_main_process():
+                os.replace(temporary, path)
+        except OSError as error:
+            if error.errno is None or error.filename is not None:
+                raise
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder beside `folder` and rename it to `folder` on success.
+
+    Raises:
+        InputError: another process writes it now.
+    """
+    temporary = temporary_path(folder)
+    temporary.mkdir(parents=True, exist_ok=True)
+    with claim(temporary):
+        try:
+            for path in temporary.iterdir():  # what a kill left
+                remove(path)
+            yield temporary
+            temporary.rename(folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def claim(temporary: Path) -> Iterator[None]:
+    """Keep other processes from writing to a temporary file, which is made, or folder meanwhile.
+
+    Two commands that write one file would each write into what becomes the file of the other. Where
+    the system cannot lock, nothing is held.
+
+    Raises:
+        InputError: another process writes to it.
+    """
     try:
-        yield temporary
-        if is_main_process():
-            os.replace(temporary, path)
-    except OSError as error:
-        if error.errno is None or error.filename is not None:
-            raise
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        import fcntl
+    except ImportError:
+        yield
+        return
+    mode = os.O_RDONLY if temporary.is_dir() else os.O_RDWR | os.O_CREAT
+    descriptor = os.open(temporary, mode, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise InputError(
+            f"another process is writing {temporary}: wait for it, or write elsewhere"
+        ) from None
+    except OSError:
+        pass
+    try:
+        yield
     finally:
-        temporary.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

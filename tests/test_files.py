@@ -12,8 +12,9 @@ import pytest
 import odelt_eqx as odelt
 from odelt_eqx.array_files import read_arrays, write_arrays
 from odelt_eqx.data.raw import find_raw_images
+from odelt_eqx.data.records import Records, write_shard
 from odelt_eqx.evaluation.figures import save_figure
-from odelt_eqx.files import write_text
+from odelt_eqx.files import atomic_folder, atomic_write, temporary_path, write_text
 from odelt_eqx.nn import stacked
 from tests.conftest import TINY
 from tests.data.makers import write_images
@@ -97,3 +98,36 @@ def test_a_hard_link_in_a_tar_is_the_file_it_names(tmp_path):
     folder = find_raw_images(tmp_path / "images")
     contents = lambda images: sorted(map(images.read, images.locations))
     assert contents(found) == contents(folder)
+
+
+def write_twice(writer, path):
+    """Write a file, or a folder, while it is being written."""
+    with writer(path) as temporary:
+        kept = temporary / "kept" if temporary.is_dir() else temporary
+        kept.write_text("first")
+        with pytest.raises(odelt.InputError, match=r"another process is writing"), writer(path):
+            pass
+        assert kept.read_text() == "first"
+    return path / "kept" if path.is_dir() else path
+
+
+@pytest.mark.parametrize("writer", [atomic_write, atomic_folder])
+def test_two_do_not_write_to_one_path_at_once(tmp_path, writer):
+    """What a killed process has left is nobody's."""
+    left = temporary_path(tmp_path / "result")
+    if writer is atomic_folder:
+        (left / "part").mkdir(parents=True)
+    else:
+        left.write_text("left by a process that was killed")
+    assert write_twice(writer, tmp_path / "result").read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["result"]
+
+
+def test_two_do_not_write_one_shard_at_once(tmp_path):
+    pytest.importorskip("array_record")
+    with write_shard(tmp_path / "a.array_record") as write:
+        write(b"first")
+        again = write_shard(tmp_path / "a.array_record")
+        with pytest.raises(odelt.InputError, match="another process is writing"), again:
+            pass
+    assert Records(tmp_path, {"a.array_record": 1})[0] == b"first"

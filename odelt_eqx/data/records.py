@@ -29,7 +29,7 @@ from odelt_eqx.data.source import Split
 from odelt_eqx.data.splits import HeldOut
 from odelt_eqx.entry import typed
 from odelt_eqx.errors import InputError, reason
-from odelt_eqx.files import is_file_name, member_path, read_json, temporary_path
+from odelt_eqx.files import claim, is_file_name, member_path, read_json, temporary_path
 from odelt_eqx.serialize import from_dict
 
 INDEX = "index.json"
@@ -197,27 +197,29 @@ def write_shard(path: Path) -> Iterator[Callable[[bytes], None]]:
     This runs in worker processes, too, which must not initialise JAX: hence no `atomic_write`.
 
     Raises:
-        InputError: the file cannot be written, or array_record is missing.
+        InputError: the file cannot be written, another process writes it now, or array_record is
+            missing.
     """
     temporary, count = temporary_path(path), 0
     _, open_writer = _array_record()
-    writer = open_writer(str(temporary), OPTIONS)
+    with claim(temporary):
+        writer = open_writer(str(temporary), OPTIONS)
 
-    def write(record: bytes) -> None:
-        nonlocal count
-        writer.write(record)
-        count += 1
+        def write(record: bytes) -> None:
+            nonlocal count
+            writer.write(record)
+            count += 1
 
-    try:
-        yield write
-        writer.close()
-        if count:
-            os.replace(temporary, path)
-        else:
-            path.unlink(missing_ok=True)
-    except RuntimeError as error:  # all that ArrayRecord raises
-        raise InputError(
-            f"{path} was not written: {reason(error)}; the same command resumes"
-        ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
+        try:
+            yield write
+            writer.close()
+            if count:
+                os.replace(temporary, path)
+            else:
+                path.unlink(missing_ok=True)
+        except RuntimeError as error:  # all that ArrayRecord raises
+            raise InputError(
+                f"{path} was not written: {reason(error)}; the same command resumes"
+            ) from None
+        finally:
+            temporary.unlink(missing_ok=True)

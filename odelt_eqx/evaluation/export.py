@@ -1,7 +1,6 @@
 """Files of samples, written batch by batch: arrays, PNG files in folders, ADM's NPZ file."""
 
 import re
-import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from PIL import Image
 
 from odelt_eqx.array_files import write_arrays
 from odelt_eqx.errors import InputError
-from odelt_eqx.files import atomic_write, temporary_path
+from odelt_eqx.files import atomic_folder, atomic_write
 from odelt_eqx.images import rgb, to_bytes
 
 Write = Callable[[Mapping[str, np.ndarray]], None]
@@ -51,23 +50,18 @@ def png_folder(folder: Path, shape: tuple[int, ...], class_names: Sequence[str])
     _check_images(shape)
     if folder.exists():
         raise InputError(f"{folder} exists; choose another by --out, or move it away")
-    folders, partial, count = _folder_names(class_names), temporary_path(folder), 0
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    folders, count = _folder_names(class_names), 0
+    with atomic_folder(folder) as partial:
 
-    def write(arrays: Mapping[str, np.ndarray]) -> None:
-        nonlocal count
-        for pixels, label in zip(to_bytes(arrays["images"]), arrays["labels"], strict=True):
-            path = partial / folders[label] / f"{count:06d}.png"
-            path.parent.mkdir(exist_ok=True)
-            Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(path)
-            count += 1
+        def write(arrays: Mapping[str, np.ndarray]) -> None:
+            nonlocal count
+            for pixels, label in zip(to_bytes(arrays["images"]), arrays["labels"], strict=True):
+                path = partial / folders[label] / f"{count:06d}.png"
+                path.parent.mkdir(exist_ok=True)
+                Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(path)
+                count += 1
 
-    try:
         yield write
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager

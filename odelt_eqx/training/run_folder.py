@@ -11,7 +11,7 @@ from pathlib import Path
 from odelt_eqx.config import TrainConfig, flat, save_config
 from odelt_eqx.data.source import Contents
 from odelt_eqx.errors import InputError
-from odelt_eqx.files import lock, temporary_path, write_errors, write_json
+from odelt_eqx.files import lock, remove, temporary_path, write_errors, write_json
 from odelt_eqx.parallel import on_main_process
 from odelt_eqx.serialize import to_dict
 from odelt_eqx.training.checkpoint import CHECKPOINTS, DAMAGED, SNAPSHOTS, Checkpoints
@@ -125,12 +125,8 @@ def start_run(config: TrainConfig, run: Path) -> None:
             shutil.rmtree(discarded)
         (run / CHECKPOINTS).rename(discarded)
     for path in run.iterdir():
-        if not any(fnmatch(path.name, name) for name in WRITTEN):
-            continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+        if any(fnmatch(path.name, name) for name in WRITTEN):
+            remove(path)
     save_config(config, run / CONFIG)
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from odelt_eqx.config import TrainConfig, save_config
 from odelt_eqx.errors import InputError
-from odelt_eqx.files import temporary_path, write_errors
+from odelt_eqx.files import atomic_folder, write_errors
 from odelt_eqx.interop import (
     load_reference_pair,
     load_safetensors,
@@ -133,19 +133,12 @@ def convert(
         (save_safetensors if layout == "odelt" else save_sit)(ema, target)
         return
     config = _run_of(model.config, config, source)
-    temporary = temporary_path(target)
-    shutil.rmtree(temporary, ignore_errors=True)  # what a kill left
-    with write_errors(target):
-        temporary.mkdir(parents=True)
-        try:
-            with Checkpoints(temporary) as checkpoints:
-                checkpoints.save_weights(model, ema, config)
-            save_config(config, temporary / CONFIG)
-            if (source / CONTENTS).is_file() and run_config(source).data == config.data:
-                shutil.copyfile(source / CONTENTS, temporary / CONTENTS)
-            temporary.rename(target)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    with write_errors(target), atomic_folder(target) as temporary:
+        with Checkpoints(temporary) as checkpoints:
+            checkpoints.save_weights(model, ema, config)
+        save_config(config, temporary / CONFIG)
+        if (source / CONTENTS).is_file() and run_config(source).data == config.data:
+            shutil.copyfile(source / CONTENTS, temporary / CONTENTS)
 
 
 def _run_of(model: AnyNetworkConfig, config: TrainConfig, source: Path) -> TrainConfig:
