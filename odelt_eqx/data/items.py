@@ -75,6 +75,8 @@ class RawItems:
         Raises:
             InputError: a class is missing.
         """
+        if self.class_names == class_names:  # in which two may share a name, as ImageNet's cranes
+            return self
         own, numbers = self.class_names, {name: label for label, name in enumerate(class_names)}
         if own == UNLABELLED and own[0] not in numbers:
             # A folder that holds all images is taken for no class, unless these names know it.
@@ -116,7 +118,8 @@ def folders_of(name: str) -> list[str]:
 
     macOS writes letters and their accents apart.
     """
-    return unicodedata.normalize("NFC", name).split("/")[:-1]
+    *folders, _ = unicodedata.normalize("NFC", name).split("/")
+    return [folder for folder in folders if folder not in ("", ".")]
 
 
 def find_white(images: RawItems) -> int:

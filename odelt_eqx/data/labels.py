@@ -175,8 +175,9 @@ def labels_in_files(
     | `metadata.csv`, `metadata.jsonl`: `file_name` and a column of classes | Hugging Face |
     | `NAME.cls`, or `NAME.json` with a key of that name, beside the image | WebDataset |
 
-    A file may begin with a byte order mark, and a CSV have any of the `DELIMITERS`. Names of images
-    are paths from its folder on; `./`, backslashes and Unicode's normal form make no difference.
+    A file may begin with a byte order mark, and a CSV have any of the `DELIMITERS`, with spaces.
+    Names of images are paths from its folder on; `./`, backslashes and Unicode's normal form make
+    no difference. NAME is that of the image without its suffix or, as in WebDataset, up to a dot.
 
     Args:
         path: the folder or archive, for messages.
@@ -186,7 +187,7 @@ def labels_in_files(
         column: the column or key that holds the class.
 
     Raises:
-        InputError: such a file is damaged, or lacks an image or its class.
+        InputError: such a file is damaged, lacks an image or its class, or says two classes of one.
     """
     tables = {"dataset.json": _read_dataset_json, "metadata.csv": _read_csv}
     tables |= {"metadata.jsonl": _read_json_lines}
@@ -204,7 +205,12 @@ def labels_in_files(
             text = read_member(member)
             with reading(where, "a file of labels"):
                 labels = parse(text.decode("utf-8-sig"), column, where)
-            found |= {folder + image: label for image, label in labels.items()}
+            for image, label in labels:
+                if (known := found.setdefault(folder + image, label)) != label:
+                    raise InputError(
+                        f"{where} says that {image} is of the class {label!r}, and it or another "
+                        f"file that it is of {known!r}: leave one of them"
+                    )
     if not found:
         found = _read_beside(path, members, read_member, names, column)
     if not found:
@@ -227,35 +233,39 @@ def _normalise(name: str) -> str:
     return unicodedata.normalize("NFC", posixpath.normpath(name.replace("\\", "/")))
 
 
-def _read_dataset_json(text: str, column: str, where: str) -> dict[str, Any]:
+def _read_dataset_json(text: str, column: str, where: str) -> list[tuple[str, Any]]:
     del column, where
     content = parse_json(text)
     if not (isinstance(content, dict) and "labels" in content):
         raise ValueError('expected {"labels": [[name, class], ...]}')
-    return {str(name): label for name, label in content["labels"] or ()}
+    return [(str(name), label) for name, label in content["labels"] or ()]
 
 
-def _read_csv(text: str, column: str, where: str) -> dict[str, Any]:
+def _read_csv(text: str, column: str, where: str) -> list[tuple[str, Any]]:
     delimiter = max(DELIMITERS, key=text.split("\n", 1)[0].count)
     table = csv.DictReader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True)
+    table.fieldnames = [name.strip() for name in table.fieldnames or ()]
+    if table.fieldnames.count(column) > 1:
+        raise ValueError(f"it has {table.fieldnames.count(column)} columns {column!r}")
     rows = [row for row in table if any(row.values())]  # spreadsheets end with empty ones
     for number, row in enumerate(rows, 1):
         if any(row.pop(None, ())) and "file_name" in row:
             raise ValueError(
                 f"row {number} is longer than the header; quote what has {delimiter!r}"
             )
-    return _choose(rows, column, where)
+    strip = lambda value: value and value.strip()
+    return _choose([{k: strip(v) for k, v in row.items()} for row in rows], column, where)
 
 
-def _read_json_lines(text: str, column: str, where: str) -> dict[str, Any]:
+def _read_json_lines(text: str, column: str, where: str) -> list[tuple[str, Any]]:
     rows = [parse_json(line) for line in text.split("\n") if line.strip()]
     if not all(isinstance(row, dict) for row in rows):
         raise ValueError("expected an object on each line, with the key file_name")
     return _choose(rows, column, where)
 
 
-def _choose(rows: Sequence[dict[str, Any]], column: str, where: str) -> dict[str, Any]:
-    """Return the class of each file by its name; nothing, with a note, without either column.
+def _choose(rows: Sequence[dict[str, Any]], column: str, where: str) -> list[tuple[str, Any]]:
+    """Return names of files and their classes; nothing, with a note, without either column.
 
     Raises:
         ValueError: there are no rows, or one has a class and names no file.
@@ -268,15 +278,15 @@ def _choose(rows: Sequence[dict[str, Any]], column: str, where: str) -> dict[str
         if column in columns:
             raise ValueError(f"it {lacks}")
         warnings.warn(f"{where} is not read for classes: it {lacks}", stacklevel=2)
-        return {}
+        return []
     for number, row in enumerate(rows, 1):
         if not (isinstance(row.get("file_name"), str) and row["file_name"]):
             raise ValueError(f"row {number} has no file_name")
     if column not in columns:
         if others := [name for name in columns if name != "file_name"]:
             note_columns(where, column, others)
-        return {}
-    return {row["file_name"]: row.get(column) for row in rows}
+        return []
+    return [(row["file_name"], row.get(column)) for row in rows]
 
 
 def note_columns(where: object, column: str, others: Sequence[str]) -> None:
@@ -298,15 +308,18 @@ def _read_beside(
     """Return the classes in files that share the name of an image but for the suffix."""
     found: dict[str, Any] = {}
     for name in names:
-        stem = name.rsplit(".", 1)[0]
-        if f"{stem}.cls" in members:
-            text = read(f"{stem}.cls").decode("utf-8-sig", errors="replace").strip()
+        folder, file = posixpath.split(name)
+        stems = name.rsplit(".", 1)[0], posixpath.join(folder, file.partition(".")[0])
+        beside = (f"{stem}{suffix}" for suffix in (".cls", ".json") for stem in stems)
+        member = next((each for each in beside if each in members), "")
+        if member.endswith(".cls"):
+            text = read(member).decode("utf-8-sig", errors="replace").strip()
             found[name] = int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else text
-        elif f"{stem}.json" in members:
+        elif member:
             try:
-                content = parse_json(read(f"{stem}.json"))
+                content = parse_json(read(member))
             except ValueError as error:
-                raise InputError(f"{path}/{stem}.json is not JSON: {reason(error)}") from None
+                raise InputError(f"{path}/{member} is not JSON: {reason(error)}") from None
             if isinstance(content, dict) and column in content:
                 found[name] = content[column]
     return found

@@ -49,7 +49,10 @@ def find_in_parquet(
                 _check_column(file, table.metadata, column, [group])
             if label in columns:
                 values += _read_labels(file, label, table.schema_arrow.field(label).type)
-                class_names = class_names or _huggingface_names(table.schema_arrow.metadata, label)
+                own = _huggingface_names(table.schema_arrow.metadata, label)
+                if own and class_names and own != class_names:
+                    raise InputError(f"{file} names other classes than the files before it")
+                class_names = class_names or own
             else:
                 others = [other for other in columns if not f"{column}.".startswith(f"{other}.")]
                 if others:

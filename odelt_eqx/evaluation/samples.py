@@ -292,14 +292,17 @@ def _label_of(label: str | int, class_names: Sequence[str]) -> int:
     Other numbers than the labels, say 01 to 10, are names alone: else 10 could mean either.
     """
     name, labels = str(label), {name: i for i, name in enumerate(class_names)}
+    same = [i for i, each in enumerate(class_names) if each == name]
+    if len(same) > 1:
+        raise InputError(f"classes {', '.join(map(str, same))} are called {name!r}: ask by number")
     numbered = list(labels) == list(map(str, labels.values()))
     names_alone = all(map(_is_number, labels)) and not numbered
     if name in labels or names_alone or not NUMBER.fullmatch(name):
         return find_by_name("class", name, labels)
-    if 0 <= int(name) < len(labels):
+    if 0 <= int(name) < len(class_names):
         return int(name)
     raise InputError(
-        f"labels must lie between 0 and {len(labels) - 1}, or be names of classes; got {name}"
+        f"labels must lie between 0 and {len(class_names) - 1}, or be names of classes; got {name}"
     )
 
 

@@ -248,6 +248,7 @@ LABEL_FILES = [
     {f"x/{n[:-4]}.cls": c for n, c in ROWS},
     {f"x/{n[:-4]}.cls": str("ab".index(c)) for n, c in ROWS} | {"x/0.json": "{}"},
     {f"x/{n[:-4]}.json": json.dumps({"label": "ab".index(c)}) for n, c in ROWS},
+    {"x/metadata.csv": " file_name;label \n" + "".join(f"{n} ; {c} \n" for n, c in 2 * ROWS)},
 ]
 
 
@@ -277,6 +278,14 @@ def test_files_of_labels_are_read_in_folders_and_archives(tmp_path, files):
         ("metadata.csv", b"file_name,x\n0.png,a,b\n", "row 1 is longer than the header; quote"),
         ("metadata.csv", b"filename,label\nx/0.png,a\n", "no column file_name; .*filename, label$"),
         ("metadata.jsonl", b'{"name": "x/0.png", "label": 1}\n', "no column file_name; .*name, la"),
+        ("metadata.csv", b"file_name,label\nx/0.png,a\nx/0.png,b\n", "x/0.png is .* 'b', .* 'a'"),
+        ("metadata.jsonl", 2 * b'{"file_name": "a", "label": 1}\n' + b'{"file_name": "a"}', "None"),
+        (
+            "dataset.json",
+            b'{"labels": [["x/0.png", 0], ["x/0.png", 1]]}',
+            "class 1, .* of 0: leave",
+        ),
+        ("metadata.csv", b"file_name,label,label\nx/0.png,a,b\n", "it has 2 columns 'label'"),
         ("x/0.json", b"{", "0.json is not JSON"),
         ("x/0.cls", b"1", "lack 5 of its images"),
     ],
@@ -414,3 +423,53 @@ def test_several_tars_are_one_source_and_their_names_may_be_splits(tmp_path):
     source = Folder(tmp_path, size=4)
     assert [len(source.open(split)) for split in ("train", "held-out")] == [8, 2]
     assert source.open("train").class_names == ("0", "1")
+
+
+def test_the_key_of_a_webdataset_ends_at_the_first_dot(tmp_path):
+    for name, content in {
+        "a.rgb.png": png(0),
+        "a.cls": b"1",
+        "b.png": png(10),
+        "b.cls": b"0",
+    }.items():
+        (tmp_path / name).write_bytes(content)
+    assert read_all(tmp_path, held_out=HELD_OUT) == {0: "1", 10: "0"}
+
+
+@pytest.mark.parametrize("starts", [("./", ""), ("/", ""), ("x/", "x//")])
+def test_folders_of_an_archive_are_the_same_however_they_are_written(tmp_path, starts):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for i in range(4):
+            archive.writestr(f"{starts[i % 2]}{'ab'[i // 2]}/{i}.png", png(10 * i))
+    found = read_all(tmp_path / "a.zip", held_out=HELD_OUT)
+    assert found == {0: "a", 10: "a", 20: "b", 30: "b"}
+
+
+def write_named(path, names, labels=(0, 1, 2, 0, 1, 2)):
+    """Write images of these classes as `datasets` does."""
+    about = {"info": {"features": {"label": {"names": names}}}}
+    table = pa.table({"image": [png(10 * i) for i in range(len(labels))], "label": labels})
+    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(about)}), path)
+
+
+def test_two_classes_may_have_one_name(tmp_path):
+    """As ImageNet's two cranes."""
+    write_named(tmp_path / "a.parquet", ["crane", "dog", "crane"])
+    prepare(
+        tmp_path / "a.parquet", tmp_path / "out", PrepareConfig(8, held_out=HELD_OUT, workers=1)
+    )
+    index = load_index(tmp_path / "out")
+    assert (index.class_names, index.classes["train"]) == (("crane", "dog", "crane"), (2, 2, 2))
+
+
+def test_files_that_name_other_classes_are_refused(tmp_path):
+    write_named(tmp_path / "a.parquet", ["cat", "dog", "owl"])
+    write_named(tmp_path / "b.parquet", ["dog", "cat", "owl"])
+    with pytest.raises(odelt.InputError, match=r"b\.parquet names other classes than the files"):
+        Folder(tmp_path, size=4).open("train")
+    for name, classes in {"train": ["cat", "dog"], "held-out": ["dog", "cat"]}.items():
+        images, labels = np.full((20, 4, 4), 9, np.uint8), np.arange(20) % 2
+        np.savez(tmp_path / f"{name}.npz", images=images, labels=labels, class_names=classes)
+    data = Npz(tmp_path / "train.npz", held_out_path=tmp_path / "held-out.npz")
+    with pytest.raises(odelt.InputError, match=r"held-out\.npz names other classes"):
+        data.open("held-out")

@@ -24,7 +24,7 @@ from odelt_eqx.evaluation.features import open_autoencoder
 from odelt_eqx.evaluation.grid import GridConfig
 from odelt_eqx.evaluation.measure import class_count
 from odelt_eqx.evaluation.report import evaluate
-from odelt_eqx.evaluation.samples import SampleRequest, save_samples
+from odelt_eqx.evaluation.samples import SampleRequest, _label_of, save_samples
 from odelt_eqx.interop import load_autoencoder
 from odelt_eqx.presets import preset
 from odelt_eqx.training.load import run_config
@@ -100,6 +100,13 @@ def test_numbers_with_zeros_before_them_are_names(tiny_run, tmp_path, first, lab
             continue
         sample.run([str(run), *words])
         assert np.load(f"{out}.npz")["labels"].tolist() == [expected] * 2
+
+
+def test_classes_of_one_name_are_asked_for_by_number():
+    names = ("crane", "dog", "crane")
+    assert [_label_of(label, names) for label in ("dog", "2", 0)] == [1, 2, 0]
+    with pytest.raises(odelt.InputError, match="classes 0, 2 are called 'crane': ask by number"):
+        _label_of("crane", names)
 
 
 @pytest.mark.parametrize("out", [".", "..", "/"])
