@@ -22,6 +22,7 @@ FORMATS = ("PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 """Pillow's names of the formats that are read beside JPEG; for some others it runs programs."""
 END_OF_JPEG = b"\xff\xd9"
 ORIENTATION = ExifTags.Base.Orientation
+PHOTOMETRIC = ExifTags.Base.PhotometricInterpretation
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -59,6 +60,7 @@ def decode_image(
     | has more than `MAX_PIXELS` pixels all the same | refused before any is decoded |
     | has floats for pixels | refused |
     | has integers of more than 8 bits | scaled so that `white` is 255; above it, refused |
+    | is a TIFF in which 0 is white | inverted |
     | has 16-bit colours | their high byte is used |
     | is in CMYK, YCbCr, LAB or has a palette | converted to RGB; colour profiles are ignored |
     | has transparency of any kind | composed on white |
@@ -119,7 +121,8 @@ def _decode(data: bytes, size: ImageSize, channels: int, white: int) -> UInt8[np
         method = UPRIGHT.get(_orientation(image))
         upright = image if method is None else image.transpose(method)
         part = _crop(upright, height, width)
-        opaque = _convert(part, "RGB" if channels == 3 else "L", white)
+        inverted = getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == 0
+        opaque = _convert(part, "RGB" if channels == 3 else "L", white, inverted)
         resized = opaque.resize((width, height), Image.Resampling.BILINEAR)
         return np.asarray(resized).reshape(height, width, channels)
 
@@ -191,8 +194,11 @@ def _crop(image: Image.Image, height: int, width: int) -> Image.Image:
     return image.crop((left, top, left + columns, top + rows))
 
 
-def _convert(image: Image.Image, mode: str, white: int) -> Image.Image:
-    """Return an opaque 8-bit image, "RGB" or "L"."""
+def _convert(image: Image.Image, mode: str, white: int, inverted: bool) -> Image.Image:
+    """Return an opaque 8-bit image, "RGB" or "L".
+
+    `inverted`: 0 is white, which Pillow has seen to in images of 8 bits.
+    """
     if image.mode == "F":
         raise BadImageError("pixels are floats, whose range is not known")
     if image.mode.startswith("I"):
@@ -201,7 +207,9 @@ def _convert(image: Image.Image, mode: str, white: int) -> Image.Image:
             raise BadImageError(
                 f"pixels are integers from {levels.min()} to {levels.max()}, outside 0 to {white}"
             )
-        image = Image.fromarray(np.round(levels * (255 / white)).astype(np.uint8))
+        scaled = np.round(levels * (255 / white)).astype(np.uint8)
+        opaque = levels != image.info.get("transparency")
+        image = Image.fromarray(np.where(opaque, 255 - scaled if inverted else scaled, 255))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

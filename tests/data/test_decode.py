@@ -42,6 +42,23 @@ def test_sixteen_bits_are_scaled_to_eight(name):
     np.testing.assert_array_equal(decode_image(USABLE[name], 16, 1)[..., 0], LEVELS // 257)
 
 
+@pytest.mark.parametrize(("kind", "top"), [(np.uint16, 65535), (np.uint8, 255)])
+def test_zero_may_be_white_in_a_tiff(kind, top):
+    levels = np.linspace(0, top, 64).reshape(8, 8).astype(kind)
+    data = encoded(Image.fromarray(levels), "TIFF", tiffinfo={262: 0})
+    if top == 255:  # of which Pillow inverts the pixels as it writes them
+        levels = top - levels
+    found = decode_image(data, 8, 1)[..., 0]
+    np.testing.assert_allclose(found, 255 - levels / (top / 255), atol=0.5 + 1e-9)
+
+
+def test_a_grey_level_of_sixteen_bits_may_be_transparent():
+    levels = np.full((8, 8), 5000, np.uint16)
+    levels[:, 4:] = 300
+    data = encoded(Image.fromarray(levels), "PNG", transparency=300)
+    assert (decode_image(data, 8, 1)[0, :, 0] == [19] * 4 + [255] * 4).all()
+
+
 def test_a_palette_gives_its_colours():
     assert (decode_image(USABLE["palette.png"], 16) == (0, 0, 255)).all()
 
