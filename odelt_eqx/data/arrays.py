@@ -152,7 +152,9 @@ class Npz(DataSet):
             chosen = self.held_out.select(map(str, range(len(images))), split)
             images, labels = images[chosen], labels[chosen]
         elif split == "held-out":
-            images, own, _ = self._read(self.held_out_path)
+            images, own, theirs = self._read(self.held_out_path)
+            if given and theirs and given != theirs:
+                raise InputError(f"{self.held_out_path} names other classes than {self.path}")
             _, labels = number_ids(own, self.held_out_path, class_names, self.renumber, ids)
         return ArraySource(images, labels, class_names=class_names)
 
@@ -164,6 +166,11 @@ class Npz(DataSet):
         images = _check_shapes(arrays["images"], labels, path)
         if self.range is not None or images.dtype != np.uint8:
             images = _scale(images, self.range, path)
+        elif images.max(initial=0) == 1:
+            raise InputError(
+                f"images in {path} are bytes of 0 and 1: give --data.range 0 1 if 1 is white, "
+                "--data.range 0 255 if it is nearly black"
+            )
         names = arrays.get("class_names", np.array((), str))
         if names.ndim != 1 or names.dtype.kind not in "US":
             raise InputError(
@@ -235,6 +242,8 @@ def _scale(
     """Return images as float32 in [-1, 1]; an InputError if their values are not as declared."""
     if images.dtype.kind not in "fiu":
         raise InputError(f"images in {path} are of type {images.dtype}, not numbers")
+    if images.dtype.kind == "f" and not np.isfinite(images).all():
+        raise InputError(f"images in {path} have values that are not finite")
     found = f"{images.dtype} from {images.min(initial=0):g} to {images.max(initial=0):g}"
     if values is None and images.dtype.kind != "f":
         raise InputError(

@@ -80,7 +80,7 @@ def train(
         data = config.data.open("train")
         unseen = config.data.open("held-out")
         if not resume:  # what the data of a run that goes on must be is checked with its folder
-            _check_fits(config, data)
+            _check_fits(config, data, unseen)
 
         init_key, train_key, held_out_key = jax.random.split(jax.random.key(config.seed), 3)
         rate = learning_rate(config.optimizer, config.steps)
@@ -155,9 +155,14 @@ def train(
     return state
 
 
-def _check_fits(config: TrainConfig, data: Source) -> None:
+def _check_fits(config: TrainConfig, data: Source, unseen: Source) -> None:
     """Raise an InputError if the network has another shape or other classes than the data."""
     model = config.model
+    if unseen.shape != data.shape:
+        raise InputError(
+            f"{config.data} has held-out examples of shape {unseen.shape}, and others of shape "
+            f"{data.shape}: give held-out ones of the same shape"
+        )
     if model.shape != data.shape:
         raise InputError(
             f"the network takes examples of shape {model.shape}, {config.data} has {data.shape}; "

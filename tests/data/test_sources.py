@@ -249,6 +249,8 @@ def test_class_names_of_arrays_are_text(tmp_path, names):
         ({"images": np.zeros((2, 3, 3)), "labels": np.zeros(3, int)}, "labels of shape"),
         ({"images": np.zeros((2, 3, 3)), "labels": np.zeros(2)}, "expected .* and integers"),
         ({"images": np.full((2, 3, 3), 1.5)}, "float64 from 0 to 1.5, outside -1 to 1; say"),
+        ({"images": np.full((2, 3, 3), np.nan)}, "have values that are not finite"),
+        ({"images": np.eye(3, dtype=np.uint8)[None]}, "bytes of 0 and 1: give --data.range 0 1 if"),
         ({"images": np.array([{}, {}])}, "Object arrays cannot be loaded"),
         ({**IMAGES, "class_names": np.array("cat")}, r"class_names of shape \(\), <U3; expected"),
         ({**IMAGES, "class_names": np.array([["a", "b"]])}, r"class_names of shape \(1, 2\)"),

@@ -10,7 +10,7 @@ import pytest
 
 import odelt_eqx as odelt
 from odelt_eqx.config import load_config
-from odelt_eqx.data import Idx, Loading
+from odelt_eqx.data import Idx, Loading, Npz
 from odelt_eqx.presets import preset
 from odelt_eqx.training.info import describe
 from odelt_eqx.training.train import train
@@ -67,3 +67,14 @@ def test_a_run_resumes_with_other_readers_and_ends_the_same(points_run, tmp_path
         np.testing.assert_array_equal(a, b)
     with pytest.raises(odelt.InputError, match=r"loading\.flip is True, was False"):
         train(dataclasses.replace(POINTS_RUN, loading=Loading(flip=True)), run, resume=True)
+
+
+def test_held_out_examples_of_another_shape_are_refused_before_training(tmp_path):
+    for name, size in {"a": 8, "b": 9}.items():
+        images, labels = np.zeros((40, size, size), np.uint8), np.arange(40) % 10
+        np.savez(tmp_path / f"{name}.npz", images=images, labels=labels)
+    data = Npz(tmp_path / "a.npz", held_out_path=tmp_path / "b.npz")
+    with pytest.raises(
+        odelt.InputError, match=r"of shape \(9, 9, 1\), and others of shape \(8, 8, 1"
+    ):
+        train(dataclasses.replace(TINY_RUN, data=data), tmp_path / "run")
