@@ -4,6 +4,7 @@ import io
 import logging
 import os
 import shlex
+import shutil
 import sys
 import warnings
 from collections.abc import Callable
@@ -22,6 +23,8 @@ SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 """The scripts of a clone, one a command."""
 BROKEN_PIPE = 141
 """Exit status of a command whose output nobody reads any more, as shells report it."""
+NARROWEST = 40
+"""Columns that help is laid out for, at least: tyro never ends where there are fewer than five."""
 
 
 def typed(name: str, *words: object) -> str:
@@ -60,6 +63,11 @@ def run_command(run: Callable[[], None]) -> None:
             print(f"note: {text}", file=sys.stderr)
 
     warnings.showwarning = note_once
+    if shutil.get_terminal_size().columns < NARROWEST:
+        os.environ["COLUMNS"] = str(NARROWEST)
+    # Of closed streams there are none; a file that is opened later must not take their place.
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names of files need not be text
             stream.reconfigure(errors="backslashreplace")

@@ -272,7 +272,9 @@ def unpickle(path: Path) -> Any:
     """
     if not path.is_file():
         raise InputError(f"there is no file {path}")
-    size, memory = path.stat().st_size, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    size = memory = path.stat().st_size
+    if hasattr(os, "sysconf"):
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if size > memory:
         raise InputError(
             f"{path} has {size / 2**30:.1f} GiB, more than the {memory / 2**30:.1f} GiB of memory"

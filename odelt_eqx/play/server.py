@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from odelt_eqx.errors import InputError, SolveError, reason
 from odelt_eqx.evaluation.measure import COST
 from odelt_eqx.evaluation.report import page_part
+from odelt_eqx.files import parse_json
 from odelt_eqx.play.dials import describe
 from odelt_eqx.play.player import Dials, Played, Player
 from odelt_eqx.serialize import from_dict
@@ -136,7 +137,7 @@ def _answer(player: Player, played: Played) -> dict[str, Any]:
 def _dials(request: "Request") -> Dials:
     text = request.query_params.get("dials", "")
     try:
-        data = json.loads(text)
+        data = parse_json(text)
     except ValueError as error:
         raise InputError(f"dials must be JSON ({reason(error)}); got {text!r}") from None
     return from_dict(data, Dials, "what the dials say")

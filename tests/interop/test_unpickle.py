@@ -235,3 +235,10 @@ def test_a_file_larger_than_memory_is_refused_without_reading_it(tmp_path):
 def test_a_missing_file_is_refused_in_one_line(tmp_path):
     with pytest.raises(odelt.InputError, match="there is no file"):
         unpickle(tmp_path / "nothing.pkl")
+
+
+def test_a_file_is_read_where_the_system_does_not_tell_its_memory(tmp_path, monkeypatch):
+    """As Windows does not."""
+    monkeypatch.delattr(os, "sysconf")
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps({"a": 1}))
+    assert unpickle(tmp_path / "a.pkl") == {"a": 1}

@@ -167,6 +167,8 @@ def test_points_are_one_plot_what_is_wrong_is_one_line_and_it_ends_while_it_comp
         assert wrong == {"error": "depth must be one of 1, 2 (in blocks); got 3"}
         (wrong,) = ask(url, {**own, "dept": 3})
         assert "dept" in wrong["error"]
+        nested = urllib.request.urlopen(f"{url}/samples?dials={'[' * 10_000}")
+        assert "nested too deeply" in json.load(nested)["error"]
         rebound = urllib.request.Request(url, headers={"Host": "example.org"})
         with pytest.raises(urllib.error.HTTPError, match="400"):
             urllib.request.urlopen(rebound)

@@ -413,3 +413,18 @@ def test_output_that_cannot_be_written_is_one_line_or_silence():
         )
         os.close(output)
         assert (found.returncode, found.stderr) == (status, message)
+    for word, streams, status, output in (
+        ("--version", ">&-", 0, ""),
+        ("inof", "2>&-", 2, ""),
+        ("inof", ">&-", 2, "error: no command is called 'inof'; did you mean info?\n"),
+    ):
+        closed = ["sh", "-c", f'"$@" {streams}', "sh", *words, word]
+        found = subprocess.run(closed, cwd=SCRIPTS.parent, capture_output=True, text=True)
+        assert (found.returncode, found.stdout + found.stderr) == (status, output)
+
+
+def test_help_ends_in_a_terminal_of_no_width(command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1")
+    status, text, _ = command("odelt", "info", "--help")
+    assert status == 0
+    assert "run folder" in text
