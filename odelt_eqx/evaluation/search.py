@@ -364,7 +364,8 @@ def save_frontier(
     handles += axis.plot([], [], "k-", lw=1)
     labels = [f"published, depth {depth}" for depth in colours]
     labels += [f"found, depth {depth}" for depth in colours] + ["the best of what was found"]
-    figure.legend(handles, labels, loc="outside lower center", fontsize=8, ncols=len(colours) + 1)
+    columns = min(len(colours) + 1, 5)  # more are wider than the figure
+    figure.legend(handles, labels, loc="outside lower center", fontsize=8, ncols=columns)
     save_figure(figure, path)
 
 

@@ -39,6 +39,16 @@ def test_axes_show_a_single_row(drawn, tmp_path, found):
             assert all(high - low > 0.01 * high for low, high in ends)
 
 
+def test_legends_of_many_depths_fit(drawn, tmp_path):
+    rows = [row(depth=depth) for depth in range(1, 25)]
+    figures.save_curves(load_grid(write_grid(tmp_path, rows)), tmp_path)
+    search.save_frontier(rows, rows, ["distance"], tmp_path)
+    for figure in drawn:
+        figure.draw_without_rendering()
+        low, high = figure.legends[0].get_window_extent().intervalx
+        assert figure.bbox.x0 <= low < high <= figure.bbox.x1
+
+
 @pytest.mark.parametrize(
     ("low", "high"), [(1.1, 1.9), (4.7, 7.6), (0.3, 2.1), (6.1, 640), (1, 1e6)]
 )
