@@ -35,7 +35,7 @@ from odelt_eqx.data.items import RawItems
 from odelt_eqx.data.labels import UNLABELLED, labels_in_files, number_ids, number_values
 from odelt_eqx.data.raw import is_hidden, is_image, list_folder
 from odelt_eqx.errors import InputError, reason
-from odelt_eqx.interop.named import Stored
+from odelt_eqx.interop.named import Stored, unknown_elements
 from odelt_eqx.interop.torch_file import open_torch
 from odelt_eqx.nn.autoencoder import PerChannel
 
@@ -223,11 +223,15 @@ def _read_factors(file: Path, kind: str) -> tuple[PerChannel, PerChannel] | None
 class _Rows:
     """An array in a file, of which rows are read as they are asked for."""
 
+    name: str
     shape: tuple[int, ...]
     array: Any
 
     def __getitem__(self, rows: int | tuple[()]) -> np.ndarray:
-        return np.asarray(self.array[rows])
+        try:
+            return np.asarray(self.array[rows])
+        except AttributeError:
+            raise unknown_elements(self.array, self.name) from None
 
 
 @lru_cache(maxsize=4)
@@ -237,7 +241,7 @@ def _open_arrays(file: Path) -> dict[str, _Rows]:
         try:
             tensors: Any = safetensors.safe_open(file, framework="numpy")
             slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
-            return {name: _Rows(tuple(one.get_shape()), one) for name, one in slices.items()}
+            return {name: _Rows(name, tuple(one.get_shape()), one) for name, one in slices.items()}
         except (safetensors.SafetensorError, OSError) as error:
             raise InputError(f"{file} is not a .safetensors file: {reason(error)}") from None
     known = {f"{name}.npy": name for name in (*SAMPLES, *MOMENTS, LABELS)}
@@ -249,7 +253,7 @@ def _open_arrays(file: Path) -> dict[str, _Rows]:
     else:
         members = {"latents.npy": Part(str(file))}
     arrays = {known[name]: map_npy(members[name]) for name in known if name in members}
-    return {name: _Rows(array.shape, array) for name, array in arrays.items()}
+    return {name: _Rows(name, array.shape, array) for name, array in arrays.items()}
 
 
 def _read_row(location: tuple[Path, int]) -> np.ndarray:

@@ -104,6 +104,8 @@ def _encode(
     """Return the values of a record."""
     if stored.shape != shape:
         raise InputError(f"its shape is {stored.shape[1:]}, that of others {shape[1:]}")
+    if stored.dtype.kind in "bcmMSU":
+        raise InputError(f"its elements are {stored.dtype}, not real numbers")
     values = np.moveaxis(stored.astype(np.float64), 1, -1)
     if not np.isfinite(values).all():
         raise InputError("it has values that are not finite")

@@ -98,10 +98,15 @@ def read_tensor(file: Any, name: str) -> np.ndarray:
     try:
         return file.get_tensor(name)
     except AttributeError:
-        raise InputError(
-            f"elements of type {file.get_slice(name).get_dtype()} are not read ({name}): convert "
-            "them to float16 or float32"
-        ) from None
+        raise unknown_elements(file.get_slice(name), name) from None
+
+
+def unknown_elements(found: Any, name: str) -> InputError:
+    """Return the error of an array of a `.safetensors` file, a slice, whose type NumPy lacks."""
+    return InputError(
+        f"elements of type {found.get_dtype()} are not read ({name}): convert them to float16 or "
+        "float32"
+    )
 
 
 @contextlib.contextmanager

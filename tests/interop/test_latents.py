@@ -257,6 +257,15 @@ def tensors(statistics=False, **changes):
     return write_tensors
 
 
+def of_eight_bits(folder):
+    """Labels in floats of 8 bits, for which NumPy has no type."""
+    path = tensors(labels=np.zeros(5, np.uint8))(folder) / "latents_rank00_shard001.safetensors"
+    size, content = int.from_bytes(path.read_bytes()[:8], "little"), path.read_bytes()[8:]
+    header = content[:size].replace(b'"U8"', b'"F8_E4M3"')
+    path.write_bytes(len(header).to_bytes(8, "little") + header + content[size:])
+    return folder
+
+
 def views_of_statistics(folder):
     """Statistics of a few bytes, which are views of any number of elements."""
     source = lightning_dit(folder).source
@@ -317,6 +326,7 @@ HUGE = (
             r"labels int64 \(\) for 9",
         ),
         (tensors(labels=np.array(3)), (), r"labels int64 \(\) for 5 latents"),
+        (of_eight_bits, (), "elements of type F8_E4M3 are not read .labels.: convert them"),
         (arrays(latents=np.array([Calls()])), (), "is not an array of numbers"),
         (arrays(mean=np.zeros((2, 4, 4, 4))), (), "has no array latents, nor mean and std"),
         (arrays(latents=np.full((9, 4, 2, 2), np.nan)), (), "4 of 9 latents cannot be used"),
@@ -357,6 +367,7 @@ def test_each_damage_is_one_line(write, options, message, tmp_path):
         (np.zeros((8, 4, 5), np.float32), r"its shape is (8, 4, 5), that of others (8, 4, 6)"),
         (-np.ones((8, 4, 6), np.float32), "a negative standard deviation"),
         (np.full((8, 4, 6), np.inf, np.float16), "not finite"),
+        (np.full((8, 4, 6), 1j), "its elements are complex128, not real numbers"),
     ],
 )
 def test_a_damaged_latent_among_others_is_skipped_and_listed(content, message, tmp_path):
