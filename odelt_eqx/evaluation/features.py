@@ -190,7 +190,7 @@ class Edges:
     def open(self, shape: tuple[int, ...]) -> Features:
         """Return the features of samples of `shape`; an InputError if they are no images."""
         if len(shape) != 3 or min(shape[:2]) < 2:
-            raise InputError(f"edges are features of images; got samples of shape {shape}")
+            raise InputError(f"edges are features of images of 2 x 2 pixels or more; got {shape}")
         return Features(EDGES, eqx.Partial(edge_strength, 16))
 
 

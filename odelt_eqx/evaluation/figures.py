@@ -22,6 +22,7 @@ from odelt_eqx.images import rgb, save_png, tile
 SAMPLES = "samples"  # folder of the first samples of each row
 SHEET_PIXELS = 2**19  # pixels of a sheet, at most, so that a page of many sheets stays small
 COLUMNS, ROWS, POINTS = 10, 4, 2000
+LONGEST_NAME = 20  # characters of the name of a class, at most
 
 
 def sheet_columns(shape: tuple[int, ...], classes: int) -> int:
@@ -134,7 +135,11 @@ def save_grid_samples(grid: Grid, judge: Judge, folder: Path) -> None:
     images = len(grid.shape) == 3
     width, height = (4, 4 * _aspect(grid, judge) + 0.2) if images else (2.3, 2.3)
     columns = len(times) + (not images)
-    figure = new_figure(width * columns, height * len(depths) + 0.9)
+    shown = np.arange(min(sheet_columns(grid.shape, judge.classes), grid.count) if images else 0)
+    classes = [_shortened(judge.class_names[i % judge.classes]) for i in shown]
+    longest = max(map(len, classes), default=0)
+    slant = 40 if longest > 3 else 0
+    figure = new_figure(width * columns, height * len(depths) + 0.9 + 0.06 * longest * (slant > 0))
     axes = figure.subplots(len(depths), columns, squeeze=False)
     for line, depth in zip(axes, depths, strict=True):
         line[0].set_ylabel(f"depth {depth}", rotation=0, ha="right", va="center")
@@ -150,13 +155,10 @@ def save_grid_samples(grid: Grid, judge: Judge, folder: Path) -> None:
     for axis, time in zip(axes[0], times, strict=False):
         axis.set_title(time)
     if images:
-        shown = range(min(sheet_columns(grid.shape, judge.classes), grid.count))
         for axis in axes[-1]:
-            ticks = (np.array(shown) + 0.5) * (grid.shape[1] + 1)
-            names = [judge.class_names[i % judge.classes] for i in shown]
-            slant = 40 if max(map(len, names)) > 3 else 0
+            ticks = (shown + 0.5) * (grid.shape[1] + 1)
             side = "right" if slant else "center"
-            axis.set_xticks(ticks, names, rotation=slant, ha=side, parse_math=False)
+            axis.set_xticks(ticks, classes, rotation=slant, ha=side, parse_math=False)
             axis.tick_params(length=0)
         axes[-1, 0].set_xlabel("class asked for")
     else:
@@ -166,6 +168,11 @@ def save_grid_samples(grid: Grid, judge: Judge, folder: Path) -> None:
         data, labels = read(judge.held_out, sample_indices(judge.held_out, POINTS))
         plot_points(axes[0, -1], data, labels, axis_limit(judge.held_out))
     save_figure(figure, folder / "grid.png")
+
+
+def _shortened(name: str) -> str:
+    """Return the name of a class, or its start if it would not fit a figure."""
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1].rstrip()}…"
 
 
 def _read_sheet(path: Path) -> UInt8[np.ndarray, "height width 3"] | None:

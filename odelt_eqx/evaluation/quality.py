@@ -132,7 +132,8 @@ class Judge:
     """Measures `Quality` against real samples, whose features are computed once.
 
     Images are compared by a second kind of features as well, for which nothing was trained: what
-    wins by one and loses by the other is no gain. These are edges, or pixels beside edges. Where
+    wins by one and loses by the other is no gain. These are edges, or pixels beside edges; images
+    of a single row or column of pixels have none. Where
     the features come with spatial ones, there is a distance of these, too.
 
     Args:
@@ -168,7 +169,8 @@ class Judge:
         self.autoencoder, self.shape = autoencoder, decoded_shape(autoencoder, held_out.shape)
         self.classes = classes or 1
         other = Pixels() if features.name == EDGES else Edges()
-        self.second = other.open(self.shape) if len(self.shape) == 3 else None
+        has_edges = len(self.shape) == 3 and min(self.shape[:2]) > 1
+        self.second = other.open(self.shape) if has_edges else None
         self._reference, self.images, self._batch_size = reference, images, batch_size
         if images is not None and images.shape != self.shape:
             raise InputError(

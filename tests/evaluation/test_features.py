@@ -215,5 +215,5 @@ def test_edges_are_the_norms_of_differences_to_neighbours():
 
 @pytest.mark.parametrize("shape", [(3,), (1, 8, 1)])
 def test_there_are_no_edges_without_neighbours(shape):
-    with pytest.raises(odelt.InputError, match="edges are features of images; got samples of"):
+    with pytest.raises(odelt.InputError, match="edges are features of images of 2 x 2 pixels or"):
         Edges().open(shape)

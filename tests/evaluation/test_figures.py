@@ -5,9 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 
+from odelt_eqx.data.source import ArraySource
 from odelt_eqx.evaluation import figures, search
+from odelt_eqx.evaluation.features import Pixels
 from odelt_eqx.evaluation.grid import Bounds, load_grid
-from odelt_eqx.evaluation.quality import Quality
+from odelt_eqx.evaluation.quality import Judge, Quality
 from tests.evaluation.makers import row, write_grid
 
 
@@ -65,3 +67,16 @@ def test_a_logarithmic_axis_has_numbers_wherever_it_ends(low, high):
     ]
     assert 2 <= len(shown) <= 9
     assert all(low <= number <= high for number in shown)
+
+
+def test_long_names_of_classes_fit_the_grid(drawn, tmp_path):
+    names = tuple(f"a long name of class {i}, of many words" for i in range(10))
+    images, labels = np.zeros((20, 8, 8, 1), np.float32), np.arange(20) % 10
+    source = ArraySource(images, labels, class_names=names)
+    judge = Judge(Pixels().open((8, 8, 1)), source, source, classes=10)
+    grid = load_grid(write_grid(tmp_path, [row()]))
+    figures.save_grid_samples(grid, judge, tmp_path)
+    (figure,) = drawn
+    figure.draw_without_rendering()
+    texts = [label.get_window_extent() for label in figure.axes[0].get_xticklabels()]
+    assert all(figure.bbox.x0 <= box.x0 and figure.bbox.y0 <= box.y0 for box in texts)

@@ -189,3 +189,8 @@ def test_images_have_a_second_judge_that_is_another(judge):
     assert ours.second == pytest.approx(theirs.frechet, rel=1e-6)
     assert ours.second_error == pytest.approx(theirs.frechet_error, rel=1e-6)
     assert theirs.second == pytest.approx(ours.frechet, rel=1e-6)
+
+
+def test_images_of_one_row_of_pixels_have_one_judge():
+    thin = ArraySource(np.zeros((40, 1, 8, 1), np.float32), np.zeros(40, np.int32))
+    assert Judge(Pixels().open((1, 8, 1)), thin, thin, classes=None).second is None
