@@ -92,7 +92,7 @@ def programs(run: TrainConfig) -> dict[str, tuple[str, str]]:
         odelt.FixedSteps(steps=8, solver="ab2"),
         odelt.Adaptive(),
     ):
-        how = resolve(state.ema, data, labels, odelt.SampleConfig(time=time), {})
+        how = resolve(state.ema, data, odelt.SampleConfig(time=time), {})
         found[f"sampler, {time.solver}"] = _lower(sample, state.ema, data, labels, how)
     return found
 

@@ -103,7 +103,7 @@ def compile_sampler(run: TrainConfig, batch_size: int, depth: int) -> Any:
     model = abstract_state(run).ema
     noise = jnp.zeros((batch_size, *run.model.shape))
     labels = None if run.model.condition_type is None else jnp.zeros(batch_size, jnp.int32)
-    config = resolve(model, noise, labels, SampleConfig(depth=depth), {})
+    config = resolve(model, noise, SampleConfig(depth=depth), {})
     return trace(sample, model, noise, labels, config).lower().compile()
 
 

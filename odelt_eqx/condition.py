@@ -101,17 +101,22 @@ def as_condition(kind: ConditionType | None, condition: ConditionLike | None) ->
     """Return a condition as an array of the type that a network takes.
 
     Raises:
-        InputError: labels are not whole numbers.
+        InputError: labels are not whole numbers, or another condition is no array of numbers.
     """
     if condition is None:
         return None
     if not isinstance(kind, Classes):
-        return jnp.asarray(condition, jnp.float32 if isinstance(kind, Vector) else None)
+        try:
+            return jnp.asarray(condition, jnp.float32 if isinstance(kind, Vector) else None)
+        except (TypeError, ValueError):
+            raise InputError(f"the condition must be numbers; got {condition!r}") from None
     given = condition if isinstance(condition, Array) else np.asarray(condition)
     if isinstance(given, Array) and jnp.issubdtype(given.dtype, jnp.integer):
         return given
     known = not isinstance(given, Tracer) and given.dtype.kind in "iuf"
     if not known or not np.all((np.round(given) == given) & (np.abs(given) <= LARGEST_INTEGER)):
+        if isinstance(given, Tracer):
+            raise InputError(f"labels that are traced must be integers; got {given.dtype}")
         most = f"{LARGEST_INTEGER:,} at most"
         raise InputError(f"labels must be whole numbers; got {condition} ({most})")
     return jnp.asarray(np.asarray(given), jnp.int32)
@@ -120,8 +125,8 @@ def as_condition(kind: ConditionType | None, condition: ConditionLike | None) ->
 def check_condition(kind: ConditionType | None, condition: Array | None, batch_size: int) -> None:
     """Raise an InputError unless a condition has the shape that a network takes.
 
-    Labels that are not traced must be those of classes, or of none, and vectors finite, or all NaN
-    for none.
+    Labels that are known here must be those of classes, or of none, and vectors finite, or all NaN
+    for none, unless the network ignores them.
     """
     shape, wanted = None if condition is None else condition.shape, None
     if isinstance(kind, Classes):
@@ -133,7 +138,9 @@ def check_condition(kind: ConditionType | None, condition: Array | None, batch_s
         if kind is None:
             raise InputError(f"this network takes no condition; got one of shape {shape}")
         raise InputError(f"{name} must have shape {wanted}; got {shape}")
-    if condition is None or isinstance(condition, Tracer):
+    if condition is None or isinstance(condition, Tracer) or learns_null_only(kind):
+        return
+    if not condition.is_fully_addressable:  # in another process
         return
     values = np.asarray(condition)
     if isinstance(kind, Classes):

@@ -87,13 +87,16 @@ def check_range(
         value = getattr(owner, name)
         if value is None:
             continue
-        inside = (
-            abs(value) < math.inf
-            and (least is None or value >= least)
-            and (above is None or value > above)
-            and (most is None or value <= most)
-            and (below is None or value < below)
-        )
+        try:
+            inside = (
+                abs(value) < math.inf
+                and (least is None or value >= least)
+                and (above is None or value > above)
+                and (most is None or value <= most)
+                and (below is None or value < below)
+            )
+        except (TypeError, ValueError):  # a text, or an array of several numbers
+            raise InputError(f"{name} must be a number; got {value!r}") from None
         if not inside:
             raise InputError(f"{name} must {_interval(least, above, most, below)}; got {value}")
 

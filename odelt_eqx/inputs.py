@@ -42,8 +42,8 @@ class Inputs(eqx.Module):
     hidden: int | None = None
 
 
-def check_depth(depth: Depth | tuple[int, ...], depths: tuple[int, ...]) -> Any:
-    """Return `depth` if all of it is among `depths`, an integer scalar as an int.
+def check_depth(depth: Any, depths: tuple[int, ...]) -> Any:
+    """Return `depth` as integers if all of it is among `depths`, a scalar as an int.
 
     Raises:
         InputError: it is not; the message lists the depths.
@@ -52,7 +52,8 @@ def check_depth(depth: Depth | tuple[int, ...], depths: tuple[int, ...]) -> Any:
     listed = ", ".join(map(str, depths))
     if isinstance(depth, Tracer):
         known = jnp.isin(depth, jnp.asarray(depths))
-        return eqx.error_if(depth, ~known, f"depth must be one of {listed} (in blocks)")
+        depth = eqx.error_if(depth, ~known, f"depth must be one of {listed} (in blocks)")
+        return depth.astype(jnp.int32)
     if isinstance(depth, str):
         if depth not in ("full", "plain"):
             raise InputError(f"depth must be one of {listed} (in blocks), full, plain; got {depth}")
@@ -60,7 +61,9 @@ def check_depth(depth: Depth | tuple[int, ...], depths: tuple[int, ...]) -> Any:
     wrong = sorted(set(np.ravel(np.asarray(depth)).tolist()) - set(depths))
     if wrong:
         raise InputError(f"depth must be one of {listed} (in blocks); got {wrong[0]}")
-    return depth if isinstance(depth, tuple) or np.ndim(depth) else int(depth)
+    if isinstance(depth, tuple):
+        return tuple(map(int, depth))
+    return depth.astype(np.int32) if np.ndim(depth) else int(depth)
 
 
 def check_tolerance(anytime: bool, depth: Any, tolerance: float | Array) -> None:
@@ -99,7 +102,7 @@ def one_per_example(name: str, value: Any, batch_size: int) -> Any:
 
 def as_states(x: Any) -> Float[Array, "batch *shape"]:
     """Return states as an array; integers as float32, since layers compute in the dtype of `x`."""
-    x = jnp.asarray(x)
+    x = x if isinstance(x, Array) else jnp.asarray(x)
     return x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(jnp.float32)
 
 

@@ -196,7 +196,6 @@ class Network(eqx.Module):
         has the velocity where it did at all depths that follow. With a tuple on an `anytime`
         network with a `projector`, the statistics have the hidden state at the depth `hidden`.
         """
-        x = as_states(x)
         full = isinstance(depth, str) and depth == "full"
         depth = np.asarray(depth) if isinstance(depth, list) else depth
         blocks: LengthDepth = check_depth(self.depth if full else depth, self.depths)
@@ -215,8 +214,7 @@ class Network(eqx.Module):
                 one = partial(self.evaluate, t, x, step_index, condition, **inputs)
                 velocities, stats = zip(*(one(depth=d) for d in blocks), strict=True)
                 return jnp.stack(velocities), jax.tree.map(lambda *each: sum(each), *stats)
-        condition = as_condition(self.condition_type, condition)
-        check_batch(self, x, condition)
+        x, condition = as_batch(self, x, condition)
         t = one_per_example("t", t, len(x))
         step_index = one_per_example("step_index", step_index, len(x))
         if not isinstance(blocks, tuple | str):
@@ -283,12 +281,20 @@ def checked_tolerance(stats: LengthStats) -> LengthStats:
     return dataclasses.replace(stats, by_tolerance=False)
 
 
-def check_batch(network: Network, x: Array, condition: Condition | None) -> None:
-    """Raise an InputError unless states and conditions fit the network, see `check_condition`."""
+def as_batch(
+    network: Network, x: Any, condition: ConditionLike | None
+) -> tuple[Float[Array, "batch *shape"], Condition | None]:
+    """Return states and conditions as arrays, see `as_states` and `as_condition`.
+
+    Raises:
+        InputError: they do not fit the network, see `check_condition`.
+    """
+    x, condition = as_states(x), as_condition(network.condition_type, condition)
     if x.ndim == 0 or x.shape[1:] != network.shape:
         wanted = ", ".join(map(str, network.shape))
         raise InputError(f"states must have shape (batch, {wanted}); got {x.shape}")
     check_condition(network.condition_type, condition, len(x))
+    return x, condition
 
 
 def raise_failures_of_length(

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 import equinox as eqx
 import jax
 import numpy as np
+from jax.core import Tracer
 from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
@@ -102,10 +103,10 @@ def replicate(tree: Tree) -> Tree:
 
 
 def constrain_state(state: Tree) -> Tree:
-    """Under `jit`, lay a training state out as `state_sharding` says."""
-    if mesh_size() == 1:
-        return state
+    """Under `jit`, lay a training state out as `state_sharding` says; elsewhere `place` does."""
     arrays, rest = eqx.partition(state, eqx.is_array)
+    if mesh_size() == 1 or not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(arrays)):
+        return state
     sharding = state_sharding(arrays, jax.sharding.get_abstract_mesh())
     return eqx.combine(jax.lax.with_sharding_constraint(arrays, sharding), rest)
 

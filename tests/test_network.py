@@ -2,14 +2,16 @@
 
 import dataclasses
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import odelt_eqx as odelt
-from odelt_eqx.condition import as_condition, drop_condition
+from odelt_eqx.condition import as_condition, check_condition, drop_condition
 from odelt_eqx.guidance import guided_velocity
+from odelt_eqx.network import check_depth
 from odelt_eqx.nn.layers import affine, linear
 from odelt_eqx.ode import LengthStats
 
@@ -122,6 +124,14 @@ def test_an_array_of_one_depth_is_the_depth_of_all(any_types, array):
     for depth in (1, 2):
         expected = Growing()(0.5, x, 0, depth=depth)
         np.testing.assert_array_equal(Growing()(0.5, x, 0, depth=array([depth])), expected)
+
+
+@pytest.mark.parametrize("depth", [2.0, np.array([2.0]), jnp.full(3, 2.0), (np.int64(1), 2.0)])
+def test_a_depth_may_be_a_float_that_is_a_whole_number(any_types, depth):
+    blocks = check_depth(depth, (1, 2))
+    assert not isinstance(blocks, tuple) or all(type(each) is int for each in blocks)
+    assert np.asarray(blocks).dtype.kind == "i"
+    assert np.ravel(blocks)[-1] == 2
 
 
 def test_arrays_of_one_value_are_for_all_where_examples_have_their_own_steps(any_types):
@@ -364,6 +374,33 @@ def test_a_network_that_never_learned_its_condition_is_given_the_null_condition(
     if kind.learned == "null":
         np.testing.assert_allclose(odelt.sample(network, X), expected)  # it may be left out
         np.testing.assert_allclose(odelt.sample(network, X, guidance=0), expected)
+
+
+def test_a_label_that_is_ignored_may_be_any():
+    check_condition(odelt.Classes(1, "null"), jnp.array([7, -1, 0]), 3)
+
+
+@pytest.mark.parametrize("kind", [None, odelt.Vector(2)])
+def test_a_condition_is_numbers(any_types, kind):
+    with pytest.raises(odelt.InputError, match="the condition must be numbers; got SampleConfig"):
+        odelt.sample(Constant(kind), X, odelt.SampleConfig())
+
+
+def test_a_batch_may_be_empty():
+    assert odelt.sample(Constant(), X[:0], time=odelt.Adaptive()).shape == (0, 2)
+    assert odelt.log_likelihood(Constant(), X[:0]).log_density.shape == (0,)
+
+
+def test_weights_are_float32_and_samplers_run_where_jax_computes_in_64_bits(model):
+    parts = {"qk_norm": True, "modulation": "shared", "norm": "scaled-rms"}
+    config = dataclasses.replace(model.config, **parts)
+    with jax.enable_x64():
+        network = eqx.filter_eval_shape(config.build, key=jax.random.key(0))
+        assert {leaf.dtype for leaf in jax.tree.leaves(network)} == {jnp.dtype("float32")}
+        x = X.astype(jnp.float32)
+        np.testing.assert_allclose(odelt.trajectory(Constant(), x, None, [0.5, 1.0])[1], 1.0)
+        found, _ = odelt.consistency_sample(Constant(), x, None, jax.random.key(0))
+        np.testing.assert_allclose(found, 1.0)
 
 
 def test_guidance_needs_both_halves_to_be_learned():

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, AxisType
 
-from odelt_eqx.parallel import deal, mesh_size, undeal
+from odelt_eqx.parallel import constrain_state, deal, mesh_size, undeal
 
 
 @pytest.mark.parametrize("parts", [1, 2, 4, 8])
@@ -32,3 +32,9 @@ def test_every_part_has_the_same_depths_and_every_example_counts_once(parts, dep
 def test_a_mesh_of_another_program_is_let_be(names, kind, size):
     with jax.sharding.use_abstract_mesh(AbstractMesh((2, 3), names, axis_types=(kind, kind))):
         assert mesh_size() == size
+
+
+def test_a_state_made_before_a_mesh_is_left_for_place_to_lay_out():
+    state, automatic = [jax.numpy.zeros(3)], (AxisType.Auto, AxisType.Auto)
+    with jax.sharding.use_abstract_mesh(AbstractMesh((1, 2), ("data", "fsdp"), automatic)):
+        assert constrain_state(state)[0] is state[0]

@@ -201,7 +201,7 @@ class DiTBlock(eqx.Module):
         modulation_key, attention_key, mlp_key = jax.random.split(key, 3)
         width, shared = config.hidden_size, config.modulation == "shared"
         self.modulation = None if shared else linear(width, 6 * width, modulation_key)
-        self.offset = jnp.zeros(6 * width) if shared else None
+        self.offset = jnp.zeros(6 * width, jnp.float32) if shared else None
         self.attention = Attention(config, key=attention_key)
         self.mlp = Mlp(width, config.mlp_ratio, config.dropout, config.mlp, key=mlp_key)
         self.attention_norm, self.mlp_norm = (Norm(config.norm, width) for _ in range(2))

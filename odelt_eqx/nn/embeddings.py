@@ -49,7 +49,7 @@ class VectorEmbedding(eqx.Module):
     def __init__(self, size: int, width: int, *, key: Key[Array, ""]):
         """Draw the weights; the null vector is embedded as zero at first."""
         self.linear = linear(size, width, key)
-        self.null = jnp.zeros(width)
+        self.null = jnp.zeros(width, jnp.float32)
 
     def __call__(self, vectors: Float[Array, "batch size"]) -> Float[Array, "batch width"]:
         """Embed each row."""

@@ -37,7 +37,7 @@ class Norm(eqx.Module):
 
     def __init__(self, kind: NormKind, width: int):
         """Start with a scale of one, if it is learned."""
-        self.scale = jnp.zeros(width) if kind == "scaled-rms" else None
+        self.scale = jnp.zeros(width, jnp.float32) if kind == "scaled-rms" else None
         self.kind = kind
 
     def __call__(self, x: Float[Array, "*any width"]) -> Float[Array, "*any width"]:
@@ -74,12 +74,13 @@ def linear(
     """Return a linear layer whose weight is drawn from `init` and whose bias is zero."""
     layer = eqx.nn.Linear(inputs, outputs, key=key)
     weight = init(key, (inputs, outputs), jnp.float32).T
-    return eqx.tree_at(lambda p: (p.weight, p.bias), layer, (weight, jnp.zeros(outputs)))
+    bias = jnp.zeros(outputs, jnp.float32)
+    return eqx.tree_at(lambda p: (p.weight, p.bias), layer, (weight, bias))
 
 
 def embedding(rows: int, width: int, key: Key[Array, ""]) -> eqx.nn.Embedding:
     """Return a table whose entries are drawn from N(0, 0.02^2)."""
-    return eqx.nn.Embedding(weight=0.02 * jax.random.normal(key, (rows, width)))
+    return eqx.nn.Embedding(weight=0.02 * jax.random.normal(key, (rows, width), jnp.float32))
 
 
 def modulate(

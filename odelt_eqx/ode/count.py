@@ -5,6 +5,7 @@ knows of it.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -163,5 +164,5 @@ class CountingController(diffrax.AbstractStepSizeController[Any, Any]):
 
 def _rms(tree: PyTree) -> Float[Array, " batch"]:
     """Return the root mean square of all values of each example."""
-    rows = [leaf.reshape(len(leaf), -1) for leaf in jax.tree.leaves(tree)]
+    rows = [leaf.reshape(len(leaf), math.prod(leaf.shape[1:])) for leaf in jax.tree.leaves(tree)]
     return jnp.sqrt(jnp.mean(jnp.concatenate(rows, axis=1) ** 2, axis=1))

@@ -223,7 +223,8 @@ def integrate_length(
         tolerance: with a tuple of depths, an example stops at the first of them, the second or
             later, where what is read changed by less than this share of it, and is read there for
             all that follow; once all have stopped, no group runs any more. The change is an
-            estimate of the error. None: no example stops early.
+            estimate of the error. A depth that ends in the same group as the one before is passed.
+            None: no example stops early.
         hidden: with a tuple of depths and no tolerance, a depth up to the last of them at which the
             hidden state `h` is kept, as `LengthStats.hidden`.
 
@@ -296,7 +297,7 @@ def _read_edges(
             new = advance(carry, start, end)
             return new, read(new[0][-1])
 
-        start = end
+        begin, start = start, end
 
         if tolerance is None or not outputs:
             carry, output = run(carry)
@@ -305,11 +306,12 @@ def _read_edges(
             skip = lambda carry, last=last: (carry, last)
             new, output = jax.lax.cond(jnp.any(active), run, skip, carry)
             carry, output = _where(active, (new, output), (carry, last))
-            change = _rms(output - last)
-            state, stats = carry
-            stats = dataclasses.replace(stats, error=jnp.where(active, change, stats.error))
-            carry = state, stats
-            active = active & (change >= tolerance * _rms(output))
+            if end > begin:  # else nothing was integrated that could change it
+                change = _rms(output - last)
+                state, stats = carry
+                stats = dataclasses.replace(stats, error=jnp.where(active, change, stats.error))
+                carry = state, stats
+                active = active & (change >= tolerance * _rms(output))
         outputs.append(output)
     stats = dataclasses.replace(carry[1], hidden=hidden, by_tolerance=tolerance is not None)
     return jnp.stack(outputs), stats

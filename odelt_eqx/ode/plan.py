@@ -79,7 +79,10 @@ class Plan(eqx.Module):
 
 def _as_tuple(times: Iterable[Any]) -> tuple[Any, ...]:
     """Return numbers, which may be in one array, as a tuple of floats or arrays."""
-    return tuple(t if isinstance(t, Array | np.ndarray) else float(t) for t in times)
+    try:
+        return tuple(t if isinstance(t, Array | np.ndarray) else float(t) for t in times)
+    except (TypeError, ValueError):
+        raise InputError(f"times must be numbers from 0 to 1; got {times!r}") from None
 
 
 class FixedSteps(Plan):
@@ -93,7 +96,8 @@ class FixedSteps(Plan):
             "recompute" only what enters each step or, on the length axis, each block (small).
         grid: where the steps end: "uniform", "cosine" (dense at both ends) or "logit-normal" (the
             quantiles of that distribution).
-        times: the grid points themselves, rising from 0 to 1, instead of a named grid.
+        times: the grid points themselves, rising from 0 to 1, instead of a named grid. They may be
+            traced, and differentiated by.
 
     Raises:
         InputError: `steps` is not a positive integer, `times` do not rise from 0 to 1, or a name is
@@ -117,8 +121,10 @@ class FixedSteps(Plan):
             check_whole(self, "steps")
             check_range(self, "steps", least=1)
             check_range(self, "steps", most=MOST_STEPS)
+        if not self.times or any(isinstance(t, Tracer) for t in self.times):
+            return
         rising = all(a < b for a, b in itertools.pairwise(self.times))
-        if self.times and not (rising and (self.times[0], self.times[-1]) == (0, 1)):
+        if not (rising and (self.times[0], self.times[-1]) == (0, 1)):
             raise InputError(f"times must rise from 0 to 1; got {self.times}")
 
     @property

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from odelt_eqx.condition import Condition, ConditionLike, as_condition
+from odelt_eqx.condition import Condition, ConditionLike
 from odelt_eqx.errors import InputError
-from odelt_eqx.network import Network, check_batch
+from odelt_eqx.network import Network, as_batch
 from odelt_eqx.sampling.config import KeyLike, SampleConfig, resolve
 from odelt_eqx.sampling.field import SolveStats
 from odelt_eqx.sampling.flow import example_keys, ready, solve_flow
@@ -73,8 +73,7 @@ class CompiledSampler:
         config = self._config if config is None else config
         last, resolved = self._last
         if config is last:  # which needs no second look
-            condition = as_condition(self._model.condition_type, condition)
-            check_batch(self._model, noise, condition)
+            noise, condition = as_batch(self._model, noise, condition)
             keys = example_keys(resolved, key, noise)
             self._check({"noise": noise, "condition": condition, "key": keys})
         else:
@@ -145,8 +144,8 @@ def _inputs(
     key: KeyLike,
 ) -> tuple[X, Condition | None, SampleConfig, Key[Array, " batch"] | None]:
     """Return what a program is compiled for, or called with."""
-    condition = as_condition(model.condition_type, condition)
-    config = resolve(model, noise, condition, config, {})
+    noise, condition = as_batch(model, noise, condition)
+    config = resolve(model, noise, config, {})
     return noise, condition, config, example_keys(config, key, noise)
 
 

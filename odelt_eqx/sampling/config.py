@@ -12,14 +12,13 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Key
 
 from odelt_eqx.condition import (
-    Condition,
     ConditionType,
     check_guidance,
     is_told_guidance,
 )
 from odelt_eqx.errors import InputError, SolveError, check_numbers, find_by_name
 from odelt_eqx.inputs import check_depth, check_tolerance, one_per_example
-from odelt_eqx.network import Network, check_batch
+from odelt_eqx.network import Network
 from odelt_eqx.ode.plan import (
     STOCHASTIC,
     Adaptive,
@@ -108,7 +107,6 @@ class SampleConfig(eqx.Module):
 def resolve(
     network: Network,
     x: Float[Array, "batch *shape"],
-    condition: Condition | None,
     config: SampleConfig,
     options: dict[str, Any],
     traced: bool = False,
@@ -122,13 +120,14 @@ def resolve(
     be differentiated, counts stay numbers and both plans keep their adjoint.
 
     Raises:
-        InputError: an option is unknown, or a shape, a label or the depth does not fit the network.
+        InputError: an option is unknown or of another type, or does not fit the network.
     """
+    if not isinstance(config, SampleConfig):
+        raise InputError(f"config must be a SampleConfig; got {config}: give a plan by time=")
     _check_options(options)
     chosen = vars(config) | options
     guidance, by_depth = chosen["guidance"], chosen["depth_guidance"]
     tolerance, diffuses = chosen["depth_tolerance"], not _is(chosen["diffusion"], 0)
-    check_batch(network, x, condition)
     kind = network.condition_type
     depth, guide = check_fit(kind, network.depths, network.anytime, chosen)
     guided = isinstance(guidance, Tracer) or np.ndim(guidance) > 0 or guidance not in (0, 1)
@@ -202,7 +201,7 @@ def leave_out_what_is_no_flow(
 ) -> dict[str, Any]:
     """Return `options` without guidance by depth and diffusion; say so."""
     for name, meaning in (("depth_guidance", "guidance by depth"), ("diffusion", "diffusion")):
-        if not _is(options.get(name, getattr(config, name)), 0):
+        if not _is(options.get(name, getattr(config, name, 0)), 0):
             warnings.warn(f"{what} leaves out {meaning}", stacklevel=3)
             options = options | {name: 0.0}
     return options
@@ -313,6 +312,15 @@ def _check_options(options: dict[str, Any]) -> None:
 
 
 def _check_values(options: dict[str, Any]) -> None:
+    for name in ("time", "length"):
+        plan = options.get(name)
+        if name in options and not isinstance(plan, Plan) and (plan is not None or name == "time"):
+            raise InputError(f"{name} must be a FixedSteps or an Adaptive; got {plan!r}")
+    for name in ("guidance", "depth_guidance", "diffusion", "depth_tolerance"):
+        value = options.get(name, 0)
+        number = isinstance(value, Array) or np.asarray(value).dtype.kind in "biuf"
+        if not number and (value is not None or name != "depth_tolerance"):
+            raise InputError(f"{name} must be a number; got {value!r}")
     diffusion = options.get("diffusion", 0.0)
     if not isinstance(diffusion, Tracer) and not diffusion >= 0:
         raise InputError(f"diffusion must not be negative; got {diffusion}")
@@ -326,10 +334,11 @@ def _check_values(options: dict[str, Any]) -> None:
             raise InputError(f"{name} must be at least one block; got {value}")
     for name in ("guidance_interval", "depth_guidance_interval"):
         interval = options.get(name)
-        if interval is None or any(isinstance(time, Tracer) for time in interval):
+        times: Any = interval if np.iterable(interval) else ()
+        if interval is None or any(isinstance(time, Tracer) for time in times):
             continue
-        if len(interval) != 2 or not 0 <= interval[0] < interval[1] <= 1:
-            raise InputError(f"{name} must be two rising times in [0, 1]; got {tuple(interval)}")
+        if len(times) != 2 or not 0 <= times[0] < times[1] <= 1:
+            raise InputError(f"{name} must be two rising times in [0, 1]; got {interval}")
     for name, value in options.items():
         check_numbers(value, name)
         known = isinstance(value, Array | np.ndarray) and not isinstance(value, Tracer)

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from odelt_eqx.condition import Condition, ConditionLike, as_condition
+from odelt_eqx.condition import Condition, ConditionLike
 from odelt_eqx.errors import InputError
-from odelt_eqx.inputs import as_states, one_key
-from odelt_eqx.network import Network
+from odelt_eqx.inputs import one_key
+from odelt_eqx.network import Network, as_batch
 from odelt_eqx.noise import normal
 from odelt_eqx.ode.length import LengthStats
 from odelt_eqx.ode.plan import FixedSteps
@@ -58,10 +58,10 @@ def consistency_sample(
         >>> images.shape
         (10, 8, 8, 1)
     """
-    noise, key = as_states(noise), one_key(key)
-    condition = as_condition(model.condition_type, condition)
+    key = one_key(key)
+    noise, condition = as_batch(model, noise, condition)
     traced = is_traced(model, noise, condition, config, options, key)
-    config = resolve(model, noise, condition, config, options, traced)
+    config = resolve(model, noise, config, options, traced)
     if diffuses(config):
         raise InputError("consistency sampling adds noise of its own: leave out diffusion")
     time = config.time
@@ -87,7 +87,8 @@ def _run(
         t, s = time.point(index), time.point(index + 1)
         v, stats = field(t, x, args)
         fresh = normal(jax.random.fold_in(key, index), x.shape)
-        return s * (x + (1 - t) * v) + (1 - s) * fresh, jax.tree.map(jnp.add, total, stats)
+        x = (s * (x + (1 - t) * v) + (1 - s) * fresh).astype(x.dtype)
+        return x, jax.tree.map(jnp.add, total, stats)
 
     start = noise, LengthStats.zeros(len(noise))
     x, total = jax.lax.fori_loop(0, time.count, step, start)

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from odelt_eqx.condition import Condition, ConditionLike, as_condition
+from odelt_eqx.condition import Condition, ConditionLike
 from odelt_eqx.errors import InputError
 from odelt_eqx.inputs import batch_key
-from odelt_eqx.network import Network
+from odelt_eqx.network import Network, as_batch
 from odelt_eqx.ode.count import integrate_time_counted
 from odelt_eqx.ode.plan import Adaptive
 from odelt_eqx.ode.time import integrate_time
@@ -95,9 +95,9 @@ def sample_with_stats(
         (np.True_, np.False_)
     """
     weights, structure = _flatten(model)
-    condition = as_condition(model.condition_type, condition)
+    noise, condition = as_batch(model, noise, condition)
     traced = is_traced(weights, noise, condition, config, options, key)
-    config = resolve(model, noise, condition, config, options, traced)
+    config = resolve(model, noise, config, options, traced)
     keys = example_keys(config, key, noise)
     samples, _, stats = solve_flow(weights, structure, noise, condition, config, keys, True)
     assert stats is not None  # for the type checker: they are counted
@@ -123,9 +123,10 @@ def trajectory(
         >>> odelt.trajectory(model, noise, labels, [0.0, 0.5, 1.0]).shape
         (3, 10, 8, 8, 1)
     """
-    times = np.asarray(at, np.float32)
-    if not len(times) or not (times[0] >= 0 and times[-1] <= 1 and (np.diff(times) > 0).all()):
-        raise InputError(f"at must hold rising times in [0, 1]; got {tuple(at)}")
+    times = np.asarray(at, jax.dtypes.canonicalize_dtype(float))
+    rising = times.ndim == 1 and len(times) and (np.diff(times) > 0).all()
+    if not (rising and times[0] >= 0 and times[-1] <= 1):
+        raise InputError(f"at must hold rising times in [0, 1]; got {at}")
     return _solve(model, noise, condition, config, options, key, at=jnp.asarray(times))
 
 
@@ -163,9 +164,9 @@ def _solve(
 ) -> Array:
     """Return the states at the times asked for, or the last; raise a SolveError for failures."""
     weights, structure = _flatten(model)
-    condition = as_condition(model.condition_type, condition)
+    start, condition = as_batch(model, start, condition)
     traced = is_traced(weights, start, condition, config, options, key)
-    config = resolve(model, start, condition, config, options, traced)
+    config = resolve(model, start, config, options, traced)
     keys = example_keys(config, key, start)
     # Failures of the length axis must be counted.
     count = isinstance(config.length, Adaptive)

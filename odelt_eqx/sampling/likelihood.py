@@ -1,5 +1,6 @@
 """The likelihood of data: the change of density along the flow."""
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -9,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from odelt_eqx.condition import Condition, ConditionLike, as_condition
+from odelt_eqx.condition import Condition, ConditionLike
 from odelt_eqx.errors import InputError
 from odelt_eqx.inputs import one_key
-from odelt_eqx.network import Network
+from odelt_eqx.network import Network, as_batch
 from odelt_eqx.ode.count import integrate_time_counted
 from odelt_eqx.ode.length import LengthStats
 from odelt_eqx.ode.plan import Adaptive
@@ -92,10 +93,10 @@ def log_likelihood(
         >>> found.log_density.shape
         (10,)
     """
-    condition = as_condition(model.condition_type, condition)
+    data, condition = as_batch(model, data, condition)
     options = leave_out_what_is_no_flow(config, options, "the likelihood")
     traced = is_traced(model, data, condition, config, options, key)
-    config = resolve(model, data, condition, config, options, traced)
+    config = resolve(model, data, config, options, traced)
     signs = None
     if probes != "exact":
         if not isinstance(probes, int) or probes < 1 or key is None:
@@ -168,6 +169,6 @@ def with_divergence(
 
 def standard_normal(noise: X) -> Float[Array, " batch"]:
     """Return the logarithm of the density of N(0, I), one per example."""
-    size = noise[0].size
-    squares = jnp.sum(noise.reshape(len(noise), -1) ** 2, axis=1)
+    size = math.prod(noise.shape[1:])
+    squares = jnp.sum(noise.reshape(len(noise), size) ** 2, axis=1)
     return -0.5 * (squares + size * np.log(2 * np.pi))

@@ -3,17 +3,19 @@
 import dataclasses
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
-from odelt_eqx.condition import Condition
+from odelt_eqx.condition import Condition, ConditionLike
 from odelt_eqx.errors import InputError, find_by_name
 from odelt_eqx.inputs import one_key
-from odelt_eqx.network import Network, predict_hidden, raise_failures_of_length
+from odelt_eqx.network import Network, as_batch, predict_hidden, raise_failures_of_length
 from odelt_eqx.objective import Networks, Objective, Targets, Teacher, TrainingTime
 from odelt_eqx.parallel import constrain_state, distribute
 from odelt_eqx.training.accumulate import Keys, Mean, accumulate
@@ -22,6 +24,7 @@ from odelt_eqx.training.skips import Skips
 
 Metrics = dict[str, Float[Array, ""]]
 X = Float[Array, "batch *shape"]
+Data = Shaped[Array | np.ndarray, "batch *shape"]
 Decay = Callable[[Int[Array, ""]], float | Float[Array, ""]]
 """Decay of the EMA as a function of the steps taken."""
 
@@ -53,7 +56,7 @@ class TrainState(eqx.Module):
     averages: tuple[PowerAverage, ...] = ()
 
 
-TrainStep = Callable[[TrainState, X, Condition | None, Key[Array, ""]], tuple[TrainState, Metrics]]
+TrainStep = Callable[[TrainState, Data, ConditionLike | None, Any], tuple[TrainState, Metrics]]
 """What `make_train_step` returns: `(state, data, condition, key) -> (state, metrics)`."""
 
 
@@ -95,15 +98,31 @@ def init_state(
         >>> int(state.step)
         0
     """
-    copy = lambda change: jax.tree.map(lambda x: change(x) if eqx.is_array(x) else x, model)
+    zero = lambda x: jnp.zeros_like(x) if eqx.is_array(x) else x
     state = TrainState(
         model=model,
-        ema=copy(jnp.copy),
+        ema=model,
         opt_state=optimizer.init(eqx.filter(model, is_trained(model, frozen))),
         step=jnp.zeros((), jnp.int32),
-        averages=tuple(PowerAverage(copy(jnp.zeros_like), width) for width in widths),
+        averages=tuple(PowerAverage(jax.tree.map(zero, model), width) for width in widths),
     )
-    return constrain_state(state)
+    return constrain_state(_without_aliases(state))
+
+
+def _without_aliases(state: TrainState) -> TrainState:
+    """Return `state` with copies of what it holds again: no array can be donated twice.
+
+    The average begins as the model, an optimiser may keep the first weights, and blocks may share
+    them.
+    """
+    seen: set[int] = set()
+
+    def own(leaf: Any) -> Any:
+        again = id(leaf) in seen
+        seen.add(id(leaf))
+        return jnp.copy(leaf) if again and eqx.is_array(leaf) else leaf
+
+    return jax.tree.map(own, state)
 
 
 def make_train_step(
@@ -115,6 +134,7 @@ def make_train_step(
     parts: int = 1,
     max_skipped: int = 10,
     frozen: Collection[str] = (),
+    checked: bool = True,
 ) -> TrainStep:
     """Return the compiled training step, `(state, data, condition, key) -> (state, metrics)`.
 
@@ -124,12 +144,15 @@ def make_train_step(
     Args:
         steps: steps of the whole run, which schedules refer to.
         ema: decay of the moving average, or a function that returns it for the steps taken.
-        parts: number of parts that a batch is trained in, one after another.
+        parts: number of parts that a batch is trained in, one after another, at least 1.
         max_skipped: after so many skipped steps in a row, every step is skipped.
         frozen: names of the model's fields that are not trained; they get no gradient.
+        checked: look at every batch before it is trained on, for which its condition must come
+            back from the device; a loop that knows its data need not wait for it.
 
     Raises:
-        InputError: the objective needs a teacher and the state has none.
+        InputError: `parts` is none; or when it is called, the objective needs a teacher and the
+            state has none, or data or conditions do not fit the network.
 
     Example:
         >>> optimizer = optax.adamw(1e-3)
@@ -140,6 +163,8 @@ def make_train_step(
         >>> int(state.step), sorted(metrics)
         (1, ['grad_norm', 'loss', 'skipped'])
     """
+    if parts < 1:
+        raise InputError(f"parts must be at least 1; got {parts}")
 
     @eqx.filter_jit(donate="all-except-first")
     def compiled(
@@ -176,7 +201,17 @@ def make_train_step(
         new = TrainState(model, average, opt_state, done, state.teacher, skips, averages)
         return constrain_state(new), metrics
 
-    return lambda state, data, condition, key: compiled((data, condition, one_key(key)), state)
+    def step(
+        state: TrainState, data: Data, condition: ConditionLike | None, key: Key[Array, "*#one"]
+    ) -> tuple[TrainState, Metrics]:
+        batch: tuple[Any, Any] = data, condition
+        if checked:
+            if getattr(data, "dtype", None) == jnp.uint8:
+                raise InputError("data are bytes: scale them first, to [-1, 1] by data / 127.5 - 1")
+            batch = as_batch(state.model, data, condition)
+        return compiled((*batch, one_key(key)), state)
+
+    return step
 
 
 @eqx.filter_jit

@@ -168,6 +168,11 @@ def _check_fits(config: TrainConfig, data: Source, unseen: Source) -> None:
             f"the network takes examples of shape {model.shape}, {config.data} has {data.shape}; "
             f"give {_shape_options(model, data.shape)}"
         )
+    if model.condition_size is not None:
+        raise InputError(
+            f"the network takes vectors as its condition, {config.data} has classes: give "
+            "num_classes, or train on arrays by odelt.make_train_step"
+        )
     if model.num_classes not in (None, data.num_classes) and model.learned != "null":
         raise InputError(
             f"the network has {model.num_classes} classes, {config.data} has {data.num_classes}; "
@@ -204,6 +209,7 @@ def _train_step(
         parts=parts,
         max_skipped=optimizer.max_skipped,
         frozen=frozen,
+        checked=False,  # the data were, when they were opened
     )
 
 

@@ -29,6 +29,9 @@ EMBEDDED = get_args(EmbeddedSolver)
         (lambda: odelt.Adaptive(rtol=0.0), "rtol must be positive; got 0"),
         (lambda: odelt.Adaptive(atol=-1e-3), "atol must be positive; got -0.001"),
         (lambda: odelt.Adaptive(rtol=float("nan")), "rtol must be positive; got nan"),
+        (lambda: odelt.FixedSteps(times=0.5), "times must be numbers from 0 to 1; got 0.5"),
+        (lambda: odelt.Adaptive(rtol="1e-3"), "rtol must be a number; got '1e-3'"),
+        (lambda: odelt.Adaptive(atol=np.ones(2)), r"atol must be a number; got array"),
         (lambda: odelt.Adaptive(max_steps=0), "max_steps must be at least 1; got 0"),
     ],
 )
@@ -110,6 +113,13 @@ def test_times_are_taken_as_given_and_compile_nothing_when_changed():
             middle
         )
     assert programs._cached._cache_size() == 1
+
+
+def test_times_may_be_traced():
+    plan = lambda times: odelt.FixedSteps(times=times)
+    length = lambda time: plan((0.0, time, 1.0)).step_length(jnp.float32(0))
+    assert jax.jit(jax.grad(length))(0.3) == 1
+    assert jax.jit(lambda times: plan(times).point(jnp.array(1)))(jnp.array([0, 0.25, 1])) == 0.25
 
 
 def test_a_grid_runs_backwards_through_the_same_times():

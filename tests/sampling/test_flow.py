@@ -133,9 +133,15 @@ def test_a_tolerance_may_be_traced(any_types, model):
         ({"condition": jnp.array([3, 11])}, "labels must lie between 0 and 9, or be 10 for none"),
         ({"condition": jnp.array([3, -1])}, "labels must lie between 0 and 9, or be 10 for none"),
         ({"noise": NOISE[:, :4]}, r"states must have shape \(batch, 8, 8, 1\)"),
+        ({"config": odelt.FixedSteps(4)}, "config must be a SampleConfig; got FixedSteps"),
+        ({"time": 4}, "time must be a FixedSteps or an Adaptive; got 4"),
+        ({"length": "heun"}, "length must be a FixedSteps or an Adaptive; got 'heun'"),
+        ({"guidance": "1.5"}, "guidance must be a number; got '1.5'"),
+        ({"diffusion": None}, "diffusion must be a number; got None"),
+        ({"guidance_interval": 0.5}, "guidance_interval must be two rising times .* got 0.5"),
     ],
 )
-def test_what_does_not_fit_the_model_is_refused(model, change, message):
+def test_what_does_not_fit_the_model_is_refused(any_types, model, change, message):
     arguments = {"noise": NOISE, "condition": LABELS} | change
     with pytest.raises(odelt.InputError, match=message):
         odelt.sample(model, **arguments)
@@ -213,8 +219,10 @@ def test_one_euler_step_is_a_straight_line(model):
     np.testing.assert_allclose(half, (NOISE + end) / 2, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("at", [(), (0.5, 0.5), (0.5, 0.2), (-0.1, 1.0), (0.5, 1.1)])
-def test_times_that_do_not_rise_within_the_solve_are_refused(model, at):
+@pytest.mark.parametrize(
+    "at", [(), (0.5, 0.5), (0.5, 0.2), (-0.1, 1.0), (0.5, 1.1), 0.5, [(0.0, 1.0)]]
+)
+def test_times_that_do_not_rise_within_the_solve_are_refused(any_types, model, at):
     with pytest.raises(odelt.InputError, match=r"at must hold rising times in \[0, 1\]; got"):
         odelt.trajectory(model, NOISE, LABELS, at)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -132,6 +133,44 @@ def test_a_key_of_a_step_is_one_of_jax(any_types):
     step = make_train_step(FlowMatching(), optax.sgd(0.1), steps=1)
     with pytest.raises(odelt.InputError, match="key must be one of JAX's typed keys"):
         step(NETWORK, IMAGES, LABELS, 0)
+
+
+@pytest.mark.parametrize(
+    ("data", "labels", "message"),
+    [
+        (IMAGES[:, :, :1], LABELS, r"states must have shape \(batch, 8, 8, 1\); got \(16, 8, 1, 1"),
+        (IMAGES[0], LABELS[:8], r"states must have shape \(batch, 8, 8, 1\); got \(8, 8, 1\)"),
+        (IMAGES[..., 0], LABELS, r"states must have shape \(batch, 8, 8, 1\); got \(16, 8, 8\)"),
+        (np.zeros((16, 8, 8, 1), np.uint8), LABELS, "data are bytes: scale them first"),
+        (IMAGES, LABELS + 2, "labels must lie between 0 and 9, or be 10 for none; got 11"),
+        (IMAGES, LABELS - 1, "labels must lie between 0 and 9, or be 10 for none; got -1"),
+        (IMAGES, LABELS + 0.5, "labels must be whole numbers"),
+        (IMAGES, ["cat"] * 16, "labels must be whole numbers"),
+        (IMAGES, np.eye(16)[:, :10], r"labels must have shape \(16,\); got \(16, 10\)"),
+        (IMAGES, None, r"labels must have shape \(16,\); got None"),
+    ],
+)
+def test_what_does_not_fit_the_network_is_not_trained(any_types, data, labels, message):
+    step = make_train_step(FlowMatching(), optax.sgd(0.1), steps=1)
+    state = odelt.TrainState(NETWORK, NETWORK, (), jnp.zeros((), int))
+    with pytest.raises(odelt.InputError, match=message):
+        step(state, data, labels, jax.random.key(0))
+
+
+def test_a_batch_has_at_least_one_part():
+    with pytest.raises(odelt.InputError, match="parts must be at least 1; got 0"):
+        make_train_step(FlowMatching(), optax.sgd(0.1), steps=1, parts=0)
+
+
+def test_no_array_of_a_state_is_there_twice():
+    """It is donated, also where blocks share weights and the optimiser keeps the first ones."""
+    shared = jnp.zeros(2)
+    network = eqx.tree_at(lambda n: n.groups, NETWORK, (shared, shared))
+    keeps = optax.GradientTransformation(lambda weights: weights, lambda *_: _)
+    state = init_state(eqx.filter(network, lambda leaf: leaf is shared), keeps)
+    arrays = jax.tree.leaves(state)
+    assert len(arrays) == 6 + 3  # besides the counts of steps
+    assert len({id(array) for array in arrays}) == len(arrays)
 
 
 def test_the_same_key_gives_the_same_step():
