@@ -42,7 +42,7 @@ class Inputs(eqx.Module):
     hidden: int | None = None
 
 
-def check_depth(depth: Any, depths: tuple[int, ...]) -> Any:
+def check_depth(depth: Depth | tuple[int, ...], depths: tuple[int, ...]) -> Any:
     """Return `depth` as integers if all of it is among `depths`, a scalar as an int.
 
     Raises:
@@ -52,8 +52,8 @@ def check_depth(depth: Any, depths: tuple[int, ...]) -> Any:
     listed = ", ".join(map(str, depths))
     if isinstance(depth, Tracer):
         known = jnp.isin(depth, jnp.asarray(depths))
-        depth = eqx.error_if(depth, ~known, f"depth must be one of {listed} (in blocks)")
-        return depth.astype(jnp.int32)
+        checked = eqx.error_if(depth, ~known, f"depth must be one of {listed} (in blocks)")
+        return jnp.asarray(checked, jnp.int32)
     if isinstance(depth, str):
         if depth not in ("full", "plain"):
             raise InputError(f"depth must be one of {listed} (in blocks), full, plain; got {depth}")
@@ -63,7 +63,9 @@ def check_depth(depth: Any, depths: tuple[int, ...]) -> Any:
         raise InputError(f"depth must be one of {listed} (in blocks); got {wrong[0]}")
     if isinstance(depth, tuple):
         return tuple(map(int, depth))
-    return depth.astype(np.int32) if np.ndim(depth) else int(depth)
+    if np.ndim(depth) == 0:
+        return int(depth)
+    return (jnp if isinstance(depth, Array) else np).asarray(depth, np.int32)
 
 
 def check_tolerance(anytime: bool, depth: Any, tolerance: float | Array) -> None:
