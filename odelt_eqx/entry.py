@@ -24,7 +24,7 @@ SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 BROKEN_PIPE = 141
 """Exit status of a command whose output nobody reads any more, as shells report it."""
 NARROWEST = 40
-"""Columns that help is laid out for, at least: tyro never ends where there are fewer than five."""
+"""Columns that help is laid out for, at least: in fewer than five, laying it out never ends."""
 
 
 def typed(name: str, *words: object) -> str:
