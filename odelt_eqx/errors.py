@@ -7,7 +7,7 @@ import numbers
 import operator
 import re
 from collections.abc import Collection, Mapping
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 Value = TypeVar("Value")
 Bound = float | int | None
@@ -151,9 +151,25 @@ def check_choice(name: str, value: object, known: Collection[str]) -> None:
 
 def check_choices(owner: Any) -> None:
     """Raise an InputError unless fields of a dataclass that are a Literal have a value of it."""
-    for field in dataclasses.fields(owner):
-        if get_origin(field.type) is Literal:
-            check_choice(field.name, getattr(owner, field.name), get_args(field.type))
+    for name, kind in declared_types(owner).items():
+        if get_origin(kind) is Literal:
+            check_choice(name, getattr(owner, name), get_args(kind))
+
+
+def declared_types(owner: Any) -> dict[str, Any]:
+    """Return the type of each field of a dataclass.
+
+    Types that a module with `from __future__ import annotations` keeps as texts are looked up; one
+    that is not found, as only type checkers import it, is Any.
+    """
+    declared = {field.name: field.type for field in dataclasses.fields(owner)}
+    if any(isinstance(kind, str) for kind in declared.values()):
+        try:
+            found = get_type_hints(type(owner))
+        except NameError:
+            found = dict.fromkeys(declared, Any)
+        declared = {n: found[n] if isinstance(kind, str) else kind for n, kind in declared.items()}
+    return declared
 
 
 def find_by_name(kind: str, name: str, known: Mapping[str, Value]) -> Value:

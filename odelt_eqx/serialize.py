@@ -13,7 +13,7 @@ from cattrs.gen import make_dict_structure_fn
 from cattrs.strategies import configure_union_passthrough
 from cattrs.v import format_exception
 
-from odelt_eqx.errors import InputError
+from odelt_eqx.errors import InputError, declared_types
 
 TAG = "type"
 """Key under which a member of a union carries the name of its class."""
@@ -60,15 +60,20 @@ def set_declared(owner: Any) -> None:
     Raises:
         InputError: a value is of another type, or none of the names that a Literal has.
     """
-    for field in dataclasses.fields(owner):
-        value, kind = getattr(owner, field.name), field.type
-        if isinstance(value, tuple(_members(kind).values())):
+    for name, kind in declared_types(owner).items():
+        value = getattr(owner, name)
+        members = get_args(kind) if get_origin(kind) in UNIONS else (kind,)
+        plain = {bool, int, float, str, Any}
+        classes = {member for member in members if isinstance(member, type)} - plain
+        if isinstance(value, tuple(classes)):
             continue
         try:
-            declared = _CONVERTER.structure(as_python(value), kind)  # pyright: ignore[reportArgumentType]
+            declared = _CONVERTER.structure(as_python(value), kind)
+        except cattrs.StructureHandlerNotFoundError:  # a function, or what else no file can hold
+            continue
         except Exception:  # a value of the wrong type breaks any step
-            raise InputError(f"{field.name} must be {_in_words(kind)}; got {value!r}") from None
-        object.__setattr__(owner, field.name, declared)
+            raise InputError(f"{name} must be {_in_words(kind)}; got {value!r}") from None
+        object.__setattr__(owner, name, declared)
 
 
 def as_python(value: Any) -> Any:
@@ -104,9 +109,9 @@ def _members(kind: Any) -> dict[str, type]:
 def _structure_union(kind: Any) -> Any:
     members, optional = _members(kind), type(None) in get_args(kind)
 
-    def structure(data: dict[str, Any] | None, _: Any) -> Any:
-        if data is None and optional:
-            return None
+    def structure(data: Any, _: Any) -> Any:
+        if (data is None and optional) or isinstance(data, tuple(members.values())):
+            return data
         fields = dict(data or {})
         name = fields.pop(TAG, None)
         if name not in members:
@@ -185,6 +190,8 @@ def _structure_dataclass(kind: Any) -> Any:
     names = {field.name for field in dataclasses.fields(kind)}
 
     def without_dropped(data: Any, kind: Any) -> Any:
+        if isinstance(data, kind):  # as a config in Python has it
+            return data
         if isinstance(data, dict):
             data = {name: v for name, v in data.items() if v is not None or name in names}
         return structure(data, kind)
