@@ -204,12 +204,13 @@ def make_train_step(
     def step(
         state: TrainState, data: Data, condition: ConditionLike | None, key: Key[Array, "*#one"]
     ) -> tuple[TrainState, Metrics]:
+        key = one_key(key)
         batch: tuple[Any, Any] = data, condition
         if checked:
             if getattr(data, "dtype", None) == jnp.uint8:
                 raise InputError("data are bytes: scale them first, to [-1, 1] by data / 127.5 - 1")
             batch = as_batch(state.model, data, condition)
-        return compiled((*batch, one_key(key)), state)
+        return compiled((*batch, key), state)
 
     return step
 
