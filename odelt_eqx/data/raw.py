@@ -161,7 +161,9 @@ def _label_by_path(
     members = {name: members[name] for name in members if not is_hidden(name)}
     names = list(filter(is_image, members))
     if not names:
-        raise InputError(f"{path} holds no images ({', '.join(sorted(SUFFIXES))})")
+        archives = [name for name in members if name.lower().endswith((".zip", ".tgz", ".tar.gz"))]
+        advice = f", but {archives[0]}: unpack it" if archives else ""
+        raise InputError(f"{path} holds no images ({', '.join(sorted(SUFFIXES))}){advice}")
     folders = list(map(folders_of, names))
     depth = _common(folders)
     tops = [parts[depth] if len(parts) > depth else "" for parts in folders]

@@ -220,12 +220,15 @@ def test_a_held_out_folder_has_the_labels_of_the_training_folder(tmp_path):
     ("name", "message"),
     [
         ("nowhere", "there is no folder"),
-        ("empty", "holds no images"),
+        ("empty", r"holds no images \(.*\)$"),
+        ("packed", r"holds no images \(.*\), but photos/cats\.ZIP: unpack it"),
         ("mixed", "beside folders"),
     ],
 )
 def test_folders_without_images_or_of_two_kinds_are_refused_in_one_line(tmp_path, name, message):
     (tmp_path / "empty").mkdir()
+    (tmp_path / "packed" / "photos").mkdir(parents=True)
+    (tmp_path / "packed" / "photos" / "cats.ZIP").touch()
     write_images(tmp_path / "mixed")
     Image.new("L", (2, 2)).save(tmp_path / "mixed" / "0.png")
     with pytest.raises(odelt.InputError, match=message):
