@@ -312,14 +312,14 @@ def _check_options(options: dict[str, Any]) -> None:
 
 
 def _check_values(options: dict[str, Any]) -> None:
-    for name in ("time", "length"):
-        plan = options.get(name)
-        if name in options and not isinstance(plan, Plan) and (plan is not None or name == "time"):
-            raise InputError(f"{name} must be a FixedSteps or an Adaptive; got {plan!r}")
-    for name in ("guidance", "depth_guidance", "diffusion", "depth_tolerance"):
-        value = options.get(name, 0)
-        number = isinstance(value, Array) or np.asarray(value).dtype.kind in "biuf"
-        if not number and (value is not None or name != "depth_tolerance"):
+    for name, value in options.items():
+        if value is None and name in ("length", "depth_tolerance"):
+            continue
+        if name in ("time", "length") and not isinstance(value, Plan):
+            raise InputError(f"{name} must be a FixedSteps or an Adaptive; got {value!r}")
+        if name not in ("guidance", "depth_guidance", "diffusion", "depth_tolerance"):
+            continue
+        if not isinstance(value, Array | float) and np.asarray(value).dtype.kind not in "biuf":
             raise InputError(f"{name} must be a number; got {value!r}")
     diffusion = options.get("diffusion", 0.0)
     if not isinstance(diffusion, Tracer) and not diffusion >= 0:
