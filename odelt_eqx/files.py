@@ -11,7 +11,7 @@ import tempfile
 import warnings
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -28,6 +28,8 @@ WRITE_ERRORS = {
 
 MAX_TEXT = 2**28
 """Bytes of a text file, at most."""
+MOST_WAITS = 100
+"""Times that a file is locked, at most: each time, another process may have renamed it."""
 
 
 def temporary_path(path: Path) -> Path:
@@ -36,11 +38,11 @@ def temporary_path(path: Path) -> Path:
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path, wait: bool = False) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path` and rename it to `path` on success.
 
     In a distributed run only the file of process 0 is kept. An OSError while it is written names
-    the file.
+    the file. Another process that writes it now is waited for if `wait`.
 
     Raises:
         InputError: another process writes it now.
@@ -49,17 +51,18 @@ def atomic_write(path: Path) -> Iterator[Path]:
     if not is_main_process():
         temporary = temporary.with_name(f"{temporary.stem}-{jax.process_index()}{path.suffix}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with claim(temporary):
+    with claim(temporary, wait):
         try:
             yield temporary
             if is_main_process():
                 os.replace(temporary, path)
-        except OSError as error:
-            if error.errno is None or error.filename is not None:
-                raise
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        finally:
+            else:
+                temporary.unlink(missing_ok=True)
+        except BaseException as error:  # after success, another process may have made it again
             temporary.unlink(missing_ok=True)
+            if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+                raise OSError(error.errno, error.strerror, str(path)) from error
+            raise
 
 
 @contextmanager
@@ -82,14 +85,14 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def claim(temporary: Path) -> Iterator[None]:
+def claim(temporary: Path, wait: bool = False) -> Iterator[None]:
     """Keep other processes from writing to a temporary file, which is made, or folder meanwhile.
 
     Two commands that write one file would each write into what becomes the file of the other. Where
     the system cannot lock, nothing is held.
 
     Raises:
-        InputError: another process writes to it.
+        InputError: another process writes to it, and is not to be waited for.
     """
     try:
         import fcntl
@@ -97,20 +100,23 @@ def claim(temporary: Path) -> Iterator[None]:
         yield
         return
     mode = os.O_RDONLY if temporary.is_dir() else os.O_RDWR | os.O_CREAT
-    descriptor = os.open(temporary, mode, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise InputError(
-            f"another process is writing {temporary}: wait for it, or write elsewhere"
-        ) from None
-    except OSError:
-        pass
-    try:
+    with ExitStack() as stack:
+        for _ in range(MOST_WAITS):
+            descriptor = os.open(temporary, mode, 0o666)
+            stack.callback(os.close, descriptor)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                raise InputError(
+                    f"another process is writing {temporary}: wait for it, or write elsewhere"
+                ) from None
+            except OSError:
+                break
+            with suppress(FileNotFoundError):
+                if os.path.samefile(temporary, descriptor):
+                    break
+            stack.close()  # another process has renamed it
         yield
-    finally:
-        os.close(descriptor)
 
 
 def remove(path: Path) -> None:
@@ -122,8 +128,8 @@ def remove(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically, as UTF-8."""
-    with atomic_write(path) as temporary:
+    """Write a text file atomically, as UTF-8; of several processes, the last one's is kept."""
+    with atomic_write(path, wait=True) as temporary:
         temporary.write_text(text, "utf-8")
 
 

@@ -4,6 +4,7 @@ import os
 import resource
 import tarfile
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -121,6 +122,14 @@ def test_two_do_not_write_to_one_path_at_once(tmp_path, writer):
         left.write_text("left by a process that was killed")
     assert write_twice(writer, tmp_path / "result").read_text() == "first"
     assert [path.name for path in tmp_path.iterdir()] == ["result"]
+
+
+def test_a_text_is_written_by_one_after_another(tmp_path):
+    """As the plan of a folder is that several processes prepare, a part each."""
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda i: write_text(tmp_path / "plan", 1000 * f"{i % 3}"), range(200)))
+    (written,) = tmp_path.iterdir()
+    assert written.read_text() in {1000 * digit for digit in "012"}
 
 
 def test_two_do_not_write_one_shard_at_once(tmp_path):
