@@ -206,11 +206,13 @@ def labels_in_files(
             with reading(where, "a file of labels"):
                 labels = parse(text.decode("utf-8-sig"), column, where)
             for image, label in labels:
-                if (known := found.setdefault(folder + image, label)) != label:
+                known = found.get(folder + image, label)
+                if known != label and str(known) != str(label):  # all values in a CSV are texts
                     raise InputError(
                         f"{where} says that {image} is of the class {label!r}, and it or another "
                         f"file that it is of {known!r}: leave one of them"
                     )
+                found[folder + image] = label
     if not found:
         found = _read_beside(path, members, read_member, names, column)
     if not found:

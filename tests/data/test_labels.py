@@ -249,6 +249,10 @@ LABEL_FILES = [
     {f"x/{n[:-4]}.cls": str("ab".index(c)) for n, c in ROWS} | {"x/0.json": "{}"},
     {f"x/{n[:-4]}.json": json.dumps({"label": "ab".index(c)}) for n, c in ROWS},
     {"x/metadata.csv": " file_name;label \n" + "".join(f"{n} ; {c} \n" for n, c in 2 * ROWS)},
+    {
+        "dataset.json": json.dumps({"labels": [[f"x/{n}", "ab".index(c)] for n, c in ROWS]}),
+        "x/metadata.csv": "file_name,label\n" + "".join(f"{n},{'ab'.index(c)}\n" for n, c in ROWS),
+    },
 ]
 
 
