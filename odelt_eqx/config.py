@@ -67,6 +67,7 @@ class OptimizerConfig:
     max_skipped: int = 10
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "average_widths", tuple(self.average_widths))
         check_range(self, "learning_rate", "clip_norm", above=0)
         check_range(self, "warmup", "weight_decay", least=0)
         check_range(self, "beta1", "beta2", "ema", least=0, below=1)
@@ -179,6 +180,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Check the values and set what follows from the objective."""
+        object.__setattr__(self, "frozen", tuple(self.frozen))
         check_numbers(self)
         check_range(self, "seed", least=0)
         check_range(self, "steps", "batch_size", "accumulate", least=1)

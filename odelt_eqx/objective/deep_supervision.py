@@ -53,6 +53,7 @@ class DeepSupervision(WrappingObjective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "weights", tuple(self.weights))
         check_range(self, "share", least=0, most=1)
         if not all(0 < weight < math.inf for weight in self.weights):
             raise InputError(f"weights must be positive; got {self.weights}")

@@ -13,7 +13,7 @@ import optax
 import pytest
 
 import odelt_eqx as odelt
-from odelt_eqx.config import load_config, save_config
+from odelt_eqx.config import OptimizerConfig, load_config, save_config
 from odelt_eqx.data import Folder, HeldOut, Npz
 from odelt_eqx.interop import PublishedShortcut
 from odelt_eqx.objective import (
@@ -91,6 +91,12 @@ def test_another_run_of_a_kind_compiles_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(FlowMatching, "targets", None)  # is called where it is traced
     state = train(dataclasses.replace(config, seed=1, log_every=1), tmp_path / "other")
     assert int(state.step) == 2
+
+
+def test_a_config_may_hold_lists(any_types):
+    """Though the training step of a run is found again by them, see above."""
+    frozen = dataclasses.replace(POINTS_RUN, init_from="a run", frozen=["final"]).frozen
+    hash((frozen, OptimizerConfig(average_widths=[0.1]), DeepSupervision(weights=[1.0, 2.0])))
 
 
 def train_whole_and_cut(config, folder, monkeypatch):
