@@ -146,7 +146,7 @@ def _interval(least: Bound, above: Bound, most: Bound, below: Bound) -> str:
 def check_choice(name: str, value: object, known: Collection[str]) -> None:
     """Raise an InputError unless `value` is one of the known names."""
     if value not in known:
-        raise InputError(f"{name} must be one of {', '.join(known)}; got {value!r}")
+        raise InputError(f"{name} must be one of {', '.join(map(str, known))}; got {value!r}")
 
 
 def check_choices(owner: Any) -> None:
@@ -160,13 +160,13 @@ def declared_types(owner: Any) -> dict[str, Any]:
     """Return the type of each field of a dataclass.
 
     Types that a module with `from __future__ import annotations` keeps as texts are looked up; one
-    that is not found, as only type checkers import it, is Any.
+    that cannot be looked up, as only type checkers import or subscript it, is Any.
     """
     declared = {field.name: field.type for field in dataclasses.fields(owner)}
     if any(isinstance(kind, str) for kind in declared.values()):
         try:
             found = get_type_hints(type(owner))
-        except NameError:
+        except Exception:  # an annotation may be any expression
             found = dict.fromkeys(declared, Any)
         declared = {n: found[n] if isinstance(kind, str) else kind for n, kind in declared.items()}
     return declared

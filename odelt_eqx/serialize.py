@@ -6,7 +6,7 @@ Only the types asked for can come out. No value is converted: 3.7 and "7" are no
 import dataclasses
 import types
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin, is_typeddict
 
 import cattrs
 from cattrs.gen import make_dict_structure_fn
@@ -64,7 +64,7 @@ def set_declared(owner: Any) -> None:
         value = getattr(owner, name)
         members = get_args(kind) if get_origin(kind) in UNIONS else (kind,)
         plain = {bool, int, float, str, Any}
-        classes = {member for member in members if isinstance(member, type)} - plain
+        classes = set(filter(_is_class, members)) - plain
         if isinstance(value, tuple(classes)):
             continue
         try:
@@ -74,6 +74,12 @@ def set_declared(owner: Any) -> None:
         except Exception:  # a value of the wrong type breaks any step
             raise InputError(f"{name} must be {_in_words(kind)}; got {value!r}") from None
         object.__setattr__(owner, name, declared)
+
+
+def _is_class(kind: Any) -> bool:
+    """Whether a type is a class whose instances can be told, unlike those of a protocol."""
+    described = is_typeddict(kind) or getattr(kind, "_is_protocol", False)
+    return isinstance(kind, type) and not described
 
 
 def as_python(value: Any) -> Any:
@@ -89,10 +95,12 @@ def _in_words(kind: Any) -> str:
     if origin in UNIONS:
         return " or ".join(map(_in_words, members))
     if origin is Literal:
-        return f"one of {', '.join(members)}"
+        return f"one of {', '.join(map(str, members))}"
     if origin is tuple:
+        if members[0] not in SEVERAL:
+            return f"a tuple of {_in_words(members[0])}"
         count = "" if members[-1] is Ellipsis else f"{len(members)} "
-        return f"{count}{'whole numbers' if members[0] is int else 'numbers'}"
+        return count + SEVERAL[members[0]]
     return "None" if kind is type(None) else NAMES.get(kind, getattr(kind, "__name__", str(kind)))
 
 
@@ -204,6 +212,7 @@ NAMES: dict[Any, str] = {
     Path: "a path",
 }
 """The types that are no containers, in words."""
+SEVERAL: dict[Any, str] = {int: "whole numbers", float: "numbers", str: "texts"}
 UNIONS = (Union, types.UnionType)
 
 _CONVERTER = cattrs.Converter(forbid_extra_keys=True)

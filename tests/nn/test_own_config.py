@@ -6,7 +6,7 @@ import dataclasses
 import enum
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import jax
 import numpy as np
@@ -23,6 +23,10 @@ class Colour(enum.Enum):
     RED = 1
 
 
+class Sampler(Protocol):
+    def __call__(self, key): ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Part:
     width: int = 1
@@ -37,6 +41,9 @@ class OwnConfig(NetworkConfig):
     parts: tuple[Part, ...] = (Part(),)
     part: Part | None = None
     folder: Path | None = None
+    names: tuple[str, ...] = ()
+    size: Literal[8, 16] = 8
+    sampler: Sampler = jax.random.normal
     anything: Any = None
 
     @property
@@ -65,6 +72,9 @@ def test_values_of_its_own_types_are_kept():
         ({"width": "3"}, "width must be a whole number; got '3'"),
         ({"kind": "tall"}, "kind must be one of wide, deep; got 'tall'"),
         ({"part": 3}, "part must be Part or None; got 3"),
+        ({"parts": [3]}, "parts must be a tuple of Part; got"),
+        ({"names": 3}, "names must be texts; got 3"),
+        ({"size": 9}, "size must be one of 8, 16; got 9"),
     ],
 )
 def test_values_of_other_types_are_refused(changes, message):
@@ -72,9 +82,13 @@ def test_values_of_other_types_are_refused(changes, message):
         own(**changes)
 
 
-def test_a_type_that_only_type_checkers_import_is_not_checked():
+def test_a_type_that_only_type_checkers_know_is_not_checked():
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Unknown(OwnConfig):
         data: Sized = ()
 
-    assert own(Unknown, data=[1]).data == (1,)
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Subscripted(OwnConfig):
+        data: np.random.Generator[int] = ()
+
+    assert own(Unknown, data=[1]).data == own(Subscripted, data=[1]).data
