@@ -105,12 +105,12 @@ def as_condition(kind: ConditionType | None, condition: ConditionLike | None) ->
     """
     if condition is None:
         return None
-    if not isinstance(kind, Classes):
-        try:
+    try:
+        if not isinstance(kind, Classes):
             return jnp.asarray(condition, jnp.float32 if isinstance(kind, Vector) else None)
-        except (TypeError, ValueError):
-            raise InputError(f"the condition must be numbers; got {condition!r}") from None
-    given = condition if isinstance(condition, Array) else np.asarray(condition)
+        given = condition if isinstance(condition, Array) else np.asarray(condition)
+    except (TypeError, ValueError):
+        raise InputError(f"the condition must be numbers; got {condition!r}") from None
     if isinstance(given, Array) and jnp.issubdtype(given.dtype, jnp.integer):
         return given
     known = not isinstance(given, Tracer) and given.dtype.kind in "iuf"

@@ -103,8 +103,15 @@ def one_per_example(name: str, value: Any, batch_size: int) -> Any:
 
 
 def as_states(x: Any) -> Float[Array, "batch *shape"]:
-    """Return states as an array; integers as float32, since layers compute in the dtype of `x`."""
-    x = x if isinstance(x, Array) else jnp.asarray(x)
+    """Return states as an array; integers as float32, since layers compute in the dtype of `x`.
+
+    Raises:
+        InputError: they are no array of numbers.
+    """
+    try:
+        x = x if isinstance(x, Array) else jnp.asarray(x)
+    except (TypeError, ValueError):
+        raise InputError(f"states must be numbers; got {x!r}") from None
     return x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(jnp.float32)
 
 

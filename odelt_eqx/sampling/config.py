@@ -319,7 +319,8 @@ def _check_values(options: dict[str, Any]) -> None:
             raise InputError(f"{name} must be a FixedSteps or an Adaptive; got {value!r}")
         if name not in ("guidance", "depth_guidance", "diffusion", "depth_tolerance"):
             continue
-        if not isinstance(value, Array | float) and np.asarray(value).dtype.kind not in "biuf":
+        real = isinstance(value, Array | float)
+        if not real and np.asarray(value).dtype.kind not in "biufV":  # V: bfloat16
             raise InputError(f"{name} must be a number; got {value!r}")
     diffusion = options.get("diffusion", 0.0)
     if not isinstance(diffusion, Tracer) and not diffusion >= 0:
@@ -337,7 +338,8 @@ def _check_values(options: dict[str, Any]) -> None:
         times: Any = interval if np.iterable(interval) else ()
         if interval is None or any(isinstance(time, Tracer) for time in times):
             continue
-        if len(times) != 2 or not 0 <= times[0] < times[1] <= 1:
+        known = len(times) == 2 and np.asarray(times).dtype.kind in "biuf"
+        if not (known and 0 <= times[0] < times[1] <= 1):
             raise InputError(f"{name} must be two rising times in [0, 1]; got {interval}")
     for name, value in options.items():
         check_numbers(value, name)

@@ -139,6 +139,9 @@ def test_a_tolerance_may_be_traced(any_types, model):
         ({"guidance": "1.5"}, "guidance must be a number; got '1.5'"),
         ({"diffusion": None}, "diffusion must be a number; got None"),
         ({"guidance_interval": 0.5}, "guidance_interval must be two rising times .* got 0.5"),
+        ({"guidance_interval": ("0", "1")}, "guidance_interval must be two rising times"),
+        ({"noise": None}, "states must be numbers; got None"),
+        ({"condition": [[1], [2, 3]]}, "the condition must be numbers"),
     ],
 )
 def test_what_does_not_fit_the_model_is_refused(any_types, model, change, message):
