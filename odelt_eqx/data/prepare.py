@@ -278,13 +278,15 @@ def _make_chunks(
 def start_folder(out: Path, plan: dict[str, Any], ignored: Collection[str] = ()) -> None:
     """Write the plan of a job to its folder, or check that it is the one that is there.
 
-    Subfolders whose names are `ignored` may be there before.
+    Subfolders whose names are `ignored` may be there before, and a plan that another process is
+    writing.
 
     Raises:
         InputError: the folder has another plan, or is not a folder of shards.
     """
     path, plan = out / PLAN, json.loads(json.dumps({"version": VERSION, **plan}))
     with write_errors(out):
+        names = {each.name for each in out.iterdir()} if out.is_dir() else set()
         if path.is_file():
             previous = {name: plan.get(name) for name in ADDED}
             previous |= from_dict(read_json(path, "a plan of prepare"), dict, str(path))
@@ -292,7 +294,7 @@ def start_folder(out: Path, plan: dict[str, Any], ignored: Collection[str] = ())
                 raise InputError(
                     f"{out} was begun with other {', '.join(different)}; choose another folder"
                 )
-        elif out.exists() and not (out.is_dir() and {p.name for p in out.iterdir()} <= {*ignored}):
+        elif (out.exists() and not out.is_dir()) or names - {*ignored, temporary_path(path).name}:
             raise InputError(f"{out} exists and is not a folder of shards; choose another")
         write_json(path, plan)
 

@@ -95,6 +95,8 @@ def test_archives_and_parquet_give_the_images_of_a_folder(images, tmp_path, pack
 
 def test_shards_do_not_depend_on_how_the_work_is_shared_out(images, tmp_path):
     prepare(images, tmp_path / "alone", config())
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / ".plan.partial.json").write_text("{")  # as another process begins
     for part in ("2/3", "3/3"):
         paths = prepare(images, tmp_path / "parts", config(part=part))
         assert paths == [tmp_path / "parts" / "skipped.jsonl"]
