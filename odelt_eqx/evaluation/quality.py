@@ -133,8 +133,8 @@ class Judge:
 
     Images are compared by a second kind of features as well, for which nothing was trained: what
     wins by one and loses by the other is no gain. These are edges, or pixels beside edges; images
-    of a single row or column of pixels have none. Where
-    the features come with spatial ones, there is a distance of these, too.
+    of a single row or column of pixels have none. Where the features come with spatial ones, there
+    is a distance of these, too.
 
     Args:
         features: what samples are compared by.

@@ -171,7 +171,7 @@ def _check_fits(config: TrainConfig, data: Source, unseen: Source) -> None:
     if model.condition_size is not None:
         raise InputError(
             f"the network takes vectors as its condition, {config.data} has classes: give "
-            "num_classes, or train on arrays by odelt.make_train_step"
+            "num_classes in place of condition_size, or train on arrays by odelt.make_train_step"
         )
     if model.num_classes not in (None, data.num_classes) and model.learned != "null":
         raise InputError(
