@@ -80,8 +80,9 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
                 remove(path)
             yield temporary
             temporary.rename(folder)
-        finally:
+        except BaseException:  # after success, another process may have made it again
             shutil.rmtree(temporary, ignore_errors=True)
+            raise
 
 
 @contextmanager

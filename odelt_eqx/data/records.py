@@ -216,10 +216,12 @@ def write_shard(path: Path) -> Iterator[Callable[[bytes], None]]:
             if count:
                 os.replace(temporary, path)
             else:
+                temporary.unlink(missing_ok=True)
                 path.unlink(missing_ok=True)
-        except RuntimeError as error:  # all that ArrayRecord raises
+        except BaseException as error:  # after success, another process may have made it again
+            temporary.unlink(missing_ok=True)
+            if not isinstance(error, RuntimeError):  # all that ArrayRecord raises
+                raise
             raise InputError(
                 f"{path} was not written: {reason(error)}; the same command resumes"
             ) from None
-        finally:
-            temporary.unlink(missing_ok=True)

@@ -170,7 +170,7 @@ def attend(q: Heads, k: Heads, v: Heads, scale: float, program: AttentionProgram
         return explicit(q, k, v)
     try:
         jax.eval_shape(fused, q, k, v)
-    except (NotImplementedError, RuntimeError) as error:
+    except RuntimeError as error:
         if program == "cudnn":
             raise InputError(f"attention cudnn: {reason(error)} Give auto or xla.") from None
         return explicit(q, k, v)
