@@ -135,8 +135,9 @@ class Attention(eqx.Module):
     def __call__(self, x: Float[Array, "tokens width"]) -> Float[Array, "tokens width"]:
         """Mix the tokens of one example."""
         tokens, width = x.shape
-        heads = affine(self.qkv, x).reshape(tokens, 3, self.num_heads, -1)
-        q, k, v = heads.transpose(1, 2, 0, 3)  # (heads, tokens, d_head) each: plain matrix products
+        parts = jnp.split(affine(self.qkv, x), 3, axis=1)
+        # (heads, tokens, d_head) each: plain matrix products
+        q, k, v = (part.reshape(tokens, self.num_heads, -1).swapaxes(0, 1) for part in parts)
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
         if self.grid is not None:
