@@ -22,7 +22,7 @@ from odelt_eqx.ode import FixedSteps
 from odelt_eqx.parallel import Layout
 from odelt_eqx.sampling import SampleConfig
 from odelt_eqx.sampling.config import check_fit
-from odelt_eqx.serialize import from_dict, to_dict
+from odelt_eqx.serialize import from_dict, set_declared, to_dict
 
 Service = Literal["tensorboard", "wandb"]
 
@@ -67,7 +67,7 @@ class OptimizerConfig:
     max_skipped: int = 10
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "average_widths", tuple(self.average_widths))
+        set_declared(self)
         check_range(self, "learning_rate", "clip_norm", above=0)
         check_range(self, "warmup", "weight_decay", least=0)
         check_range(self, "beta1", "beta2", "ema", least=0, below=1)
@@ -106,6 +106,7 @@ class LoggingConfig:
     peak_flops: float | None = None
 
     def __post_init__(self) -> None:
+        set_declared(self)
         check_range(self, "sample_every", least=0)
         check_range(self, "sample_count", least=1)
         check_range(self, "peak_flops", above=0)
@@ -180,7 +181,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Check the values and set what follows from the objective."""
-        object.__setattr__(self, "frozen", tuple(self.frozen))
+        set_declared(self)
         check_numbers(self)
         check_range(self, "seed", least=0)
         check_range(self, "steps", "batch_size", "accumulate", least=1)

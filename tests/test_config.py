@@ -3,14 +3,16 @@
 import dataclasses
 import json
 import re
+from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 
 import odelt_eqx as odelt
-from odelt_eqx.config import load_config, save_config
-from odelt_eqx.data import Folder
+from odelt_eqx.config import OptimizerConfig, load_config, save_config
+from odelt_eqx.data import Folder, Loading, Npz, Shards, Toy
 from odelt_eqx.evaluation.samples import SampleRequest, save_samples
 from odelt_eqx.objective import (
     DEPTH_TYPES,
@@ -173,3 +175,31 @@ def test_the_option_that_bars_diffusion_is_named(option, value):
     flow = FlowMatching(**{option: value})
     for objective in (flow, LengthConsistency(flow), SelfAlignment(DeepSupervision(flow))):
         assert objective.no_score == f"has {option} {value}"
+
+
+def test_a_run_takes_numbers_of_numpy_and_refuses_other_types(any_types, tmp_path):
+    numbers: dict[str, Any] = {"steps": np.int64(7), "frozen": [], "seed": np.array(3)}
+    config = dataclasses.replace(TINY_RUN, **numbers)
+    assert config == dataclasses.replace(TINY_RUN, steps=7, seed=3)
+    save_config(config, tmp_path / "config.json")
+    assert load_config(tmp_path / "config.json") == config
+    rate: Any = np.float32(0.25)
+    assert type(OptimizerConfig(learning_rate=rate).learning_rate) is float
+    wrong: dict[str, Any] = {"steps": 2.5, "keep": "3", "data": "digits", "sharding": "ddp"}
+    for name, value in wrong.items():
+        with pytest.raises(odelt.InputError, match=f"^{name} must be "):
+            dataclasses.replace(TINY_RUN, **{name: value})
+    with pytest.raises(odelt.InputError, match="threads must be a whole number"):
+        Loading(threads=wrong["steps"])
+
+
+def test_a_data_set_takes_paths_as_text_and_refuses_other_types(any_types):
+    text: Any = "images"
+    assert Folder(text, size=(8, 12)) == Folder(Path("images"), size=(8, 12))
+    assert Shards(text) == Shards(Path("images"))
+    name: Any = "moon"
+    with pytest.raises(odelt.InputError, match="name must be one of moons, checkerboard"):
+        Toy(name)
+    share: Any = 0.1
+    with pytest.raises(odelt.InputError, match="held_out must be HeldOut"):
+        Npz(text, held_out=share)

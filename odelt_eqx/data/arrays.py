@@ -73,6 +73,7 @@ class Idx(DataSet):
     renumber: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_range(self, "pad", least=0)
 
     def _open(self, split: Split) -> ArraySource:
@@ -142,6 +143,7 @@ class Npz(DataSet):
     renumber: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.range is not None and not -np.inf < self.range[0] < self.range[1] < np.inf:
             raise InputError(f"range must be two rising numbers; got {self.range}")
 

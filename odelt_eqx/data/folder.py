@@ -52,6 +52,7 @@ class Folder(DataSet):
     max_failures: float = 0.01
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         size = 1 if self.size is None else self.size
         check_shape(size, 3 if self.channels is None else self.channels)
         check_range(self, "white", least=1)

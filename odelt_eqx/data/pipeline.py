@@ -17,6 +17,7 @@ from absl import flags
 
 from odelt_eqx.data.source import Source
 from odelt_eqx.errors import InputError, check_range
+from odelt_eqx.serialize import set_declared
 
 Batch = dict[str, Any]
 """`x` (rows, *shape) and `condition` (rows,): this process's share of a batch; `index` (batch,):
@@ -58,6 +59,7 @@ class Loading:
     buffer: int = 8
 
     def __post_init__(self) -> None:
+        set_declared(self)
         check_range(self, "threads", "buffer", least=1)
         check_range(self, "workers", least=0)
 

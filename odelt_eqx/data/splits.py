@@ -9,6 +9,7 @@ from jaxtyping import Bool
 
 from odelt_eqx.data.source import Split
 from odelt_eqx.errors import check_range
+from odelt_eqx.serialize import set_declared
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +27,7 @@ class HeldOut:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        set_declared(self)
         check_range(self, "share", least=0, below=1)
 
     def select(self, names: Iterable[str], split: Split) -> Bool[np.ndarray, " count"]:

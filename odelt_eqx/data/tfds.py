@@ -62,6 +62,7 @@ class Tfds(DataSet):
     held_out: HeldOut = HeldOut()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_shape(self.size, self.channels)
 
     def _open(self, split: Split) -> ImageSource:

@@ -37,6 +37,7 @@ class Toy(DataSet):
     seed: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_range(self, "count", least=20)
         check_range(self, "seed", least=0)
 
