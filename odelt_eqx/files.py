@@ -27,7 +27,7 @@ WRITE_ERRORS = {
 }
 
 MAX_TEXT = 2**28
-"""Bytes of a text file, at most."""
+"""Bytes of a text file, or of a line of a file of JSON lines, at most."""
 MOST_WAITS = 100
 """Times that a file is locked, at most: each time, another process may have renamed it."""
 
@@ -192,8 +192,8 @@ def read_json(path: Path, what: str) -> Any:
         return parse_json(_read_bytes(path))
 
 
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the objects in a file of JSON lines; no file has none.
+def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the objects in a file of JSON lines, of any length; no file has none.
 
     A damaged line is skipped, and a warning counts them: all but the last one if it has no end,
     for then it is being written.
@@ -202,22 +202,21 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
         InputError: the file cannot be read.
     """
     if not path.is_file():
-        return []
-    with reading(path, "a file of JSON lines"):
-        *lines, last = _read_bytes(path).split(b"\n")
-    rows, damaged = [], 0
-    for line in (*lines, last):
-        try:
-            row = parse_json(line)
-        except ValueError:
-            row = None
-        if isinstance(row, dict):
-            rows.append(row)
-        elif line is not last and line.strip():
-            damaged += 1
+        return
+    count = damaged = 0
+    with reading(path, "a file of JSON lines"), path.open("rb") as file:
+        for line in iter(lambda: file.readline(MAX_TEXT), b""):
+            try:
+                row = parse_json(line)
+            except ValueError:
+                row = None
+            if isinstance(row, dict):
+                yield row
+            elif line.endswith(b"\n") and line.strip():
+                damaged += 1
+            count += line.endswith(b"\n")
     if damaged:
-        warnings.warn(f"{path}: damaged lines are skipped, {damaged} of {len(lines)}", stacklevel=2)
-    return rows
+        warnings.warn(f"{path}: damaged lines are skipped, {damaged} of {count}", stacklevel=2)
 
 
 def parse_json(content: bytes | str) -> Any:

@@ -125,7 +125,7 @@ class Store:
 
     def __init__(self, path: Path):
         """Read the file, if there is one; an InputError if it holds something else."""
-        self.path, lines = path, read_json_lines(path)
+        self.path, lines = path, list(read_json_lines(path))
         known = all("measured" in x and isinstance(x.get("settings"), dict) for x in lines)
         if path.is_file() and not (lines and known):
             raise InputError(f"{path} holds no measured rows; move it away to measure again")

@@ -17,7 +17,7 @@ from jaxtyping import Float, UInt8
 
 from odelt_eqx.config import LoggingConfig, TrainConfig
 from odelt_eqx.errors import InputError, SolveError
-from odelt_eqx.files import read_json_lines, read_text, write_text
+from odelt_eqx.files import atomic_write, read_json_lines, read_text, write_text
 from odelt_eqx.images import save_png, sheet
 from odelt_eqx.network import Network
 from odelt_eqx.noise import normal, sample_keys
@@ -50,8 +50,9 @@ class FolderLogger(AbstractContextManager):
     def __init__(self, run: Path, done: int):
         """Open the files of `run` and drop the metrics after step `done`, which will come again."""
         path = run / METRICS
-        rows = [row for row in read_metrics(run) if row["step"] <= done]
-        write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+        rows = (row for row in read_metrics(run) if row["step"] <= done)
+        with atomic_write(path, wait=True) as temporary, temporary.open("w") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
         self._file = path.open("a")
         self._previews = run / PREVIEWS
 
@@ -71,14 +72,12 @@ class FolderLogger(AbstractContextManager):
         self._file.close()
 
 
-def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """Return the lines of `metrics.jsonl`, each with its `step`; a metric is a number or None."""
+def read_metrics(run: Path) -> Iterator[dict[str, Any]]:
+    """Yield the lines of `metrics.jsonl`, each with its `step`; a metric is a number or None."""
     number = lambda value: isinstance(value, int | float) and not isinstance(value, bool)
-    return [
-        row
-        for row in read_json_lines(run / METRICS)
-        if number(row.get("step")) and all(v is None or number(v) for v in row.values())
-    ]
+    for row in read_json_lines(run / METRICS):
+        if number(row.get("step")) and all(v is None or number(v) for v in row.values()):
+            yield row
 
 
 class TensorBoardLogger(AbstractContextManager):

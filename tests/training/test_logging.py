@@ -17,7 +17,7 @@ from matplotlib.image import imread
 import odelt_eqx as odelt
 from odelt_eqx.config import LoggingConfig, load_config
 from odelt_eqx.images import sheet
-from odelt_eqx.training.logging import log_previews, open_loggers, plot_vectors
+from odelt_eqx.training.logging import log_previews, open_loggers, plot_vectors, read_metrics
 from odelt_eqx.training.train import train
 from tests.conftest import TINY_RUN
 from tests.training.conftest import POINTS_RUN
@@ -214,3 +214,14 @@ def test_the_logging_config_survives_its_file_and_is_checked(logged_run):
     for field, value in (("sample_every", -1), ("sample_steps", (0,)), ("peak_flops", 0.0)):
         with pytest.raises(odelt.InputError, match=field):
             LoggingConfig(**{field: value})
+
+
+def test_metrics_of_any_length_are_read_and_go_on(tmp_path, monkeypatch):
+    """A run of weeks may log more than any other text file may hold."""
+    monkeypatch.setattr("odelt_eqx.files.MAX_TEXT", 100)
+    lines = [f'{{"step": {step}, "loss": 0.5}}\n' for step in range(1, 40)]
+    (tmp_path / "metrics.jsonl").write_text("".join(lines) + "x" * 1030 + "\n")
+    damaged = pytest.warns(UserWarning, match="damaged lines are skipped, 1 of 40")
+    with damaged, open_loggers(LoggingConfig(), tmp_path, 30, {}) as log:
+        log.write(31, loss=0.25)
+    assert [row["step"] for row in read_metrics(tmp_path)] == [*range(1, 32)]
