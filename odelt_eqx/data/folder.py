@@ -25,7 +25,8 @@ class Folder(DataSet):
 
     Args:
         folder: the folder or file. In a folder, subfolders are the classes, by name, or splits if
-            they are called `train` and `val` or `test`; files of labels come before either.
+            they are called `train` and `val`, `dev`, `test` or `eval`; files of labels come before
+            either.
         size: (height, width) of the images, in pixels, or one number for both; they are cropped to
             this shape. None chooses one that suits them, see `find_common_shape`.
         channels: 3, or 1 for grey levels. None: 1 if all are grey.

@@ -21,8 +21,11 @@ UNLABELLED = ("all",)
 """Class names of data without classes."""
 SPARSE = 10
 """Numbers that reach so many times their count are not those of classes, numbered from 0."""
-SPLITS = re.compile(r"(train|val|test)(?:ing|id|idation)?(?![a-z])", re.IGNORECASE)
-"""How the name of a folder or file says that it is a split."""
+SPLITS = re.compile(r"(train|val|dev|test|eval)(?:ing|id|idation|uation)?(?![a-z])", re.IGNORECASE)
+"""How the name of a folder or file says that it is a split, as Hugging Face's `datasets` has it."""
+ALIASES = {"dev": "val", "eval": "test"}
+SPLIT = "split"
+"""A column of tables that says the split of an image; it is not read, but noted."""
 DELIMITERS = ",;\t"
 """Those of `metadata.csv`; a spreadsheet writes semicolons where a comma is the decimal point."""
 
@@ -115,7 +118,7 @@ def number_values(
 def split_names(parts: Sequence[str]) -> list[str] | None:
     """Return the split that each folder or file name says, "train", "val" or "test".
 
-    None unless all say one, and one of them is "train".
+    "dev" is "val", "eval" is "test". None unless all say one, and one of them is "train".
 
     Raises:
         InputError: some are splits, "train" and another, and some are not.
@@ -124,8 +127,13 @@ def split_names(parts: Sequence[str]) -> list[str] | None:
     if not all(found.values()):
         _check_no_splits(found)
         return None
-    names = [match[1].lower() for part in parts if (match := found[part])]
+    names = [_split(match) for part in parts if (match := found[part])]
     return names if "train" in names and len(set(names)) > 1 else None
+
+
+def _split(match: re.Match[str]) -> str:
+    """Return the split that a name says: "train", "val" or "test"."""
+    return ALIASES.get(name := match[1].lower(), name)
 
 
 def _check_no_splits(found: Mapping[str, re.Match[str] | None]) -> None:
@@ -137,7 +145,7 @@ def _check_no_splits(found: Mapping[str, re.Match[str] | None]) -> None:
     splits: dict[str, dict[str, str]] = defaultdict(dict)
     for part, match in sorted(found.items()):
         if match:
-            splits[re.sub("[0-9]+", "", part[match.end() :])][match[1].lower()] = part
+            splits[re.sub("[0-9]+", "", part[match.end() :])][_split(match)] = part
     for alike in splits.values():
         if "train" in alike and len(alike) > 1:
             others = sorted(part or "files in no folder" for part in found if not found[part])
@@ -155,7 +163,10 @@ def held_out_items(splits: Sequence[str], what: object) -> dict[int, bool]:
     """
     held_out = "val" if "val" in splits else "test"
     if "test" in splits and held_out == "val":
-        warnings.warn(f"{what}: 'val' is held out, 'test' is not used", stacklevel=2)
+        warnings.warn(
+            f"{what}: what is for validation is held out, what is for testing is not used",
+            stacklevel=2,
+        )
     used = {"train": False, held_out: True}
     return {index: used[name] for index, name in enumerate(splits) if name in used}
 
@@ -284,6 +295,7 @@ def _choose(rows: Sequence[dict[str, Any]], column: str, where: str) -> list[tup
     for number, row in enumerate(rows, 1):
         if not (isinstance(row.get("file_name"), str) and row["file_name"]):
             raise ValueError(f"row {number} has no file_name")
+    note_splits(where, {str(row.get(SPLIT)) for row in rows})
     if column not in columns:
         if others := [name for name in columns if name != "file_name"]:
             note_columns(where, column, others)
@@ -298,6 +310,17 @@ def note_columns(where: object, column: str, others: Sequence[str]) -> None:
         "the option label",
         stacklevel=2,
     )
+
+
+def note_splits(where: object, values: Collection[str]) -> None:
+    """Warn that a table has a column of splits, which is not read."""
+    found = {_split(match) for value in set(values) if (match := SPLITS.match(value))}
+    if "train" in found and len(found) > 1:
+        warnings.warn(
+            f"{where} has a column {SPLIT!r}, which is not read: only folders and files called "
+            "train, val or test are splits",
+            stacklevel=2,
+        )
 
 
 def _read_beside(

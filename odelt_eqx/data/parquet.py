@@ -11,9 +11,11 @@ import numpy as np
 from odelt_eqx.array_files import check_unpacked
 from odelt_eqx.data.items import RawItems, check_held_out, check_size
 from odelt_eqx.data.labels import (
+    SPLIT,
     UNLABELLED,
     held_out_items,
     note_columns,
+    note_splits,
     number_values,
     split_names,
 )
@@ -34,7 +36,7 @@ def find_in_parquet(
     _read_row_group.cache_clear()  # the files may be others than when they were last read
     relative = [file.name if file == path else file.relative_to(path).as_posix() for file in files]
     splits = _splits_of_files(relative, path)
-    names, locations, values, held_out, class_names = [], [], [], [], ()
+    names, locations, values, held_out, class_names, marks = [], [], [], [], (), set()
     for file, name in zip(files, relative, strict=True):
         if splits is not None and name not in splits:
             continue
@@ -57,6 +59,12 @@ def find_in_parquet(
                 others = [other for other in columns if not f"{column}.".startswith(f"{other}.")]
                 if others:
                     note_columns(path, label, others)
+            if (
+                splits is None
+                and SPLIT in columns
+                and _is_text(table.schema_arrow.field(SPLIT).type)
+            ):
+                marks |= set(map(str, _read_column(file, SPLIT).to_pylist()))
         except InputError:
             raise
         except Exception as error:  # a damaged file raises anything
@@ -69,6 +77,7 @@ def find_in_parquet(
         held_out += [splits is not None and splits[name]] * len(rows)
     if not names:
         raise InputError(f"{path} has no rows")
+    note_splits(path, marks)
     labels = np.zeros(len(names), np.int32)
     if values:
         if len(values) != len(names) or None in values:
@@ -132,7 +141,7 @@ def _read_labels(file: Path, label: str, kind: Any) -> list[Any]:
 
     if types.is_dictionary(kind):
         kind = kind.value_type
-    named = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+    named = _is_text(kind)
     if not (named or types.is_integer(kind) or types.is_null(kind)):
         raise InputError(
             f"{file} has items whose class is neither a number nor a name: the column {label!r} "
@@ -146,6 +155,12 @@ def _read_labels(file: Path, label: str, kind: Any) -> list[Any]:
         else:
             values += chunk.to_pylist()
     return values
+
+
+def _is_text(kind: Any) -> bool:
+    from pyarrow import types
+
+    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
 
 
 def _huggingface_names(metadata: dict[bytes, bytes] | None, label: str) -> tuple[str, ...]:

@@ -42,7 +42,8 @@ def find_raw_images(
 
     The class of an image is what files of labels say (`odelt_eqx.data.labels`), or else the first
     folder in which the paths of all differ; in Parquet files it is a column. Folders or files
-    called `train` and `val` or `test` are splits, not classes. What is hidden is left out.
+    called `train` and `val`, `dev`, `test` or `eval` are splits, not classes. What is hidden is
+    left out.
 
     Args:
         path: a folder of images, a `.zip`, a `.tar`, a `.parquet` or a folder of the last two.

@@ -5,6 +5,7 @@ import json
 import os
 import tarfile
 import unicodedata
+import warnings
 import zipfile
 
 import numpy as np
@@ -115,6 +116,9 @@ def test_sparse_labels_of_parquet_are_refused_and_renumbered(tmp_path):
         (["train", "val", "test"], ["train", "val", "test"]),
         (["training", "validation"], ["train", "val"]),
         (["train-00000-of-2.parquet", "test-0.parquet"], ["train", "test"]),
+        (["train", "dev"], ["train", "val"]),
+        (["Train-1", "Eval-1"], ["train", "test"]),
+        (["train", "device"], None),
         (["train", "plane"], None),
         (["trains", "tests"], None),
         (["val", "test"], None),
@@ -164,7 +168,7 @@ def test_a_split_is_not_trained_on_for_what_lies_beside_it(tmp_path):
         Folder(tmp_path, size=4).open("train")
 
 
-@pytest.mark.filterwarnings("ignore:.*'test' is not used")
+@pytest.mark.filterwarnings("ignore:.*for testing is not used")
 @pytest.mark.parametrize("kind", ["folder", "zip"])
 def test_folders_called_train_and_val_are_splits(tmp_path, kind):
     for split, count in (("train", 8), ("val", 3), ("test", 4)):
@@ -200,6 +204,28 @@ def test_parquet_files_called_train_and_test_are_splits(tmp_path):
     source = Folder(tmp_path, size=4)
     assert [len(source.open(split)) for split in ("train", "held-out")] == [10, 6]
     assert source.open("train").num_classes == 3
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_a_column_of_splits_is_noted(tmp_path, kind):
+    rows = [{"file_name": f"{i}.png", "label": i % 2, "split": "dev"} for i in range(8)]
+    for part in ("dev", "train"):
+        rows[0]["split"] = part
+        if kind == "parquet":
+            images = [png(9 * i) for i in range(8)]
+            table = pa.Table.from_pylist(rows).append_column("image", [images])
+            pq.write_table(table, tmp_path / "a.parquet")
+        else:
+            for row in rows:
+                (tmp_path / str(row["file_name"])).write_bytes(png(8))
+            lines = [",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows)]
+            lines = lines if kind == "csv" else map(json.dumps, rows)
+            (tmp_path / f"metadata.{kind}").write_text("\n".join(lines))
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            assert len(Folder(tmp_path, size=4).find()) == 8
+        said = [each for each in found if "'split', which is not read" in str(each.message)]
+        assert len(said) == (part == "train")
 
 
 def test_other_columns_of_classes_are_named_and_chosen(tmp_path):
