@@ -6,13 +6,13 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 import jax
 import tyro
 
 from odelt_eqx.config import TrainConfig
-from odelt_eqx.data import Folder
+from odelt_eqx.data import Data, Folder
 from odelt_eqx.entry import program, typed
 from odelt_eqx.errors import InputError, check_numbers
 from odelt_eqx.nn import DiTConfig
@@ -59,6 +59,8 @@ def run_of(words: list[str]) -> tuple[str, TrainConfig, list[str]]:
 def hint_at_names(names: Sequence[str], words: list[str]) -> Iterator[None]:
     """Where tyro refuses words, say so if a preset or a training type stands behind the options.
 
+    Or if an option of data is not one of the preset's type of data, and no other type is chosen.
+
     Args:
         names: the words before the options.
         words: the others.
@@ -73,7 +75,21 @@ def hint_at_names(names: Sequence[str], words: list[str]) -> Iterator[None]:
                 raise InputError(
                     f"{word} must come before all options: {typed('train', *first)} ..."
                 ) from None
+        own = _field_names(type(preset(names[0]).data))
+        others = set[str]().union(*map(_field_names, get_args(Data))) - own
+        chosen = own >= _field_names(Folder) or any(word.startswith("data:") for word in words)
+        for option in (word.split("=")[0] for word in words if word.startswith("--data.")):
+            field = option.removeprefix("--data.").replace("-", "_").split(".")[0]
+            if stopped.code and not chosen and field in others:
+                raise InputError(
+                    f"{option} needs a type of data before it: {typed('train', *names)} data:TYPE "
+                    f"{option} ...; for images, {typed('train', 'folder', '--data.folder', 'DIR')}"
+                ) from None
         raise
+
+
+def _field_names(kind: type) -> set[str]:
+    return {field.name for field in dataclasses.fields(kind)}
 
 
 def _starts_with_name(words: list[str]) -> bool:

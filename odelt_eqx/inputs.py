@@ -83,6 +83,16 @@ def check_tolerance(anytime: bool, depth: Any, tolerance: float | Array) -> None
         )
 
 
+def is_real(value: Any) -> bool:
+    """Whether a value is a real number, or an array or a list of some."""
+    if isinstance(value, Array | float):
+        return True
+    try:
+        return np.asarray(value).dtype.kind in "biufV"  # V: bfloat16
+    except ValueError:  # rows of several lengths
+        return False
+
+
 def one_per_example(name: str, value: Any, batch_size: int) -> Any:
     """Return a value that is one for all, or has one for each example.
 
@@ -90,8 +100,10 @@ def one_per_example(name: str, value: Any, batch_size: int) -> Any:
     one of JAX's.
 
     Raises:
-        InputError: it has another shape.
+        InputError: it is no number or has another shape.
     """
+    if not is_real(value):
+        raise InputError(f"{name} must be a number; got {value!r}")
     if np.shape(value) not in ((), (1,), (batch_size,)):
         raise InputError(
             f"{name} must be a number or have shape ({batch_size},); got {np.shape(value)}"

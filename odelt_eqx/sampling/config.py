@@ -17,7 +17,7 @@ from odelt_eqx.condition import (
     is_told_guidance,
 )
 from odelt_eqx.errors import InputError, SolveError, check_numbers, find_by_name
-from odelt_eqx.inputs import check_depth, check_tolerance, one_per_example
+from odelt_eqx.inputs import check_depth, check_tolerance, is_real, one_per_example
 from odelt_eqx.network import Network
 from odelt_eqx.ode.plan import (
     STOCHASTIC,
@@ -322,14 +322,19 @@ def _check_values(options: dict[str, Any]) -> None:
             raise InputError(f"{name} must be a FixedSteps or an Adaptive; got {value!r}")
         if name not in ("guidance", "depth_guidance", "diffusion", "depth_tolerance"):
             continue
-        real = isinstance(value, Array | float)
-        if not real and np.asarray(value).dtype.kind not in "biufV":  # V: bfloat16
+        if not is_real(value):
             raise InputError(f"{name} must be a number; got {value!r}")
+        if name in ("diffusion", "depth_tolerance") and np.size(value) != 1:
+            raise InputError(f"{name} must be one number; got one of shape {np.shape(value)}")
     diffusion = options.get("diffusion", 0.0)
-    if not isinstance(diffusion, Tracer) and not diffusion >= 0:
+    if not isinstance(diffusion, Tracer) and not np.asarray(diffusion) >= 0:
         raise InputError(f"diffusion must not be negative; got {diffusion}")
     tolerance = options.get("depth_tolerance")
-    if tolerance is not None and not isinstance(tolerance, Tracer) and not tolerance > 0:
+    if (
+        tolerance is not None
+        and not isinstance(tolerance, Tracer)
+        and not np.asarray(tolerance) > 0
+    ):
         raise InputError(f"depth_tolerance must be positive; got {tolerance}")
     for name in ("depth", "guide_depth"):
         value = options.get(name)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Key
 
 from odelt_eqx.condition import Condition, ConditionLike
 from odelt_eqx.errors import InputError
-from odelt_eqx.inputs import batch_key
+from odelt_eqx.inputs import batch_key, is_real
 from odelt_eqx.network import Network, as_batch
 from odelt_eqx.ode.count import integrate_time_counted
 from odelt_eqx.ode.plan import Adaptive
@@ -123,7 +123,7 @@ def trajectory(
         >>> odelt.trajectory(model, noise, labels, [0.0, 0.5, 1.0]).shape
         (3, 10, 8, 8, 1)
     """
-    times = np.asarray(at, jax.dtypes.canonicalize_dtype(float))
+    times = np.asarray(at if is_real(at) else (), jax.dtypes.canonicalize_dtype(float))
     rising = times.ndim == 1 and len(times) and (np.diff(times) > 0).all()
     if not (rising and times[0] >= 0 and times[-1] <= 1):
         raise InputError(f"at must hold rising times in [0, 1]; got {at}")

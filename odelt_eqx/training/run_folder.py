@@ -25,7 +25,7 @@ from odelt_eqx.training.load import (
 from odelt_eqx.training.logging import METRICS, PREVIEWS
 
 LOCK = ".lock"
-HINT = "existing checkpoints are intact; --resume continues from there"
+HINT = "any checkpoint in it is intact, and --resume continues from the newest"
 READING = ("data.folder", "data.path", "loading.threads", "loading.workers", "loading.buffer")
 TIMES = ("log_every", "eval_every", "save_every", "keep", "keep_every")
 MUTABLE = (

@@ -210,6 +210,10 @@ def make_train_step(
             if getattr(data, "dtype", None) == jnp.uint8:
                 raise InputError("data are bytes: scale them first, to [-1, 1] by data / 127.5 - 1")
             batch = as_batch(state.model, data, condition)
+            if not len(batch[0]):
+                raise InputError(
+                    f"a batch must have an example; got data of shape {batch[0].shape}"
+                )
         return compiled((*batch, key), state)
 
     return step

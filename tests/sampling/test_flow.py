@@ -138,6 +138,9 @@ def test_a_tolerance_may_be_traced(any_types, model):
         ({"length": "heun"}, "length must be a FixedSteps or an Adaptive; got 'heun'"),
         ({"guidance": "1.5"}, "guidance must be a number; got '1.5'"),
         ({"diffusion": None}, "diffusion must be a number; got None"),
+        ({"diffusion": np.ones(3)}, r"diffusion must be one number; got one of shape \(3,\)"),
+        ({"depth_tolerance": [0.1, 0.2]}, "depth_tolerance must be one number; got one of shape"),
+        ({"guidance": [1.0, [2.0, 3.0]]}, "guidance must be a number; got "),
         ({"guidance_interval": 0.5}, "guidance_interval must be two rising times .* got 0.5"),
         ({"guidance_interval": ("0", "1")}, "guidance_interval must be two rising times"),
         ({"noise": None}, "states must be numbers; got None"),
@@ -148,6 +151,20 @@ def test_what_does_not_fit_the_model_is_refused(any_types, model, change, messag
     arguments = {"noise": NOISE, "condition": LABELS} | change
     with pytest.raises(odelt.InputError, match=message):
         odelt.sample(model, **arguments)
+
+
+@pytest.mark.parametrize("at", ["ab", ["0.5"], [0.1, [0.2, 0.3]], None, 0.5, []])
+def test_times_of_a_trajectory_must_be_rising_numbers(any_types, model, at):
+    with pytest.raises(odelt.InputError, match=r"at must hold rising times in \[0, 1\]; got"):
+        odelt.trajectory(model, NOISE, LABELS, at)
+
+
+@pytest.mark.parametrize("value", ["a", None, [0.1, [1]], ["0", "1"]])
+@pytest.mark.parametrize("name", ["t", "step_index"])
+def test_a_network_is_called_with_numbers(any_types, model, name, value):
+    arguments = {"t": 0.5, "step_index": 0} | {name: value}
+    with pytest.raises(odelt.InputError, match=f"{name} must be a number; got "):
+        model(x=NOISE, condition=LABELS, **arguments)
 
 
 @pytest.mark.parametrize("axis", ["time", "length"])

@@ -331,6 +331,10 @@ MISTAKES = [
     (("train.py", "digit"), "no preset is called 'digit'; did you mean digits?"),
     (("train.py", "digits", "--run", "RUN"), "exists; use --resume to continue it"),
     (("train.py", "--run", "nowhere", "moons", "--steps", "1"), "moons must come before all opt"),
+    (
+        ("train.py", "moons", "--data.held-out.share=0.1"),
+        "train.py moons data:TYPE --data.held-out",
+    ),
     (("train.py", "digits", "--run=x", "rfm"), "train.py digits rfm ..."),
     (("stats.py", "."), ". is a folder; give the path of a file"),
     (("stats.py", "/dev/null/x.npz", "--batch-size", "8"), "/dev/null/x.npz cannot be written"),

@@ -142,6 +142,7 @@ def test_a_key_of_a_step_is_one_of_jax(any_types):
         (IMAGES[0], LABELS[:8], r"states must have shape \(batch, 8, 8, 1\); got \(8, 8, 1\)"),
         (IMAGES[..., 0], LABELS, r"states must have shape \(batch, 8, 8, 1\); got \(16, 8, 8\)"),
         (np.zeros((16, 8, 8, 1), np.uint8), LABELS, "data are bytes: scale them first"),
+        (IMAGES[:0], LABELS[:0], r"a batch must have an example; got data of shape \(0, 8, 8, 1\)"),
         (IMAGES, LABELS + 2, "labels must lie between 0 and 9, or be 10 for none; got 11"),
         (IMAGES, LABELS - 1, "labels must lie between 0 and 9, or be 10 for none; got -1"),
         (IMAGES, LABELS + 0.5, "labels must be whole numbers"),
