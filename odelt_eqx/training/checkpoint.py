@@ -83,6 +83,7 @@ class Checkpoints(AbstractContextManager):
         self._manager = _open_manager(
             run / CHECKPOINTS, write, managers.AnyPreservationPolicy(policies)
         )
+        self._inode = run.stat().st_ino
         self._snapshots, self._managers = None, [self._manager]
         if snapshots:
             self._snapshots = _open_manager(run / SNAPSHOTS, write)
@@ -151,6 +152,8 @@ class Checkpoints(AbstractContextManager):
         items = {name: args.StandardSave(leaves_by_name(tree)) for name, tree in trees.items()}
         items |= {name: args.JsonSave(data) for name, data in dicts.items()}
         with self._write_errors():
+            if self._run.stat().st_ino != self._inode:  # made anew, without the rest of a run
+                raise OSError("its folder was moved or removed meanwhile")
             manager.save(step, args=args.Composite(**items))
 
     def check(self) -> None:

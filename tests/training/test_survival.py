@@ -21,6 +21,7 @@ import pytest
 import odelt_eqx as odelt
 from odelt_eqx.config import save_config
 from odelt_eqx.nn.groups import network_template
+from odelt_eqx.progress import Progress
 from odelt_eqx.training.checkpoint import Checkpoints
 from odelt_eqx.training.run_folder import start_run
 from odelt_eqx.training.train import train
@@ -325,6 +326,28 @@ def test_a_checkpoint_is_not_damaged_because_the_machine_lacks_something(
         checkpoints.restore_weights("ema", network_template(POINTS_RUN.model))
     assert raised.value is error
     assert complete(run) == [3, 6]
+
+
+@pytest.mark.parametrize("left", [None, "checkpoints"])
+def test_a_run_that_is_moved_while_it_trains_stops(tmp_path, monkeypatch, left):
+    """What is saved in its place is no run: it has no config and no earlier checkpoints."""
+    run = tmp_path / "run"
+
+    class Moving(Progress):
+        def advance(self, count=1):
+            super().advance(count)
+            if self._done == 4:
+                while complete(run) != [3]:  # it is written in the background
+                    time.sleep(0.01)
+                run.rename(tmp_path / "moved")
+                if left is not None:  # as a checkpoint that is being written makes it anew
+                    (run / left).mkdir(parents=True)
+
+    monkeypatch.setattr("odelt_eqx.training.train.Progress", Moving)
+    with pytest.raises(odelt.InputError, match=r"could not be written .*(moved|No such file)"):
+        train(POINTS_RUN, run)
+    assert complete(tmp_path / "moved") == [3]
+    assert not list(run.glob("checkpoints/*"))
 
 
 def test_where_no_checkpoint_can_be_read_nothing_is_moved(points_run, tmp_path):
