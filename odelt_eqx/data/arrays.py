@@ -126,8 +126,9 @@ class Npz(DataSet):
     """The arrays `images` and `labels` of an NPZ file.
 
     Args:
-        path: holds `images` (count, height, width) or (count, height, width, channels), bytes or
-            floats in [-1, 1]; optionally `labels` (count,) and `class_names` (classes,), strings.
+        path: holds `images` (count, height, width) or (count, height, width, channels), bytes,
+            truth values (True is white) or floats in [-1, 1]; optionally `labels` (count,) and
+            `class_names` (classes,), strings.
         range: the values of `images` that are black and white; by default 0 and 255 of bytes, -1
             and 1 of floats.
         renumber: number the labels that occur in the training data as classes from 0 on.
@@ -166,6 +167,8 @@ class Npz(DataSet):
         arrays = read_arrays(path, what, "images", optional=others)
         labels = arrays.get("labels", np.zeros(arrays["images"].shape[:1], np.int32))
         images = _check_shapes(arrays["images"], labels, path)
+        if images.dtype == bool:
+            images = images.astype(np.uint8) * np.uint8(255 if self.range is None else 1)
         if self.range is not None or images.dtype != np.uint8:
             images = _scale(images, self.range, path)
         elif images.max(initial=0) == 1:

@@ -23,6 +23,7 @@ FORMATS = ("PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 END_OF_JPEG = b"\xff\xd9"
 ORIENTATION = ExifTags.Base.Orientation
 PHOTOMETRIC = ExifTags.Base.PhotometricInterpretation
+SAMPLE_FORMAT = ExifTags.Base.SampleFormat
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -58,7 +59,7 @@ def decode_image(
     | is a JPEG that lacks its end marker, but no pixel | used |
     | is a JPEG of up to `MAX_JPEG_PIXELS` pixels | decoded at 1/2, 1/4 or 1/8 if that is enough |
     | has more than `MAX_PIXELS` pixels all the same | refused before any is decoded |
-    | has floats for pixels | refused |
+    | has floats or signed bytes for pixels | refused |
     | has integers of more than 8 bits | scaled so that `white` is 255; above it, refused |
     | is a TIFF in which 0 is white | inverted |
     | has 16-bit colours | their high byte is used |
@@ -121,7 +122,10 @@ def _decode(data: bytes, size: ImageSize, channels: int, white: int) -> UInt8[np
         method = UPRIGHT.get(_orientation(image))
         upright = image if method is None else image.transpose(method)
         part = _crop(upright, height, width)
-        inverted = getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == 0
+        tags = getattr(image, "tag_v2", {})
+        if 2 in tags.get(SAMPLE_FORMAT, ()) and not image.mode.startswith("I"):
+            raise BadImageError("pixels are signed bytes, whose range is not known")
+        inverted = tags.get(PHOTOMETRIC) == 0
         opaque = _convert(part, "RGB" if channels == 3 else "L", white, inverted)
         resized = opaque.resize((width, height), Image.Resampling.BILINEAR)
         return np.asarray(resized).reshape(height, width, channels)

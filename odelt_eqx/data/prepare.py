@@ -25,12 +25,12 @@ from odelt_eqx.data.source import Split
 from odelt_eqx.data.splits import HeldOut
 from odelt_eqx.errors import InputError, check_range, reason
 from odelt_eqx.files import (
+    atomic_write,
     fingerprint,
     read_json,
     temporary_path,
     write_errors,
     write_json,
-    write_text,
 )
 from odelt_eqx.images import ImageSize, height_width
 from odelt_eqx.progress import Progress
@@ -199,11 +199,12 @@ def write_items(
                 progress.advance(len(chunk.items))
                 check_failures()
     finally:
-        outcomes = list(_load_outcomes(chunks).values())
-        skipped = [row for outcome in outcomes for row in outcome.skipped]
-        rows = [json.dumps({"name": name, "reason": text}) + "\n" for name, text in skipped]
-        with write_errors(out):
-            write_text(out / SKIPPED, "".join(rows))
+        # A part that ends later waits here, and so finds what this one has finished.
+        with write_errors(out), atomic_write(out / SKIPPED, wait=True) as temporary:
+            outcomes = list(_load_outcomes(chunks).values())
+            skipped = [row for outcome in outcomes for row in outcome.skipped]
+            rows = [json.dumps({"name": name, "reason": text}) + "\n" for name, text in skipped]
+            temporary.write_text("".join(rows), "utf-8")
     if len(outcomes) < len(chunks):
         return [out / SKIPPED]
     shards, classes = {}, {}

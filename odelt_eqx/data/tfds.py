@@ -10,12 +10,12 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 from jaxtyping import UInt8
 
-from odelt_eqx.data.decode import check_shape, decode_image
+from odelt_eqx.data.decode import WHITES, check_shape, decode_image
 from odelt_eqx.data.labels import UNLABELLED
 from odelt_eqx.data.records import Records
 from odelt_eqx.data.source import DataSet, ImageSource, Split
 from odelt_eqx.data.splits import HeldOut
-from odelt_eqx.errors import InputError, reason
+from odelt_eqx.errors import InputError, check_range, reason
 from odelt_eqx.files import read_json, read_text, reading
 from odelt_eqx.images import ImageSize, height_width
 
@@ -50,6 +50,7 @@ class Tfds(DataSet):
         channels: 3, or 1 for grey levels.
         image: the feature that is the image.
         label: the feature that is its class; without it there are no classes.
+        white: brightest value of images of more than 8 bits.
         held_out: which examples are held out if `train` is the only split; their names are their
             indices.
     """
@@ -59,11 +60,13 @@ class Tfds(DataSet):
     channels: int = 3
     image: str = "image"
     label: str = "label"
+    white: int = WHITES[-1]
     held_out: HeldOut = HeldOut()
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_shape(self.size, self.channels)
+        check_range(self, "white", least=1)
 
     def _open(self, split: Split) -> ImageSource:
         lengths = _shard_lengths(self.folder)
@@ -110,7 +113,7 @@ class Tfds(DataSet):
         try:
             features = parse_example(records[record])
             (encoded,) = features[self.image]
-            pixels = decode_image(encoded, self.size, self.channels)
+            pixels = decode_image(encoded, self.size, self.channels, self.white)
         except (DecodeError, KeyError, ValueError, TypeError) as error:
             raise InputError(
                 f"example {record} of {self} has no feature {self.image!r} that is an image: "

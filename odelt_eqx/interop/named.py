@@ -157,7 +157,10 @@ def write_safetensors(path: Path, arrays: dict[str, np.ndarray], metadata: dict[
         InputError: it cannot be written.
     """
     with write_errors(path), atomic_write(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # safetensors writes for this user alone
         try:
             safetensors.numpy.save_file(arrays, temporary, metadata)
+            temporary.chmod(mode)
         except safetensors.SafetensorError as error:  # as which it reports the system's, too
             raise InputError(f"{path} cannot be written: {reason(error)}") from None

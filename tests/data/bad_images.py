@@ -81,6 +81,7 @@ UNUSABLE = {
     "bomb.png": (png_of_size(60_000, 60_000), "pixels"),
     "large.png": (png_of_size(8_192, 8_193), "over 67,108,864 pixels"),
     "float.tif": (encoded(Image.new("F", (16, 16), 0.5), "TIFF"), "floats, whose range"),
+    "signed.tif": (encoded(Image.new("L", (16, 16)), "TIFF", tiffinfo={339: 2}), "signed bytes"),
     "integer.tif": (encoded(Image.new("I", (16, 16), 70_000), "TIFF"), "outside 0 to 65535"),
 }
 

@@ -3,6 +3,7 @@
 import json
 import tarfile
 import zipfile
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -154,6 +155,29 @@ def test_a_damaged_member_of_an_archive_is_skipped(images, tmp_path):
     path.write_bytes(data)
     skipped, _ = prepare(path, tmp_path / "out", config(max_failures=0.1))
     assert [json.loads(line)["name"] for line in skipped.open()] == ["set/cats/3.png"]
+
+
+def test_two_parts_that_end_at_once_list_the_images_that_each_skipped(
+    images, tmp_path, monkeypatch
+):
+    for name in ("cats/1.png", "dogs/8.png"):
+        (images / name).write_bytes(b"no image")
+    load, threads = prepare_module._load_outcomes, []
+    do = lambda part: prepare(images, tmp_path / "out", config(part=part, max_failures=0.5))
+
+    def load_slowly(chunks):
+        outcomes = load(chunks)
+        if len(chunks) == 4 and not threads:  # the first part has ended, and looks for the others
+            threads.append(Thread(target=do, args=["2/2"]))
+            threads[0].start()
+            threads[0].join(0.3)
+        return outcomes
+
+    monkeypatch.setattr(prepare_module, "_load_outcomes", load_slowly)
+    do("1/2")
+    threads[0].join()
+    skipped = map(json.loads, (tmp_path / "out" / "skipped.jsonl").open())
+    assert [row["name"] for row in skipped] == ["cats/1.png", "dogs/8.png"]
 
 
 def test_another_source_may_be_the_held_out_split(tmp_path):

@@ -245,6 +245,14 @@ def test_class_names_of_arrays_are_text(tmp_path, names):
     assert source.class_names == ("café", "b")
 
 
+@pytest.mark.parametrize("values", [None, (0.0, 1.0)])
+def test_truth_values_are_black_and_white(tmp_path, values):
+    images = np.array([[[True, False], [False, False]]])
+    np.savez(tmp_path / "a.npz", images=images)
+    source = Npz(tmp_path / "a.npz", held_out=HeldOut(0.0), range=values).open("train")
+    assert source[0]["x"].tolist() == [[[1], [-1]], [[-1], [-1]]]
+
+
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [

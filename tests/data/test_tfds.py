@@ -65,6 +65,18 @@ def test_images_classes_and_splits_are_those_of_the_data(tmp_path):
     assert [train[i]["condition"].item() for i in range(9)] == [0, 1, 0, 1, 0, 0, 1, 0, 1]
 
 
+@pytest.mark.parametrize(("options", "expected"), [({}, 16), ({"white": 4095}, 255)])
+def test_images_of_twelve_bits_have_their_own_white(tmp_path, options, expected):
+    folder, file = write_tfds(tmp_path / "1.0.0", (("train", (1,)),)), BytesIO()
+    Image.fromarray(np.full((4, 4), 4095, np.uint16)).save(file, "PNG")
+    (path,) = folder.glob("*array_record*")
+    writer = ArrayRecordWriter(str(path), "group_size:1")
+    writer.write(example(image=file.getvalue(), label=1))
+    writer.close()
+    source = Tfds(folder, size=4, channels=1, held_out=HeldOut(0.0), **options).open("train")
+    assert set(source[0]["x"].ravel()) == {np.float32(expected / 127.5 - 1)}
+
+
 def test_examples_are_held_out_if_the_data_have_one_split(tmp_path):
     data = Tfds(write_tfds(tmp_path / "1", splits=(("train", (9,)),)), 4, held_out=HeldOut(0.4))
     assert len(data.open("train")) + len(data.open("held-out")) == 9

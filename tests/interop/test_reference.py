@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pickle
 
 import equinox as eqx
@@ -12,7 +13,7 @@ import pytest
 import safetensors.numpy
 
 import odelt_eqx as odelt
-from odelt_eqx.interop.named import read_safetensors
+from odelt_eqx.interop.named import read_safetensors, write_safetensors
 from odelt_eqx.interop.unpickle import unpickle
 from odelt_eqx.presets import preset
 from tests.conftest import GOLDEN, TINY
@@ -109,6 +110,13 @@ def test_safetensors_there_and_back(tmp_path, model, kind):
     assert back.config == network.config
     for ours, theirs in zip(*map(jax.tree.leaves, (back, network)), strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="modes of files are POSIX's")
+def test_weights_may_be_read_by_whoever_reads_other_files(tmp_path):
+    (tmp_path / "other").touch()
+    write_safetensors(tmp_path / "a.safetensors", {"a": np.zeros(2)}, {})
+    assert len({each.stat().st_mode for each in tmp_path.iterdir()}) == 1
 
 
 @pytest.mark.parametrize("content", [b"", b"\x00" * 100, b"\xff" * 100])
