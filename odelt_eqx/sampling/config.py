@@ -324,8 +324,9 @@ def _check_values(options: dict[str, Any]) -> None:
             continue
         if not is_real(value):
             raise InputError(f"{name} must be a number; got {value!r}")
-        if name in ("diffusion", "depth_tolerance") and np.size(value) != 1:
-            raise InputError(f"{name} must be one number; got one of shape {np.shape(value)}")
+    for name in ("diffusion", "depth_tolerance"):
+        if np.size(options.get(name, 0)) != 1:
+            raise InputError(f"{name} must be one number; got {options[name]!r}")
     diffusion = options.get("diffusion", 0.0)
     if not isinstance(diffusion, Tracer) and not np.asarray(diffusion) >= 0:
         raise InputError(f"diffusion must not be negative; got {diffusion}")
