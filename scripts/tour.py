@@ -42,12 +42,12 @@ def show(name, rows):
 # ## Train
 #
 # A preset is a config like any other: here the transformer on 8 x 8 digits, for a quarter of its
-# steps. One pass trains every depth. A run that exists is loaded.
+# steps. One pass trains every depth. A run that exists goes on where it was stopped.
 
 # %%
 RUN = FOLDER / "digits"
-if not RUN.exists():
-    odelt.train(dataclasses.replace(odelt.preset("digits"), steps=700), RUN)
+config = dataclasses.replace(odelt.preset("digits"), steps=700)
+odelt.train(config, RUN, resume=RUN.exists())
 model = odelt.load(RUN)
 print(f"depths {model.depths} of {model.depth} blocks, shape {model.shape}")
 
