@@ -122,7 +122,7 @@ def noise_on_the_way(config: SampleConfig, keys: Key[Array, " batch"] | None) ->
     if not diffuses(config):
         return None
     assert keys is not None  # for the type checker: see `resolve`
-    return Noise(lambda t: jnp.sqrt(config.diffusion * (1 - t)), keys)
+    return Noise(lambda t: jnp.sqrt(config.diffusion) * jnp.sqrt(1 - t), keys)
 
 
 def flow_field(flow_index: int) -> StepIndex:

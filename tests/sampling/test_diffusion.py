@@ -72,6 +72,18 @@ def test_a_path_is_the_same_however_many_steps_there_are():
     assert errors[1] < errors[0] / 2 < 0.05
 
 
+def test_samples_can_be_differentiated_by_the_strength():
+    """Heun's steps look at t = 1, where there is no noise left."""
+
+    def energy(strength):
+        plan = odelt.FixedSteps(3, "heun")
+        samples = odelt.sample(NETWORK, NOISE[:5], time=plan, diffusion=strength, key=KEY)
+        return (samples**2).sum()
+
+    change = (energy(2.02) - energy(1.98)) / 0.04
+    assert float(jax.grad(energy)(2.0)) == pytest.approx(float(change), rel=1e-2)
+
+
 @pytest.mark.thorough
 def test_a_sample_depends_on_its_own_key_alone():
     keys = jax.random.split(KEY, 6)
