@@ -15,7 +15,8 @@ from odelt_eqx.errors import InputError
 from odelt_eqx.interop.hub import is_on_hub
 from odelt_eqx.objective import TYPES
 from odelt_eqx.presets import PRESETS, of_type
-from odelt_eqx.training.load import CONFIG, run_config
+from odelt_eqx.training.checkpoint import CONFIG
+from odelt_eqx.training.load import run_config
 from odelt_eqx.training.weights import WeightFormat, convert
 
 

@@ -12,7 +12,8 @@ from odelt_eqx.errors import InputError
 from odelt_eqx.evaluation.samples import SampleRequest, save_samples
 from odelt_eqx.parallel import Processes
 from odelt_eqx.sampling import SampleConfig
-from odelt_eqx.training.load import CONFIG, run_config
+from odelt_eqx.training.checkpoint import CONFIG
+from odelt_eqx.training.load import run_config
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,6 +34,7 @@ Value = TypeVar("Value")
 AnyNetwork = DiT | VectorNet
 Weights = Literal["model", "ema"]
 
+CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
 SNAPSHOTS = "snapshots"
 DAMAGED = "damaged"
@@ -74,7 +75,7 @@ class Checkpoints(AbstractContextManager):
         """
         from orbax.checkpoint import checkpoint_managers as managers
 
-        self._run, self._writes = run, write
+        self._run, self._writes, self._is_run = run, write, (run / CONFIG).is_file()
         self._silence = _silence_failed_writes()
         self._silence.__enter__()
         policies: list[managers.PreservationPolicy] = [managers.LatestN(keep)]
@@ -83,7 +84,6 @@ class Checkpoints(AbstractContextManager):
         self._manager = _open_manager(
             run / CHECKPOINTS, write, managers.AnyPreservationPolicy(policies)
         )
-        self._inode = run.stat().st_ino
         self._snapshots, self._managers = None, [self._manager]
         if snapshots:
             self._snapshots = _open_manager(run / SNAPSHOTS, write)
@@ -152,7 +152,7 @@ class Checkpoints(AbstractContextManager):
         items = {name: args.StandardSave(leaves_by_name(tree)) for name, tree in trees.items()}
         items |= {name: args.JsonSave(data) for name, data in dicts.items()}
         with self._write_errors():
-            if self._run.stat().st_ino != self._inode:  # made anew, without the rest of a run
+            if self._is_run and not (self._run / CONFIG).is_file():
                 raise OSError("its folder was moved or removed meanwhile")
             manager.save(step, args=args.Composite(**items))
 

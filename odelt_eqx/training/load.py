@@ -22,13 +22,13 @@ from odelt_eqx.serialize import from_dict
 from odelt_eqx.training.average import combine
 from odelt_eqx.training.checkpoint import (
     CHECKPOINTS,
+    CONFIG,
     SNAPSHOTS,
     AnyNetwork,
     Checkpoints,
     Weights,
 )
 
-CONFIG = "config.json"
 CONTENTS = "data.json"
 INEXACT = 0.05
 """The error of an average's profile from which on it is said."""

@@ -14,9 +14,8 @@ from odelt_eqx.errors import InputError
 from odelt_eqx.files import lock, remove, temporary_path, write_errors, write_json
 from odelt_eqx.parallel import on_main_process
 from odelt_eqx.serialize import to_dict
-from odelt_eqx.training.checkpoint import CHECKPOINTS, DAMAGED, SNAPSHOTS, Checkpoints
+from odelt_eqx.training.checkpoint import CHECKPOINTS, CONFIG, DAMAGED, SNAPSHOTS, Checkpoints
 from odelt_eqx.training.load import (
-    CONFIG,
     CONTENTS,
     can_resume,
     other_examples,

@@ -33,8 +33,8 @@ from odelt_eqx.nn import AnyNetworkConfig, DiTConfig, stacked, unstacked
 from odelt_eqx.nn.block import PUBLISHED
 from odelt_eqx.objective import DEPTH_TYPES, TRAIN_TYPES
 from odelt_eqx.presets import of_type
-from odelt_eqx.training.checkpoint import AnyNetwork, Checkpoints
-from odelt_eqx.training.load import CONFIG, CONTENTS, load, load_average, run_config
+from odelt_eqx.training.checkpoint import CONFIG, AnyNetwork, Checkpoints
+from odelt_eqx.training.load import CONTENTS, load, load_average, run_config
 from odelt_eqx.training.step import TrainState, is_trained
 
 SAFETENSORS = ".safetensors"
