@@ -15,6 +15,7 @@ from odelt_eqx.data.labels import number_ids
 from odelt_eqx.data.source import ArraySource, DataSet, ImageSource, Split
 from odelt_eqx.data.splits import HeldOut
 from odelt_eqx.errors import InputError, check_range, reason
+from odelt_eqx.serialize import set_declared
 
 
 @lru_cache  # scikit-learn reads them from text, which takes a quarter of a second
@@ -73,7 +74,7 @@ class Idx(DataSet):
     renumber: bool = False
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        set_declared(self)
         check_range(self, "pad", least=0)
 
     def _open(self, split: Split) -> ArraySource:
@@ -144,7 +145,7 @@ class Npz(DataSet):
     renumber: bool = False
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        set_declared(self)
         if self.range is not None and not -np.inf < self.range[0] < self.range[1] < np.inf:
             raise InputError(f"range must be two rising numbers; got {self.range}")
 
@@ -207,6 +208,9 @@ class Adm(DataSet):
     path: Path
     grey: bool = False
     held_out: HeldOut = HeldOut(share=0.0)
+
+    def __post_init__(self) -> None:
+        set_declared(self)
 
     def _open(self, split: Split) -> ImageSource:
         images, identity = map_array(self.path, ADM, "arr_0")

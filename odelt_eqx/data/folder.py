@@ -15,6 +15,7 @@ from odelt_eqx.data.splits import HeldOut
 from odelt_eqx.entry import typed
 from odelt_eqx.errors import InputError, check_range
 from odelt_eqx.images import ImageSize, height_width
+from odelt_eqx.serialize import set_declared
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Folder(DataSet):
     max_failures: float = 0.01
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        set_declared(self)
         size = 1 if self.size is None else self.size
         check_shape(size, 3 if self.channels is None else self.channels)
         check_range(self, "white", least=1)

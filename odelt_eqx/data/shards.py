@@ -10,6 +10,7 @@ import numpy as np
 from odelt_eqx.data.records import Layout, Records, load_index
 from odelt_eqx.data.source import DataSet, Example, ImageSource, Source, Split
 from odelt_eqx.errors import InputError
+from odelt_eqx.serialize import set_declared
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +22,9 @@ class Shards(DataSet):
     """
 
     folder: Path
+
+    def __post_init__(self) -> None:
+        set_declared(self)
 
     def _open(self, split: Split) -> Source:
         index = load_index(self.folder)

@@ -11,7 +11,6 @@ from jaxtyping import Float, Int, UInt8
 
 from odelt_eqx.errors import InputError
 from odelt_eqx.files import fingerprint
-from odelt_eqx.serialize import set_declared
 
 Split = Literal["train", "held-out"]
 Indices = Sequence[int] | Int[np.ndarray, " count"]
@@ -154,9 +153,6 @@ class ImageSource(Source):
 
 class DataSet(abc.ABC):
     """A data set: where it is and how to read it; a frozen dataclass, which a config can hold."""
-
-    def __post_init__(self) -> None:
-        set_declared(self)
 
     def __str__(self) -> str:
         """Return the first field, which says where the data are."""

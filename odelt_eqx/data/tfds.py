@@ -18,6 +18,7 @@ from odelt_eqx.data.splits import HeldOut
 from odelt_eqx.errors import InputError, check_range, reason
 from odelt_eqx.files import read_json, read_text, reading
 from odelt_eqx.images import ImageSize, height_width
+from odelt_eqx.serialize import set_declared
 
 MAX_CLASSES = 1_000_000
 HELD_OUT = ("validation", "test")
@@ -64,7 +65,7 @@ class Tfds(DataSet):
     held_out: HeldOut = HeldOut()
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        set_declared(self)
         check_shape(self.size, self.channels)
         check_range(self, "white", least=1)
 

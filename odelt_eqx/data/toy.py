@@ -9,6 +9,7 @@ import numpy as np
 from odelt_eqx.data.labels import UNLABELLED
 from odelt_eqx.data.source import ArraySource, DataSet, Split
 from odelt_eqx.errors import check_range
+from odelt_eqx.serialize import set_declared
 
 NOISE = 0.05
 """Standard deviation of the noise added to the moons."""
@@ -37,7 +38,7 @@ class Toy(DataSet):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        set_declared(self)
         check_range(self, "count", least=20)
         check_range(self, "seed", least=0)
 

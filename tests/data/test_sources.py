@@ -28,6 +28,7 @@ from odelt_eqx.data import (
     read,
     stream,
 )
+from odelt_eqx.data.source import DataSet
 from odelt_eqx.images import height_width
 from tests.conftest import TINY_RUN
 from tests.data.makers import write_fashion, write_images, write_shards
@@ -96,6 +97,19 @@ def test_every_kind_is_read_alike(name, tmp_path):
     config = dataclasses.replace(TINY_RUN, data=data, loading=Loading(flip=True))
     save_config(config, tmp_path / "config.json")
     assert load_config(tmp_path / "config.json") == config
+
+
+def test_a_data_set_of_a_user_keeps_what_it_is_given():
+    @dataclasses.dataclass(frozen=True)
+    class Mine(DataSet):
+        images: "an array"  # no type that can be looked up
+
+        def _open(self, split):
+            return ArraySource(self.images, np.zeros(len(self.images), np.int32))
+
+    images = np.zeros((4, 8, 8, 1), np.float32)
+    assert Mine(images).images is images
+    assert Mine(images).open("train").shape == (8, 8, 1)
 
 
 def test_the_hash_holds_out_its_share_and_items_stay_in_their_split():
