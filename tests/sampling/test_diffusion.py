@@ -72,6 +72,7 @@ def test_a_path_is_the_same_however_many_steps_there_are():
     assert errors[1] < errors[0] / 2 < 0.05
 
 
+@pytest.mark.thorough
 def test_samples_can_be_differentiated_by_the_strength():
     """Heun's steps look at t = 1, where there is no noise left."""
 
