@@ -256,10 +256,11 @@ def _learned_weights(network: Network, weights: Array) -> Array:
 def _replace(config: SampleConfig, **values: Any) -> SampleConfig:
     """Return `config` with other values, of any type: arrays for numbers.
 
-    `eqx.tree_at` would take as long as the rest of a call.
+    `eqx.tree_at` would take 0.1 ms, a fifth of a call of a small network.
     """
     structure = jax.tree.structure(config, is_leaf=lambda x: x is not config)
-    return jax.tree.unflatten(structure, list((vars(config) | values).values()))
+    changed = vars(config) | values
+    return jax.tree.unflatten(structure, [changed[f.name] for f in dataclasses.fields(config)])
 
 
 def _times(interval: tuple[Any, Any] | None) -> tuple[Array | np.ndarray, ...] | None:

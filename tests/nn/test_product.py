@@ -8,7 +8,7 @@ import pytest
 from odelt_eqx.nn.product import product
 
 
-def arrays(*shape, dtype=jnp.float32, outputs=5):
+def arrays(*shape, dtype=jnp.float32, outputs=20):
     keys = jax.random.split(jax.random.key(0))
     weight = jax.random.normal(keys[1], (outputs, shape[-1]), dtype)
     return jax.random.normal(keys[0], shape, dtype), weight
@@ -25,7 +25,7 @@ def test_it_is_the_product(shape, dtype):
     x, weight = arrays(*shape, dtype=dtype)
     found = jax.jit(product)(x, weight)
     assert found.dtype == dtype
-    assert found.shape == (*shape[:-1], 5)
+    assert found.shape == (*shape[:-1], 20)
     exact = np.asarray(x, np.float64) @ np.asarray(weight, np.float64).T
     np.testing.assert_allclose(
         found.astype(float), exact, 2e-2, 5e-2 if dtype != "float32" else 1e-5
@@ -37,6 +37,7 @@ def test_the_weight_is_first_for_few_rows_on_a_cpu():
     many, _ = arrays(5, 16)
     assert weight_is_first(product, few, weight)
     assert not weight_is_first(product, many, weight)
+    assert not weight_is_first(product, few, weight[:15])  # whose shorter side it is that counts
     assert not weight_is_first(product, few, weight, platform="cuda")
 
 
